@@ -1,0 +1,149 @@
+"""A ViLT checkpoint, wherever it comes from, as sizes, weights, tokenizer and labels.
+
+Reads Hugging Face folders and hub ids; weights from safetensors, or from `.bin` without executing what is in it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.implementations import BertWordPieceTokenizer
+
+from export.graph import GraphConfig, StateDict
+from models.spec import ViltSpec
+
+FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "preprocessor_config.json", "vocab.txt", "tokenizer*")
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be exported; the message says what to do about it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint holds, in Hugging Face's names."""
+
+    source: str
+    folder: Path
+    raw_config: dict[str, Any]
+    config: GraphConfig
+    state: StateDict
+    tokenizer: Tokenizer
+    labels: tuple[str, ...] | None
+
+
+def load(source: str, *, tokenizer: Path | None = None, labels: Path | None = None) -> Checkpoint:
+    """Load a checkpoint from a folder or, where there is no such folder, from the hub.
+
+    Raises: CheckpointError: it is not there, not a ViLT, or lacks something an export needs.
+    """
+    folder = Path(source) if Path(source).is_dir() else _download(source)
+    raw_config = _read_json(folder / "config.json")
+    if raw_config is None:
+        raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder.")
+    state = _load_state(folder)
+    return Checkpoint(
+        source=source,
+        folder=folder,
+        raw_config=raw_config,
+        config=_graph_config(raw_config, _read_json(folder / "preprocessor_config.json") or {}, state),
+        state=state,
+        tokenizer=_load_tokenizer(folder, tokenizer),
+        labels=_load_labels(raw_config, labels, state),
+    )
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 only a hub id needs it
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(FILES)))
+    except Exception as error:  # the hub's client raises its own, httpx's and OSError
+        raise CheckpointError(
+            f"{source} is neither a folder here nor a checkpoint that could be downloaded from the hub"
+            f" ({type(error).__name__}): check the name and the network, or give a folder's path."
+        ) from error
+
+
+def _load_state(folder: Path) -> StateDict:
+    safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    if safetensors.exists():
+        state = load_file(safetensors)
+    elif pickled.exists():
+        state = torch.load(pickled, map_location="cpu", weights_only=True)
+    else:
+        raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")
+    if not any(name.startswith("vilt.") for name in state):
+        raise CheckpointError(f"{folder} holds no ViLT: none of its weights begins with 'vilt.'.")
+    return {name: tensor.float() for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: StateDict) -> GraphConfig:
+    """Read the sizes, and refuse what the graph does not implement rather than export something else."""
+    for name, supported in {"model_type": "vilt", "hidden_act": "gelu", "num_channels": 3}.items():
+        if config.get(name, supported) != supported:
+            raise CheckpointError(f"{name} is {config[name]!r}; only {supported!r} is supported.")
+    if state["vilt.embeddings.token_type_embeddings.weight"].shape[0] != 2:
+        raise CheckpointError("This checkpoint compares two images (NLVR2); only one image a text is supported.")
+    if config.get("max_image_length", -1) > 0:
+        raise CheckpointError("max_image_length is positive: the reference then drops patches at random.")
+    image_px = config.get("image_size", 384)
+    size = processor.get("size", image_px)
+    shortest_edge_px = size.get("shortest_edge") if isinstance(size, dict) else size
+    if shortest_edge_px != image_px:
+        raise CheckpointError(f"The image processor resizes to {shortest_edge_px}, the model was made for {image_px}.")
+    if processor.get("resample", 3) != 3:
+        raise CheckpointError("The image processor does not resize with bicubic filtering (resample 3).")
+    return GraphConfig(
+        spec=ViltSpec(
+            shortest_edge_px=image_px,
+            patch_px=config.get("patch_size", 32),
+            max_text_tokens=config.get("max_position_embeddings", 40),
+        ),
+        hidden_size=config.get("hidden_size", 768),
+        num_layers=config.get("num_hidden_layers", 12),
+        num_attention_heads=config.get("num_attention_heads", 12),
+        layer_norm_eps=config.get("layer_norm_eps", 1e-12),
+        image_mean=tuple(processor.get("image_mean", (0.5, 0.5, 0.5))),
+        image_std=tuple(processor.get("image_std", (0.5, 0.5, 0.5))),
+        rescale_factor=processor.get("rescale_factor", 1 / 255),
+    )
+
+
+def _load_tokenizer(folder: Path, override: Path | None) -> Tokenizer:
+    """Read tokenizer.json, or build BERT's tokenizer from vocab.txt."""
+    candidates = [override] if override else [folder / "tokenizer.json", folder / "vocab.txt"]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            f"No tokenizer at {' or '.join(map(str, candidates))}: give --tokenizer a tokenizer.json or a vocab.txt"
+            " (ViLT uses that of bert-base-uncased)."
+        )
+    if found.suffix == ".json":
+        return Tokenizer.from_file(str(found))
+    settings = _read_json(folder / "tokenizer_config.json") or {}
+    built = BertWordPieceTokenizer(str(found), lowercase=settings.get("do_lower_case", True))
+    return Tokenizer.from_str(built.to_str())
+
+
+def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict) -> tuple[str, ...] | None:
+    if "classifier.3.weight" not in state:
+        return None
+    named = json.loads(override.read_text()) if override else config.get("id2label")
+    if named is None:
+        raise CheckpointError(
+            "The checkpoint names no answers: give --labels a JSON list, or object of index to answer."
+        )
+    labels = tuple(named) if isinstance(named, list) else tuple(named[key] for key in sorted(named, key=int))
+    expected = len(state["classifier.3.weight"])
+    if len(labels) != expected:
+        raise CheckpointError(f"There are {len(labels)} labels for {expected} answers of the classifier.")
+    return labels
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None

@@ -1,0 +1,230 @@
+"""ViLT as we export it: four tensors in, logits out, nothing random and nothing that depends on the data.
+
+The arithmetic is the reference's; what differs is where constants live and which token order is taken.
+
+Source: Kim, Son, Kim 2021, section 3; transformers modeling_vilt.py; dandelin/ViLT vilt/modules.
+Deviates:
+    - patches keep their order; transformers' `visual_embed` draws them with `torch.multinomial`. Attention does not see
+      the order, so answers agree up to the order of summation. A positive `max_image_length`, which drops patches at
+      random, is not supported.
+    - the patch convolution is a matrix product over flattened uint8 patches; rescaling, normalisation, the patch bias,
+      the position and the modality rows are folded into its weights and into one position table.
+    - positions of every reachable grid are interpolated once, at export, exactly as the reference does at run time.
+    - the last layer computes the pooled token only: nothing else of it is read.
+    - 1 / sqrt(head size) is folded into the query, BERT's token type row 0 into the words.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.spec import ViltSpec
+
+MASKED = -1e9  # finite, unlike -inf: a row with every key masked stays a number
+HEADS = ("vqa_logits", "itm_logits", "rank_logits")
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphConfig:
+    """The sizes of one ViLT and the constants of its image processor."""
+
+    spec: ViltSpec
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    layer_norm_eps: float
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rescale_factor: float = 1 / 255
+
+
+class TextEmbedding(nn.Module):
+    """Word and position embeddings of the text, with its modality row."""
+
+    def __init__(self, config: GraphConfig, state: StateDict) -> None:
+        super().__init__()
+        text = "vilt.embeddings.text_embeddings."
+        words = state[text + "word_embeddings.weight"] + state[text + "token_type_embeddings.weight"][0]
+        self.words = nn.Parameter(words)  # (vocabulary, hidden)
+        self.positions = nn.Parameter(state[text + "position_embeddings.weight"])  # (max_text_tokens, hidden)
+        self.norm = _layer_norm(state, text + "LayerNorm", config.layer_norm_eps)
+        with torch.no_grad():
+            self.norm.bias += state["vilt.embeddings.token_type_embeddings.weight"][0]
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Shapes: input_ids (B, L) int64 -> (B, L, hidden)."""
+        return self.norm(nn.functional.embedding(input_ids, self.words) + self.positions[: input_ids.shape[1]])
+
+
+class VisualEmbedding(nn.Module):
+    """One matrix product over uint8 patches, one look-up in the position table: all of ViLT's visual embedding."""
+
+    def __init__(self, config: GraphConfig, state: StateDict) -> None:
+        super().__init__()
+        embeddings = "vilt.embeddings."
+        modality = state[embeddings + "token_type_embeddings.weight"][1]
+        positions = state[embeddings + "position_embeddings"]  # (1, 1 + grid, hidden)
+        weight, bias = fold_normalisation(config, state)
+        self.weight = nn.Parameter(weight)  # (3072, hidden)
+        self.positions = nn.Parameter(position_table(config, positions) + bias + modality)  # (position_rows, hidden)
+        self.cls_token = nn.Parameter(state[embeddings + "cls_token"] + positions[:, :1] + modality)  # (1, 1, hidden)
+
+    def forward(self, patches: Tensor, position_ids: Tensor) -> Tensor:
+        """Shapes: patches (B, P, 3072) uint8, position_ids (B, P) int64 -> (B, 1 + P, hidden)."""
+        embedded = patches.float() @ self.weight + nn.functional.embedding(position_ids, self.positions)
+        return torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), embedded], dim=1)  # (B, 1 + P, hidden)
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer; the last one has the pooled token as its only query."""
+
+    def __init__(self, config: GraphConfig, state: StateDict, index: int) -> None:
+        super().__init__()
+        layer = f"vilt.encoder.layer.{index}."
+        attention = layer + "attention.attention."
+        self.heads = config.num_attention_heads
+        self.pooled_only = index == config.num_layers - 1
+        scale = (config.hidden_size // self.heads) ** -0.5
+        self.norm_before = _layer_norm(state, layer + "layernorm_before", config.layer_norm_eps)
+        self.query = _linear(state, attention + "query", scale=scale)
+        self.key_value = _linear(state, attention + "key", attention + "value")
+        self.output = _linear(state, layer + "attention.output.dense")
+        self.norm_after = _layer_norm(state, layer + "layernorm_after", config.layer_norm_eps)
+        self.expand = _linear(state, layer + "intermediate.dense")
+        self.contract = _linear(state, layer + "output.dense")
+
+    def forward(self, hidden: Tensor, attention_bias: Tensor) -> Tensor:
+        """Shapes: hidden (B, N, hidden), attention_bias (B, 1, 1, N) -> (B, N or 1, hidden)."""
+        normed = self.norm_before(hidden)
+        if self.pooled_only:
+            hidden, queries = hidden[:, :1], normed[:, :1]
+        else:
+            queries = normed
+        key, value = self.key_value(normed).chunk(2, dim=-1)  # (B, N, hidden) each
+        query, key, value = self._split(self.query(queries)), self._split(key), self._split(value)
+        weights = torch.softmax(query @ key.transpose(-1, -2) + attention_bias, dim=-1)  # (B, heads, N or 1, N)
+        context = (weights @ value).transpose(1, 2).flatten(2)  # (B, N or 1, hidden)
+        hidden = hidden + self.output(context)
+        return hidden + self.contract(nn.functional.gelu(self.expand(self.norm_after(hidden))))
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, hidden / heads)
+
+
+class Interaction(nn.Module):
+    """The transformer over both modalities, the pooler, and every head that the checkpoint has."""
+
+    def __init__(self, config: GraphConfig, state: StateDict) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config, state, index) for index in range(config.num_layers))
+        self.norm = _layer_norm(state, "vilt.layernorm", config.layer_norm_eps)
+        self.pooler = _linear(state, "vilt.pooler.dense")
+        self.heads = nn.ModuleDict(heads_of(state))
+
+    def forward(self, text: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Shapes: text (B, L, hidden), image (B, 1 + P, hidden), mask (B, L + 1 + P) bool -> logits of each head."""
+        attention_bias = torch.where(mask, 0.0, MASKED)[:, None, None, :]  # (B, 1, 1, N)
+        hidden = torch.cat([text, image], dim=1)  # (B, N, hidden)
+        for layer in self.layers:
+            hidden = layer(hidden, attention_bias)
+        pooled = torch.tanh(self.pooler(self.norm(hidden[:, 0])))  # (B, hidden), from the text's [CLS]
+        return tuple(head(pooled) for head in self.heads.values())
+
+
+class Fused(nn.Module):
+    """The three parts as one graph."""
+
+    def __init__(
+        self, text_embedding: TextEmbedding, visual_embedding: VisualEmbedding, interaction: Interaction
+    ) -> None:
+        super().__init__()
+        self.text_embedding = text_embedding
+        self.visual_embedding = visual_embedding
+        self.interaction = interaction
+
+    def forward(self, input_ids: Tensor, patches: Tensor, position_ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Shapes: as the parts'; the tensors of DESIGN's contract."""
+        text, image = self.text_embedding(input_ids), self.visual_embedding(patches, position_ids)
+        return self.interaction(text, image, mask)
+
+
+def build(config: GraphConfig, state: StateDict) -> Fused:
+    """Build the module from a checkpoint's state dict.
+
+    Raises: KeyError: the checkpoint lacks a weight, which the message names.
+    """
+    parts = TextEmbedding(config, state), VisualEmbedding(config, state), Interaction(config, state)
+    return Fused(*parts).eval().requires_grad_(requires_grad=False)
+
+
+def heads_of(state: StateDict) -> dict[str, nn.Module]:
+    """Find the heads by their keys, in the order of HEADS; a matching head alone also ranks, by its true-pair row.
+
+    Source: dandelin/ViLT vilt_module.py, which initialises `rank_output` from row 1 of `itm_score.fc`.
+    """
+    heads: dict[str, nn.Module] = {}
+    if "classifier.3.weight" in state:
+        classifier_eps = 1e-5  # torch's default, in the reference too
+        heads["vqa_logits"] = nn.Sequential(
+            _linear(state, "classifier.0"),
+            _layer_norm(state, "classifier.1", classifier_eps),
+            nn.GELU(),
+            _linear(state, "classifier.3"),
+        )
+    if "itm_score.fc.weight" in state:
+        heads["itm_logits"] = _linear(state, "itm_score.fc")
+    if "rank_output.weight" in state:
+        heads["rank_logits"] = _linear(state, "rank_output")
+    elif "itm_score.fc.weight" in state:
+        rows = {"rank.weight": state["itm_score.fc.weight"][1:], "rank.bias": state["itm_score.fc.bias"][1:]}
+        heads["rank_logits"] = _linear(rows, "rank")
+    return heads
+
+
+def fold_normalisation(config: GraphConfig, state: StateDict) -> tuple[Tensor, Tensor]:
+    """Turn the patch convolution into a product with raw uint8 patches.
+
+    Shapes: weight (hidden, 3, p, p) -> (3 * p * p, hidden) in HWC order; bias (hidden,).
+    """
+    convolution = state["vilt.embeddings.patch_embeddings.projection.weight"].double()
+    bias = state["vilt.embeddings.patch_embeddings.projection.bias"].double()
+    mean = torch.tensor(config.image_mean, dtype=torch.double)[:, None, None]
+    std = torch.tensor(config.image_std, dtype=torch.double)[:, None, None]
+    weight = convolution * (config.rescale_factor / std)
+    bias = bias - (convolution * (mean / std)).sum(dim=(1, 2, 3))
+    return weight.permute(2, 3, 1, 0).flatten(0, 2).float(), bias.float()
+
+
+def position_table(config: GraphConfig, positions: Tensor) -> Tensor:
+    """Interpolate the learned grid to every reachable grid.
+
+    Shapes: positions (1, 1 + side * side, hidden) -> (position_rows, hidden); row 0, the padding, is zero.
+    Source: transformers modeling_vilt.py visual_embed: bilinear, align_corners=True.
+    """
+    side = config.spec.shortest_edge_px // config.spec.patch_px
+    learned = positions[:, 1:].transpose(1, 2).unflatten(2, (side, side))  # (1, hidden, side, side)
+    rows = [torch.zeros(1, positions.shape[2])]
+    for grid in config.spec.grids:
+        resized = nn.functional.interpolate(learned, size=grid, mode="bilinear", align_corners=True)
+        rows.append(resized[0].flatten(1).T)
+    return torch.cat(rows)
+
+
+def _linear(state: StateDict, *names: str, scale: float = 1.0) -> nn.Linear:
+    """Stack one or more linear maps of the same input; a missing bias is zero."""
+    weight = torch.cat([state[f"{name}.weight"] for name in names]) * scale
+    biases = [state.get(f"{name}.bias", torch.zeros(len(state[f"{name}.weight"]))) for name in names]
+    return _with(nn.Linear(weight.shape[1], weight.shape[0]), weight, torch.cat(biases) * scale)
+
+
+def _layer_norm(state: StateDict, name: str, eps: float) -> nn.LayerNorm:
+    weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+    return _with(nn.LayerNorm(len(weight), eps=eps), weight, bias)
+
+
+def _with(module: Any, weight: Tensor, bias: Tensor) -> Any:
+    module.load_state_dict({"weight": weight.clone(), "bias": bias.clone()})
+    return module

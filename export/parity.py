@@ -1,0 +1,187 @@
+"""Is the graph that was written the model that was trained? Compare it with the torch module and with transformers.
+
+transformers has no class with a matching head; there the oracle is its trunk with the head's linear map on top.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering, ViltModel
+
+from export.checkpoint import Checkpoint
+from export.graph import Fused, GraphConfig
+from models.batch import Features, Feeds, collate
+from models.image import to_patches
+from models.spec import Grid
+from models.text import TextTokens
+
+FP32_TOLERANCE = 1e-4  # max |logit difference|, DESIGN section 3; observed about 1e-6 times the logits' own size
+
+Logits = dict[str, NDArray[np.float32]]
+Runner = Callable[[Feeds], Logits]
+
+
+class ParityError(Exception):
+    """The graph and its reference disagree; the message has the numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A picture already at the model's size, and a text, before either becomes tensors."""
+
+    pixels: NDArray[np.uint8]  # (H, W, 3)
+    input_ids: NDArray[np.int64]  # (L,)
+
+    def features(self, config: GraphConfig) -> Features:
+        image = to_patches(Image.fromarray(self.pixels), config.spec)
+        return Features(image, TextTokens(self.input_ids, truncated=False))
+
+
+def cases(config: GraphConfig, vocabulary: int, seed: int = 0) -> Iterator[list[Sample]]:
+    """Yield batches: extreme and common grids and lengths alone, then mixed ones that need every kind of padding."""
+    rng = np.random.default_rng(seed)
+    grids, longest = config.spec.grids, config.spec.max_text_tokens
+    spread = sorted({grids[index] for index in np.linspace(0, len(grids) - 1, 12).astype(int)})
+    lengths = np.linspace(3, longest, len(spread)).astype(int)
+    samples = [_sample(config, grid, length, vocabulary, rng) for grid, length in zip(spread, lengths, strict=True)]
+    for sample in samples:
+        yield [sample]
+    for size in (2, 3, 5):
+        yield [samples[index] for index in rng.choice(len(samples), size=min(size, len(samples)), replace=False)]
+
+
+def _sample(config: GraphConfig, grid: Grid, length: int, vocabulary: int, rng: np.random.Generator) -> Sample:
+    height, width = (side * config.spec.patch_px for side in grid)
+    return Sample(
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8), rng.integers(0, vocabulary, length, dtype=np.int64)
+    )
+
+
+def torch_runner(model: Fused) -> Runner:
+    """Run the torch module."""
+
+    def run(feeds: Feeds) -> Logits:
+        tensors = (
+            torch.from_numpy(array) for array in (feeds.input_ids, feeds.patches, feeds.position_ids, feeds.mask)
+        )
+        with torch.inference_mode():
+            outputs = model(*tensors)
+        return {head: output.numpy() for head, output in zip(model.interaction.heads, outputs, strict=True)}
+
+    return run
+
+
+def onnx_runner(graphs: dict[str, Path]) -> Runner:
+    """Run the written graphs, three parts or one, with onnxruntime on the CPU."""
+    sessions = {
+        name: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        for name, path in graphs.items()
+    }
+
+    def run(feeds: Feeds) -> Logits:
+        values = {name: getattr(feeds, name) for name in ("input_ids", "patches", "position_ids", "mask")}
+        for session in sessions.values():
+            wanted = {tensor.name: values[tensor.name] for tensor in session.get_inputs()}
+            names = [tensor.name for tensor in session.get_outputs()]
+            values.update(zip(names, session.run(names, wanted), strict=True))
+        return {name: value for name, value in values.items() if name.endswith("_logits")}
+
+    return run
+
+
+class TransformersOracle:
+    """transformers' own classes over the checkpoint's weights, fed with the same pixels."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._spec = checkpoint.config.spec
+        config, state = ViltConfig(**checkpoint.raw_config), checkpoint.state
+        self._trunk = ViltModel(config).eval()
+        _load(
+            self._trunk,
+            {name.removeprefix("vilt."): value for name, value in state.items() if name.startswith("vilt.")},
+        )
+        self._heads: dict[str, nn.Module] = {}
+        if "classifier.3.weight" in state:
+            self._heads["vqa_logits"] = _load(ViltForQuestionAnswering(config).eval(), state).classifier
+        if "itm_score.fc.weight" in state:
+            itm = nn.Linear(config.hidden_size, 2)
+            _load(itm, {name: state[f"itm_score.fc.{name}"] for name in ("weight", "bias")})
+            self._heads["itm_logits"] = itm
+        if "rank_output.weight" in state:
+            self._heads["rank_logits"] = _load(ViltForImageAndTextRetrieval(config).eval(), state).rank_output
+        self._mean = torch.tensor(checkpoint.config.image_mean)[:, None, None]
+        self._std = torch.tensor(checkpoint.config.image_std)[:, None, None]
+        self._rescale = checkpoint.config.rescale_factor
+
+    def run(self, samples: list[Sample]) -> Logits:
+        """Run a batch as transformers would: pixels padded at the bottom right, a pixel mask, padded text."""
+        height = max(sample.pixels.shape[0] for sample in samples)
+        width = max(sample.pixels.shape[1] for sample in samples)
+        length = max(len(sample.input_ids) for sample in samples)
+        pixel_values = torch.zeros(len(samples), 3, height, width)
+        pixel_mask = torch.zeros(len(samples), height, width, dtype=torch.long)
+        input_ids = torch.zeros(len(samples), length, dtype=torch.long)
+        attention_mask = torch.zeros(len(samples), length, dtype=torch.long)
+        for row, sample in enumerate(samples):
+            rows, columns, _ = sample.pixels.shape
+            pixel_values[row, :, :rows, :columns] = self._normalise(torch.from_numpy(sample.pixels))
+            pixel_mask[row, :rows, :columns] = 1
+            input_ids[row, : len(sample.input_ids)] = torch.from_numpy(sample.input_ids)
+            attention_mask[row, : len(sample.input_ids)] = 1
+        with torch.inference_mode():
+            pooled = self._trunk(
+                input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, pixel_mask=pixel_mask
+            ).pooler_output
+            return {name: head(pooled).numpy() for name, head in self._heads.items()}
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        return (pixels.permute(2, 0, 1).float() * self._rescale - self._mean) / self._std  # (3, H, W)
+
+
+def _load(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """Load what the module has; a checkpoint may hold more heads, but may lack nothing."""
+    missing = module.load_state_dict(state, strict=False).missing_keys
+    if missing:
+        raise ParityError(f"The checkpoint lacks {', '.join(missing[:3])}: it does not fit transformers' classes.")
+    return module
+
+
+def check(checkpoint: Checkpoint, model: Fused, graphs: dict[str, Path]) -> dict[str, float | int]:
+    """Compare written graphs with the torch module and with transformers, over grids, lengths and batches.
+
+    Raises: ParityError: a difference above FP32_TOLERANCE.
+    """
+    config = checkpoint.config
+    vocabulary = checkpoint.state["vilt.embeddings.text_embeddings.word_embeddings.weight"].shape[0]
+    ours, module, oracle = onnx_runner(graphs), torch_runner(model), TransformersOracle(checkpoint)
+    from_module = from_transformers = 0.0
+    count = 0
+    for samples in cases(config, vocabulary):
+        feeds = collate([sample.features(config) for sample in samples])
+        logits = ours(feeds)
+        from_module = max(from_module, _distance(logits, module(feeds)))
+        from_transformers = max(from_transformers, _distance(logits, oracle.run(samples)))
+        count += 1
+    report: dict[str, float | int] = {
+        "batches": count,
+        "max_logit_difference_to_torch": from_module,
+        "max_logit_difference_to_transformers": from_transformers,
+        "tolerance": FP32_TOLERANCE,
+    }
+    if not max(from_module, from_transformers) <= FP32_TOLERANCE:  # a NaN fails too
+        raise ParityError(
+            f"The exported graphs differ from the model: {from_module:.2e} from the torch module and"
+            f" {from_transformers:.2e} from transformers, with {FP32_TOLERANCE:.0e} allowed, over {count} batches."
+        )
+    return report
+
+
+def _distance(ours: Logits, theirs: Logits) -> float:
+    return max(float(np.abs(ours[head] - logits).max()) for head, logits in theirs.items() if head in ours)

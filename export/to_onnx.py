@@ -1,0 +1,107 @@
+"""The torch module to ONNX files: names, dynamic axes, one file a graph."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from export.graph import Fused, GraphConfig
+
+OPSET = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One graph to write: its module, inputs by name with their dynamic axes, and output names."""
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    dynamic: dict[str, dict[int, Any]]
+    outputs: list[str]
+
+
+def three_parts(model: Fused, config: GraphConfig) -> list[Part]:
+    """Cut the model where the paper's claim lies: text embedding, visual embedding, interaction."""
+    feeds, axes = example_feeds(config), dynamic_axes()
+    ids, patches, position_ids, mask = feeds.values()
+    text, image = model.text_embedding(ids), model.visual_embedding(patches, position_ids)
+    automatic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    return [
+        Part("text_embedding", model.text_embedding, {"input_ids": ids}, {"input_ids": axes["input_ids"]}, ["text"]),
+        Part(
+            "visual_embedding",
+            model.visual_embedding,
+            {"patches": patches, "position_ids": position_ids},
+            {name: axes[name] for name in ("patches", "position_ids")},
+            ["image"],
+        ),
+        Part(
+            "interaction",
+            model.interaction,
+            {"text": text, "image": image, "mask": mask},
+            dict.fromkeys(("text", "image", "mask"), automatic),
+            list(model.interaction.heads),
+        ),
+    ]
+
+
+def fused(model: Fused, config: GraphConfig) -> Part:
+    """Take the model as one graph."""
+    return Part("model", model, example_feeds(config), dynamic_axes(), list(model.interaction.heads))
+
+
+def dynamic_axes() -> dict[str, dict[int, Any]]:
+    """Name no bound: batch, text length and patches are all free, and the mask's length follows from them."""
+    return {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in ("input_ids", "patches", "position_ids", "mask")}
+
+
+def example_feeds(config: GraphConfig) -> dict[str, Tensor]:
+    """Make inputs to trace with; sizes above 1 and all different, so that no axis is taken for a constant."""
+    batch, length, num_patches = 2, 5, 7
+    return {
+        "input_ids": torch.ones(batch, length, dtype=torch.long),
+        "patches": torch.zeros(batch, num_patches, config.spec.patch_values, dtype=torch.uint8),
+        "position_ids": torch.ones(batch, num_patches, dtype=torch.long),
+        "mask": torch.ones(batch, length + 1 + num_patches, dtype=torch.bool),
+    }
+
+
+def write(part: Part, path: Path) -> None:
+    """Write one graph to one self-contained file and check it.
+
+    Raises: onnx.checker.ValidationError: the graph is not valid ONNX.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        program = torch.onnx.export(
+            part.module,
+            args=tuple(part.inputs.values()),
+            input_names=list(part.inputs),
+            output_names=part.outputs,
+            dynamic_shapes=tuple(part.dynamic.values()),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        program.save(str(path), external_data=False)
+    onnx.checker.check_model(str(path))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own progress off the screen; ours is shown instead."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

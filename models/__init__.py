@@ -1,0 +1,1 @@
+"""The contract between export and server: ViLT's shapes, pixels, tokens and answers. No torch, no clock, no HTTP."""

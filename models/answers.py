@@ -1,0 +1,40 @@
+"""Logits to answers: what the numbers of each head mean."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+TRUE_PAIR = 1  # row of the matching head; Source: dandelin/ViLT issue 40
+
+
+@dataclass(frozen=True, slots=True)
+class RankedAnswer:
+    """An answer and its score, 0 to 1; scores of several answers do not sum to 1."""
+
+    answer: str
+    score: float
+
+
+def top_answers(logits: NDArray[np.float32], labels: Sequence[str], top_k: int) -> list[RankedAnswer]:
+    """List the best answers, best first.
+
+    Shapes: logits (labels,).
+    Source: trained with binary cross-entropy over soft targets (paper, 4.3), so a score is a sigmoid.
+    """
+    best = np.argsort(-logits, kind="stable")[:top_k]
+    return [RankedAnswer(labels[index], sigmoid(float(logits[index]))) for index in best]
+
+
+def matching_score(itm_logits: NDArray[np.float32]) -> float:
+    """Compute the probability that text and image belong together.
+
+    Shapes: itm_logits (2,), the true pair second.
+    """
+    return sigmoid(float(itm_logits[TRUE_PAIR] - itm_logits[1 - TRUE_PAIR]))  # softmax over two
+
+
+def sigmoid(logit: float) -> float:
+    """Squash a logit to 0..1 without overflow."""
+    return float(0.5 * (1.0 + np.tanh(0.5 * logit)))

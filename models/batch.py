@@ -1,0 +1,56 @@
+"""Several prepared requests to the four tensors of one run: pad, stack, mask."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.image import ImagePatches
+from models.spec import PADDING_ROW
+from models.text import TextTokens
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """One (image, text) pair, ready for the graph."""
+
+    image: ImagePatches
+    text: TextTokens
+
+
+@dataclass(frozen=True, slots=True)
+class Feeds:
+    """The graph's inputs for a batch; a token that is masked out changes no answer."""
+
+    input_ids: NDArray[np.int64]  # (B, L)
+    patches: NDArray[np.uint8]  # (B, P, 3072)
+    position_ids: NDArray[np.int64]  # (B, P)
+    mask: NDArray[np.bool_]  # (B, L + 1 + P)
+
+    @property
+    def padding_ratio(self) -> float:
+        """Share of tokens that are padding, 0 to 1."""
+        return 1.0 - float(self.mask.mean())
+
+
+def collate(batch: Sequence[Features]) -> Feeds:
+    """Pad a batch to its longest text and its largest grid.
+
+    Shapes: L and P are the batch's largest; a batch of one is not padded at all.
+    """
+    size = len(batch)
+    length = max(len(features.text.input_ids) for features in batch)
+    num_patches = max(len(features.image.patches) for features in batch)
+    input_ids = np.zeros((size, length), np.int64)
+    patches = np.zeros((size, num_patches, batch[0].image.patches.shape[1]), np.uint8)
+    position_ids = np.full((size, num_patches), PADDING_ROW, np.int64)
+    mask = np.zeros((size, length + 1 + num_patches), np.bool_)
+    for row, features in enumerate(batch):
+        text, image = features.text.input_ids, features.image
+        input_ids[row, : len(text)] = text
+        patches[row, : len(image.patches)] = image.patches
+        position_ids[row, : len(image.patches)] = image.position_ids
+        mask[row, : len(text)] = True
+        mask[row, length : length + 1 + len(image.patches)] = True  # the image's cls token, then its patches
+    return Feeds(input_ids, patches, position_ids, mask)

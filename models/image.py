@@ -1,0 +1,99 @@
+"""Image bytes to patches: every mode and orientation to RGB, the reference's resize, uint8 patches.
+
+The only file that imports Pillow. Rescaling and normalisation are not here: they are folded into the graph.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from models.errors import InputTooLarge, InvalidInput
+from models.spec import Grid, ViltSpec
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Our own limit is checked between reading the header and decoding; Pillow's would warn below it and raise above it.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePatches:
+    """One image as the graph reads it."""
+
+    patches: NDArray[np.uint8]  # (P, 3 * patch_px ** 2), HWC order inside a patch
+    position_ids: NDArray[np.int64]  # (P,), rows of the position table
+    grid: Grid
+
+
+def decode(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
+    """Decode the first frame of an image to upright RGB, alpha on white.
+
+    Raises: InvalidInput: not a whole image of a format in FORMATS, or one side beyond max_aspect_ratio times the other.
+        InputTooLarge: more than max_pixels; limits are checked before decoding.
+    """
+    if not data:
+        raise InvalidInput("empty_image", "The image is empty: send the bytes of an image file.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # a decoder may fail in any way on hostile bytes
+        raise InvalidInput(
+            "invalid_image", "The image could not be identified: send JPEG, PNG, WebP, GIF, BMP or TIFF."
+        ) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InputTooLarge(
+            "image_too_large",
+            f"The image has {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are read.",
+        )
+    if max(width, height) > max_aspect_ratio * min(width, height):
+        raise InvalidInput(
+            "image_too_elongated",
+            f"The image is {width} x {height} pixels; one side may be at most {max_aspect_ratio:g} times the other.",
+        )
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    except Exception as error:  # as above
+        raise InvalidInput(
+            "invalid_image", f"The {image.format} image could not be decoded: it is damaged or cut short."
+        ) from error
+
+
+def to_patches(image: Image.Image, spec: ViltSpec) -> ImagePatches:
+    """Resize an RGB image as the reference does and cut it into patches.
+
+    Shapes: (w, h) px -> patches (P, 3 * patch_px ** 2).
+    Source: transformers ViltImageProcessorPil: Pillow's bicubic, bit for bit.
+    """
+    width, height = spec.resized(*image.size)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    side = spec.patch_px
+    grid = (height // side, width // side)
+    rows, columns = grid
+    pixels = np.asarray(image).reshape(rows, side, columns, side, 3)
+    patches = pixels.transpose(0, 2, 1, 3, 4).reshape(rows * columns, spec.patch_values)  # (P, 3072)
+    first = spec.first_position_row(grid)
+    return ImagePatches(patches, np.arange(first, first + len(patches)), grid)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; metadata that cannot be read turns nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged metadata is no reason to refuse a whole picture
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would clip at 255
+        image = Image.fromarray((np.asarray(image, np.int64).clip(0, 65535) // 257).astype(np.uint8))
+    return image.convert("RGB")

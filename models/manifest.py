@@ -1,0 +1,157 @@
+"""The artifact folder: what `manifest.json` says, and the checks that make it true before anything is served.
+
+artifact/
+  manifest.json       what the model is, its files with their SHA-256, how it was made and how exact it is
+  tokenizer.json      text to ids
+  labels.json         answers of the question answering head, in order; only where there is one
+  fp32/*.onnx         the graphs of one precision
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.errors import ArtifactError
+from models.spec import ViltSpec
+from models.text import TextEncoder
+
+FORMAT_VERSION = 1
+MANIFEST, TOKENIZER, LABELS = "manifest.json", "tokenizer.json", "labels.json"
+PARTS = ("text_embedding", "visual_embedding", "interaction")  # graphs of a CPU precision; a GPU one has "model"
+TASKS = {"vqa": ("vqa_logits",), "itm": ("itm_logits", "rank_logits"), "rank": ("rank_logits",)}  # any of these heads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """A file of the artifact, relative to its folder."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """The graphs of one precision, by name, and what was measured of them."""
+
+    graphs: dict[str, FileEntry]
+    opset: int
+    parity: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What an artifact is; written by the export, verified by the server."""
+
+    name: str
+    description: str
+    spec: ViltSpec
+    heads: dict[str, int]  # logits by name, and how many
+    files: dict[str, FileEntry]
+    precisions: dict[str, Precision]
+    source: dict[str, Any]
+    tools: dict[str, str]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that the heads can serve."""
+        return tuple(task for task, any_of in TASKS.items() if any(head in self.heads for head in any_of))
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json`."""
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A verified artifact folder, one precision chosen, tokenizer and labels loaded."""
+
+    folder: Path
+    manifest: Manifest
+    precision: str
+    labels: tuple[str, ...]
+    text_encoder: TextEncoder
+
+    @property
+    def graphs(self) -> dict[str, Path]:
+        """The chosen precision's graph files, by name."""
+        entries = self.manifest.precisions[self.precision].graphs
+        return {name: self.folder / entry.file for name, entry in entries.items()}
+
+
+def describe_file(folder: Path, file: str) -> FileEntry:
+    """Measure a file for the manifest."""
+    path = folder / file
+    with path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return FileEntry(file=file, sha256=digest, size_bytes=path.stat().st_size)
+
+
+def load_artifact(folder: Path, precision: str = "auto") -> Artifact:
+    """Read an artifact folder and verify every file that the precision needs.
+
+    Raises: ArtifactError: something is missing, damaged or made for another version; the message is one sentence.
+    """
+    manifest = read_manifest(folder)
+    chosen = "fp32" if precision == "auto" else precision
+    if chosen not in manifest.precisions:
+        have = ", ".join(manifest.precisions)
+        raise ArtifactError(f"The artifact {folder} has no precision {chosen}; it has {have}.")
+    for entry in (*manifest.files.values(), *manifest.precisions[chosen].graphs.values()):
+        _verify(folder, entry)
+    labels: tuple[str, ...] = ()
+    if "vqa_logits" in manifest.heads:
+        labels = tuple(json.loads((folder / LABELS).read_text()))
+        if len(labels) != manifest.heads["vqa_logits"]:
+            raise ArtifactError(
+                f"{folder / LABELS} has {len(labels)} labels for {manifest.heads['vqa_logits']} logits."
+            )
+    encoder = TextEncoder(folder / TOKENIZER, manifest.spec.max_text_tokens)
+    return Artifact(folder=folder, manifest=manifest, precision=chosen, labels=labels, text_encoder=encoder)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json` without verifying the files it names.
+
+    Raises: ArtifactError: it is missing, not JSON, or not of this format.
+    """
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{folder} is not an artifact: it has no {MANIFEST}; make one with vilt-export.") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format version {version}; this server reads {FORMAT_VERSION}: export it again."
+        )
+    try:
+        precisions = {
+            name: Precision(
+                graphs={part: FileEntry(**entry) for part, entry in fields["graphs"].items()},
+                opset=fields["opset"],
+                parity=fields["parity"],
+            )
+            for name, fields in raw.pop("precisions").items()
+        }
+        files = {name: FileEntry(**entry) for name, entry in raw.pop("files").items()}
+        return Manifest(**{**raw, "spec": ViltSpec(**raw["spec"])}, files=files, precisions=precisions)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not a manifest: {error}.") from error
+
+
+def _verify(folder: Path, entry: FileEntry) -> None:
+    try:
+        found = describe_file(folder, entry.file)
+    except OSError as error:
+        raise ArtifactError(f"The artifact {folder} lacks {entry.file}: {error.strerror}.") from error
+    if found.sha256 != entry.sha256:
+        raise ArtifactError(
+            f"The artifact {folder} is damaged: {entry.file} has SHA-256 {found.sha256[:12]}…,"
+            f" its manifest says {entry.sha256[:12]}…; copy or export it again."
+        )

@@ -1,0 +1,42 @@
+"""Text to token ids, with the tokenizer that the artifact carries."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from models.errors import ArtifactError, InvalidInput
+
+
+@dataclass(frozen=True, slots=True)
+class TextTokens:
+    """One text as the graph reads it, without padding."""
+
+    input_ids: NDArray[np.int64]  # (L,), [CLS] first, [SEP] last
+    truncated: bool  # the text was longer than the model reads
+
+
+class TextEncoder:
+    """WordPiece from a `tokenizer.json`, cut at the length the model reads."""
+
+    def __init__(self, path: Path, max_tokens: int) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ArtifactError(f"{path} is not a tokenizer: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+
+    def encode(self, text: str) -> TextTokens:
+        """Encode a text.
+
+        Raises: InvalidInput: the text is blank or holds a NUL character.
+        """
+        if not text.strip():
+            raise InvalidInput("empty_text", "The text is empty: ask or say something.")
+        if "\0" in text:
+            raise InvalidInput("invalid_text", "The text holds a NUL character: send plain text.")
+        encoding = self._tokenizer.encode(text)
+        return TextTokens(np.array(encoding.ids, np.int64), truncated=bool(encoding.overflowing))

@@ -1,0 +1,107 @@
+"""The command vilt-serve: settings, logs, models, then uvicorn until a signal."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from models.errors import ArtifactError
+from models.manifest import load_artifact
+from server import logs
+from server.admission import Admission
+from server.app import create_app
+from server.engine import OrtEngine, share_threads
+from server.metrics import Metrics
+from server.settings import Settings
+from server.types import ServedModel
+
+log = logging.getLogger("server")
+
+
+class Server(uvicorn.Server):
+    """uvicorn that says it is not ready, keeps serving for a pause, drains, and ends with status 0."""
+
+    def __init__(self, config: uvicorn.Config, admission: Admission, drain_pause_s: float) -> None:
+        super().__init__(config)
+        self._admission = admission
+        self._drain_pause_s = drain_pause_s
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain on the first signal, leave at once on the second; uvicorn would raise it again and exit with 143."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._drain)
+        yield
+
+    def _drain(self) -> None:
+        if not self._admission.is_ready:
+            self.force_exit = self.should_exit = True
+            return
+        log.info("draining: serving for %g s more, then ending", self._drain_pause_s)
+        self._admission.close()
+        asyncio.get_running_loop().call_later(self._drain_pause_s, setattr, self, "should_exit", True)
+
+
+def main() -> None:
+    try:
+        settings = CliApp.run(Settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        sys.exit(f"vilt-serve: {'.'.join(map(str, first['loc']))}: {first['msg']}; see vilt-serve --help")
+    logs.configure(settings.log_format, settings.log_level)
+    try:
+        models = load(settings)
+    except ArtifactError as error:
+        sys.exit(f"vilt-serve: {error}")
+    metrics = Metrics(CollectorRegistry())
+    admission = Admission(settings.max_queue_entries, metrics)
+    config = uvicorn.Config(
+        create_app(settings, models, admission, metrics),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=settings.drain_timeout_s,
+    )
+    Server(config, admission, settings.drain_pause_s).run()
+
+
+def load(settings: Settings) -> list[ServedModel]:
+    """Verify, load and warm up every artifact.
+
+    Raises: ArtifactError: one of them cannot be served.
+    """
+    threads = share_threads(settings.threads)
+    models: list[ServedModel] = []
+    for folder in settings.model:
+        artifact = load_artifact(folder, settings.precision)
+        if any(model.name == artifact.manifest.name for model in models):
+            raise ArtifactError(f"Two artifacts are named {artifact.manifest.name}: export one with another --name.")
+        engine = OrtEngine(artifact)
+        engine.warm_up()
+        models.append(
+            ServedModel(artifact=artifact, engine=engine, max_batch_size=settings.max_batch_size, max_rank_slice=1)
+        )
+        log.info(
+            "serving %s: %s, %s on %s, %d threads",
+            artifact.manifest.name,
+            ", ".join(artifact.manifest.tasks),
+            artifact.precision,
+            engine.provider,
+            threads,
+        )
+    return models
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The application: everything wired together, the operator's routes, the one exception handler."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
+
+from server.admission import Admission
+from server.batcher import Batcher
+from server.context import RequestContext, server_timing, timings_of
+from server.cpus import usable_cpus
+from server.errors import BadRequest, MethodNotAllowed, NotFound, ServerError
+from server.metrics import CONTENT_TYPE, Metrics
+from server.pipeline import Limits, Pipeline
+from server.routes import TaskRoutes, record
+from server.schemas import ModelInfo, ModelsResponse
+from server.settings import Settings
+from server.types import ServedModel
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, models: Sequence[ServedModel], admission: Admission, metrics: Metrics) -> ASGIApp:
+    """Wire loaded models into an application."""
+    clock = time.perf_counter
+    pool = ThreadPoolExecutor(settings.decode_threads or usable_cpus(), "decode")
+    batcher = Batcher(clock, metrics)
+    limits = Limits(
+        max_image_pixels=settings.max_image_pixels,
+        max_text_chars=settings.max_text_chars,
+        max_candidates=settings.max_candidates,
+    )
+    pipeline = Pipeline(models, admission=admission, batcher=batcher, pool=pool, limits=limits, clock=clock)
+    tasks = TaskRoutes(
+        pipeline,
+        metrics=metrics,
+        pool=pool,
+        deadline_ms=settings.deadline_ms,
+        max_body_bytes=settings.max_body_bytes,
+        max_candidates=settings.max_candidates,
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        batching = asyncio.create_task(batcher.run())
+        admission.open()
+        yield
+        batching.cancel()
+        await asyncio.gather(batching, return_exceptions=True)
+        pool.shutdown(wait=False)
+
+    app = FastAPI(
+        title="ViLT server",
+        version=version("vilt-server"),
+        description="Ask a vision-and-language transformer about a picture, and see where each millisecond goes.",
+        lifespan=lifespan,
+    )
+    app.include_router(tasks.router())
+    _add_operator_routes(app, models, admission, metrics)
+    _add_exception_handler(app, metrics)
+    return RequestContext(app)  # outside of the framework's own handler of the unexpected
+
+
+def _add_operator_routes(app: FastAPI, models: Sequence[ServedModel], admission: Admission, metrics: Metrics) -> None:
+    @app.get("/v1/models", response_model=ModelsResponse)
+    async def list_models() -> ModelsResponse:
+        """List the models that are served; the first that serves a task is its default."""
+        return ModelsResponse(models=[_describe(model) for model in models])
+
+    @app.get("/livez")
+    async def livez() -> dict[str, str]:
+        """Say that the process need not be restarted."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", responses={503: {"description": "not ready"}})
+    @app.get("/health", responses={503: {"description": "not ready"}})
+    async def readyz() -> JSONResponse:
+        """Say whether the server wants requests."""
+        status = "ready" if admission.is_ready else "draining"
+        return JSONResponse({"status": status}, 200 if admission.is_ready else 503)
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        """Expose the server's metrics to Prometheus."""
+        return Response(metrics.render(), media_type=CONTENT_TYPE)
+
+
+def _add_exception_handler(app: FastAPI, metrics: Metrics) -> None:
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        """Turn any failure into the contract's body."""
+        known = _as_server_error(error)
+        if known is not error and known.status >= 500:
+            log.error("a request failed", exc_info=error)
+        content: dict[str, object] = {
+            "error": known.message,
+            "code": known.code,
+            "request_id": request.state.request_id,
+        }
+        headers = {**server_timing(timings_of(request)), **(getattr(error, "headers", None) or {})}
+        if known.retry_after_s is not None:
+            content["retry_after_ms"] = math.ceil(1000 * known.retry_after_s)
+            headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))
+        record(request, known.status, known.code, metrics)
+        return JSONResponse(content, known.status, headers)
+
+    for kind in (ServerError, HTTPException, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, handle)
+
+
+def _as_server_error(error: Exception) -> ServerError:
+    match error:
+        case ServerError():
+            return error
+        case HTTPException(status_code=404):
+            return NotFound("not_found", "There is no such route; GET /docs lists them.")
+        case HTTPException(status_code=405):
+            return MethodNotAllowed("method_not_allowed", "This route does not take that method.")
+        case ClientDisconnect():
+            return BadRequest("client_disconnected", "The client went away before its body had arrived.")
+        case _:
+            return ServerError("internal_error", "Something failed that should not have; it has been logged.")
+
+
+def _describe(model: ServedModel) -> ModelInfo:
+    manifest = model.artifact.manifest
+    return ModelInfo(
+        name=model.name,
+        description=manifest.description,
+        tasks=list(model.tasks),
+        precision=model.artifact.precision,
+        provider=model.engine.provider,
+        max_text_tokens=manifest.spec.max_text_tokens,
+        labels=len(model.artifact.labels),
+    )

@@ -1,0 +1,73 @@
+"""What every request carries: an id, a clock that starts with its head, a deadline."""
+
+import math
+import re
+import uuid
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import BadRequest
+from server.types import Timings
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestContext:
+    """Starts a request's clock and gives it an id, before anything else sees it; returns the id on every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {}).update(request_id=request_id, timings=Timings())
+        has_started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal has_started
+            if message["type"] == "http.response.start":
+                has_started = True
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:  # starlette raises again what the handler has logged and answered
+            if not has_started:
+                raise
+
+
+def timings_of(request: Request) -> Timings:
+    """Find a request's marks."""
+    timings: Timings = request.state.timings
+    return timings
+
+
+def deadline_of(request: Request, default_ms: float) -> float:
+    """Find the instant by which a request must be answered, on the clock of its timings.
+
+    Raises: BadRequest: X-Deadline-Ms is not a number of at least 1.
+    """
+    timeout_ms = default_ms
+    header = request.headers.get("x-deadline-ms")
+    if header is not None:
+        try:
+            timeout_ms = float(header)
+        except ValueError:
+            timeout_ms = math.nan
+        if not 1 <= timeout_ms < math.inf:
+            raise BadRequest("invalid_header", "X-Deadline-Ms must be a number of milliseconds of at least 1.")
+    return timings_of(request).started_s + timeout_ms / 1000
+
+
+def server_timing(timings: Timings) -> dict[str, str]:
+    """Write the Server-Timing header, in milliseconds.
+
+    Source: W3C Server Timing.
+    """
+    return {"Server-Timing": ", ".join(f"{name};dur={value:.3f}" for name, value in timings.as_ms().items())}

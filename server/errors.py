@@ -1,0 +1,71 @@
+"""Every failure a client can see. The one handler in app.py turns them into JSON; nothing else does.
+
+ServerError
+├── BadRequest            400  the request cannot be read: a body, a field, a header
+├── NotFound              404  no such route, or no model of that name for the task
+├── MethodNotAllowed      405
+├── TooLarge              413  a body, an image, a text or a list beyond its limit
+├── UnsupportedMediaType  415  a Content-Type that the route does not read
+├── Unusable              422  read, but no use: an image that does not decode, an empty question
+├── Overloaded            429  more work is waiting than the server takes on
+├── EngineFault           500  the model failed on these inputs
+├── Unavailable           503  not ready yet, or on its way down
+└── DeadlineExceeded      504  the request's time was over
+
+429 and 503 say when to come back. 503 and 504 only ever mean time, never content.
+"""
+
+
+class ServerError(Exception):
+    """A failure with a status, a stable code and a sentence for the client."""
+
+    status = 500
+
+    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(ServerError):
+    status = 400
+
+
+class NotFound(ServerError):
+    status = 404
+
+
+class MethodNotAllowed(ServerError):
+    status = 405
+
+
+class TooLarge(ServerError):
+    status = 413
+
+
+class UnsupportedMediaType(ServerError):
+    status = 415
+
+
+class Unusable(ServerError):
+    status = 422
+
+
+class Overloaded(ServerError):
+    status = 429
+
+
+class EngineFault(ServerError):
+    status = 500
+
+
+class Unavailable(ServerError):
+    status = 503
+
+
+class DeadlineExceeded(ServerError):
+    status = 504
+
+    def __init__(self) -> None:
+        super().__init__("deadline_exceeded", "The request's deadline passed before its answer was ready.")

@@ -1,0 +1,50 @@
+"""Every Prometheus instrument, on a registry that is passed in: the only file that imports prometheus-client."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+SECONDS = (
+    0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0,
+)  # fmt: skip  # doubling: a stage takes from well under a millisecond to the deadline
+ENTRIES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
+RATIOS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+
+
+class Metrics:
+    """The server's instruments."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = Counter(
+            "vilt_requests", "Task requests answered, by status and error code.", ["task", "status", "code"],
+            registry=registry,
+        )  # fmt: skip
+        self.request_seconds = Histogram(
+            "vilt_request_seconds",
+            "From the request's head to its answer.",
+            ["task"],
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.stage_seconds = Histogram(
+            "vilt_stage_seconds", "Time in each stage of answered requests.", ["stage"],
+            registry=registry, buckets=SECONDS,
+        )  # fmt: skip
+        self.batch_entries = Histogram(
+            "vilt_batch_entries", "Entries run together.", ["model"], registry=registry, buckets=ENTRIES
+        )
+        self.padding_ratio = Histogram(
+            "vilt_batch_padding_ratio", "Share of a batch's tokens that are padding.", ["model"],
+            registry=registry, buckets=RATIOS,
+        )  # fmt: skip
+        self.queue_entries = Gauge("vilt_queue_entries", "Entries waiting for the engine.", registry=registry)
+        self.in_flight = Gauge("vilt_in_flight_entries", "Entries admitted and not yet answered.", registry=registry)
+        self.dropped = Counter(
+            "vilt_dropped_entries", "Entries dropped when a batch was formed, by reason.", ["reason"], registry=registry
+        )
+        self.ready = Gauge("vilt_ready", "1 while the server may be sent requests.", registry=registry)
+
+    def render(self) -> bytes:
+        """Write the exposition text."""
+        return generate_latest(self.registry)

@@ -1,0 +1,276 @@
+"""The walk of a request: receive, admit, decode, preprocess, tokenize, queue, inference, answer.
+
+`Pipeline.answer` is the story for one image and one text, `Pipeline.rank` for many. Knows no HTTP.
+"""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from models.answers import RankedAnswer, matching_score, sigmoid, top_answers
+from models.batch import Features
+from models.errors import InputTooLarge, InvalidInput
+from models.image import ImagePatches, decode, to_patches
+from models.text import TextTokens
+from server.admission import Admission
+from server.batcher import Batcher
+from server.errors import DeadlineExceeded, NotFound, TooLarge, Unusable
+from server.schemas import Candidate, Item, ItmBody, RankBody, VqaBody
+from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Timings, Urgency
+
+T = TypeVar("T")
+MATCH_FROM = 0.5  # a pair is said to match from this score on
+PREPARED_AHEAD = 4  # candidates of a rank decoded before the engine asks for them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an image, a text and a list may measure."""
+
+    max_image_pixels: int
+    max_text_chars: int
+    max_candidates: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The logits of one pair, and what they say."""
+
+    model: ServedModel
+    truncated: bool
+    logits: Logits
+    top_k: int
+
+    def answers(self) -> list[RankedAnswer]:
+        """List the best answers to a question."""
+        return top_answers(self.logits["vqa_logits"], self.model.artifact.labels, self.top_k)
+
+    def match(self) -> tuple[float, bool]:
+        """Score a pair, with the matching head or, where there is none, the ranking one."""
+        if "itm_logits" in self.logits:
+            score = matching_score(self.logits["itm_logits"])
+        else:
+            score = sigmoid(float(self.logits["rank_logits"][0]))
+        return score, score >= MATCH_FROM
+
+
+@dataclass(frozen=True, slots=True)
+class RankedCandidate:
+    index: int
+    id: str | None
+    score: float
+    logit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankOutcome:
+    """Candidates, best first."""
+
+    model: ServedModel
+    truncated: bool
+    results: list[RankedCandidate]
+
+
+class Pipeline:
+    """Walks requests through admission, preparation, the queue and the model."""
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        *,
+        admission: Admission,
+        batcher: Batcher,
+        pool: ThreadPoolExecutor,
+        limits: Limits,
+        clock: Clock,
+    ) -> None:
+        self._models = models
+        self._admission = admission
+        self._batcher = batcher
+        self._pool = pool  # its threads are the decode permits: no more images are open at once
+        self._limits = limits
+        self._clock = clock
+
+    async def answer(
+        self, task: str, receive: Callable[[], Awaitable[VqaBody | ItmBody]], timings: Timings, deadline_s: float
+    ) -> Outcome:
+        """Answer one question, or match one text.
+
+        Raises: ServerError: of the kind that says why.
+        """
+        async with self._until(deadline_s):
+            body = await receive()
+            timings.mark("receive")
+            model = self._choose(body.model, task)
+            text = body.question if isinstance(body, VqaBody) else body.text
+            with self._admission.admit(1):
+                timings.mark("admit")
+                features = await self._in_pool(lambda: self._prepare(model, body.image, text, timings))
+                entry = Entry(model=model, features=features, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s)
+                result = await self._batcher.submit(entry)
+                self._mark_run(timings, result, result, entries=1)
+                top_k = body.top_k if isinstance(body, VqaBody) else 0
+                return Outcome(model=model, truncated=features.text.truncated, logits=result.logits, top_k=top_k)
+
+    async def rank(
+        self, receive: Callable[[], Awaitable[RankBody]], timings: Timings, deadline_s: float
+    ) -> RankOutcome:
+        """Rank candidates, best first; they are prepared just in time, slice by slice.
+
+        Raises: ServerError: of the kind that says why.
+        """
+        async with self._until(deadline_s):
+            body = await receive()
+            timings.mark("receive")
+            model = self._choose(body.model, "rank")
+            if len(body.candidates) > self._limits.max_candidates:
+                raise TooLarge(
+                    "too_many_candidates",
+                    f"There are {len(body.candidates):,} candidates; at most {self._limits.max_candidates:,} are taken.",
+                )
+            with self._admission.admit(len(body.candidates)):
+                timings.mark("admit")
+                image, text = _pair(body.query, body.candidates[0])
+                with _naming("candidates[0]"):
+                    first = await self._in_pool(lambda: self._prepare(model, image, text, timings))
+                results, truncated = await self._run_slices(model, first, body, deadline_s)
+                started_first = min(results, key=lambda result: result.started_s)
+                ended_last = max(results, key=lambda result: result.ended_s)
+                self._mark_run(timings, started_first, ended_last, entries=len(results))
+                ranked = _ranked(body.candidates, results)[: body.top_k]
+                return RankOutcome(model=model, truncated=truncated, results=ranked)
+
+    async def _run_slices(
+        self, model: ServedModel, first: Features, body: RankBody, deadline_s: float
+    ) -> tuple[list[EntryResult], bool]:
+        """Prepare candidates a little ahead of the engine, whatever their number, and queue each as an entry."""
+        results: dict[int, EntryResult] = {}
+        truncated = first.text.truncated
+        indices = iter(range(len(body.candidates)))
+
+        def prepare(index: int) -> Features:
+            candidate = body.candidates[index]
+            with _naming(f"candidates[{index}]"), _as_server_errors():
+                if candidate.image is not None:
+                    return Features(self._patches(model, candidate.image, Timings()), first.text)
+                return Features(first.image, self._tokens(model, candidate.text or ""))
+
+        async def work() -> None:
+            nonlocal truncated
+            for index in indices:
+                features = first if index == 0 else await self._in_pool(functools.partial(prepare, index))
+                truncated |= features.text.truncated
+                entry = Entry(model=model, features=features, urgency=Urgency.RANK, deadline_s=deadline_s)
+                results[index] = await self._batcher.submit(entry)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(len(body.candidates), model.max_rank_slice + PREPARED_AHEAD)):
+                    group.create_task(work())
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
+        return [results[index] for index in range(len(body.candidates))], truncated
+
+    def _choose(self, name: str | None, task: str) -> ServedModel:
+        for model in self._models:
+            if task in model.tasks and name in (None, model.name):
+                return model
+        have = ", ".join(model.name for model in self._models if task in model.tasks) or "none"
+        raise NotFound("unknown_model", f"No model {name or ''!r} serves {task}; there is: {have}.")
+
+    def _prepare(self, model: ServedModel, image: str | bytes, text: str, timings: Timings) -> Features:
+        """Turn one pair into features; on a pool thread."""
+        with _as_server_errors():
+            patches = self._patches(model, image, timings)
+            tokens = self._tokens(model, text)
+            timings.mark("tokenize")
+            return Features(patches, tokens)
+
+    def _patches(self, model: ServedModel, image: str | bytes, timings: Timings) -> ImagePatches:
+        spec = model.artifact.manifest.spec
+        data = _image_bytes(image)
+        rgb = decode(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
+        timings.mark("decode")
+        patches = to_patches(rgb, spec)
+        timings.mark("preprocess")
+        return patches
+
+    def _tokens(self, model: ServedModel, text: str) -> TextTokens:
+        if len(text) > self._limits.max_text_chars:
+            raise InputTooLarge(
+                "text_too_long",
+                f"The text has {len(text):,} characters; at most {self._limits.max_text_chars:,} are read.",
+            )
+        return model.artifact.text_encoder.encode(text)
+
+    def _mark_run(self, timings: Timings, first: EntryResult, last: EntryResult, *, entries: int) -> None:
+        timings.mark("queue", first.started_s)
+        timings.mark("inference", last.ended_s)
+        self._admission.answered(entries, last.ended_s - first.started_s)
+        for part, value in last.parts_s.items():
+            timings.parts_s[part] = value
+
+    @contextlib.asynccontextmanager
+    async def _until(self, deadline_s: float) -> AsyncIterator[None]:
+        """Bound everything inside by the request's deadline."""
+        try:
+            async with asyncio.timeout(deadline_s - self._clock()):
+                yield
+        except TimeoutError as error:
+            raise DeadlineExceeded from error
+
+    async def _in_pool(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _pair(query: Item, candidate: Item) -> tuple[str | bytes, str]:
+    """Sort a query and a candidate into image and text; the schema has seen to it that there is one of each."""
+    image = query.image if query.image is not None else candidate.image
+    text = query.text if query.text is not None else candidate.text
+    return image or b"", text or ""
+
+
+def _ranked(candidates: Sequence[Candidate], results: Sequence[EntryResult]) -> list[RankedCandidate]:
+    logits = [float(result.logits["rank_logits"][0]) for result in results]
+    order = sorted(range(len(logits)), key=lambda index: -logits[index])  # stable: equal logits keep the given order
+    return [RankedCandidate(index, candidates[index].id, sigmoid(logits[index]), logits[index]) for index in order]
+
+
+def _image_bytes(image: str | bytes) -> bytes:
+    """Take an image out of base64 or a data: URI; one that arrived as bytes is returned as it is."""
+    if isinstance(image, bytes):
+        return image
+    if image.startswith("data:"):
+        head, _, image = image.partition(",")
+        if not head.endswith(";base64"):
+            raise InvalidInput("invalid_base64", "The data: URI is not base64: it must read data:image/...;base64,...")
+    try:
+        return base64.b64decode("".join(image.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput("invalid_base64", "The image is not valid base64; URLs are not fetched.") from error
+
+
+@contextlib.contextmanager
+def _as_server_errors() -> Iterator[None]:
+    """Turn what models/ says of an input into what the client is told."""
+    try:
+        yield
+    except InputTooLarge as error:
+        raise TooLarge(error.code, str(error)) from error
+    except InvalidInput as error:
+        raise Unusable(error.code, str(error)) from error
+
+
+@contextlib.contextmanager
+def _naming(part: str) -> Iterator[None]:
+    """Say which part of the request an error is about."""
+    try:
+        yield
+    except (TooLarge, Unusable) as error:
+        raise type(error)(error.code, f"{part}: {error.message}") from error

@@ -1,0 +1,174 @@
+"""The JSON contract: what each route reads and writes. Multipart and raw bodies are held to the same models."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Image = Annotated[
+    str | bytes,
+    Field(description="an image file: base64 or a data: URI in JSON, the file itself in the other body forms"),
+]
+TopK = Annotated[int, Field(ge=1, description="how many to return, at most")]
+ModelName = Annotated[str | None, Field(description="a name of GET /v1/models; default: the first for the task")]
+
+
+class Body(BaseModel):
+    """A request: no field but the named ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VqaBody(Body):
+    image: Image
+    question: str = Field(examples=["How many circles are there?"])
+    top_k: TopK = 5
+    model: ModelName = None
+
+
+class ItmBody(Body):
+    image: Image
+    text: str = Field(examples=["a red circle left of a blue square"])
+    model: ModelName = None
+
+
+class Item(Body):
+    """A text or an image."""
+
+    text: str | None = None
+    image: Image | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of(self) -> Self:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("give either text or image")
+        return self
+
+
+class Candidate(Item):
+    id: str | None = Field(default=None, max_length=256, description="returned as it is")
+
+
+class RankBody(Body):
+    query: Item
+    candidates: list[Candidate] = Field(min_length=1, description="images for a text query, texts for an image query")
+    top_k: TopK | None = None
+    model: ModelName = None
+
+    @model_validator(mode="after")
+    def _is_crossed(self) -> Self:
+        wanted = "image" if self.query.text is not None else "text"
+        for index, candidate in enumerate(self.candidates):
+            if getattr(candidate, wanted) is None:
+                raise ValueError(f"candidates[{index}] must be an {wanted}: the query is the other kind")
+        return self
+
+
+class TaskResponse(BaseModel):
+    model: str
+    request_id: str
+    truncated: bool = Field(description="a text was longer than the model reads, and was cut")
+    timing_ms: dict[str, float] = Field(description="stages in order, parts of inference, total")
+
+
+class Answer(BaseModel):
+    answer: str
+    score: float = Field(ge=0, le=1, description="sigmoid of the logit; scores do not sum to 1")
+
+
+class VqaResponse(TaskResponse):
+    answers: list[Answer]
+
+
+class ItmResponse(TaskResponse):
+    score: float = Field(ge=0, le=1, description="probability that text and image belong together")
+    match: bool = Field(description="score >= 0.5")
+
+
+class RankResult(BaseModel):
+    index: int = Field(description="of the candidate, in the request's order")
+    id: str | None
+    score: float = Field(ge=0, le=1, description="sigmoid of the logit")
+    logit: float
+
+
+class RankResponse(TaskResponse):
+    results: list[RankResult]
+
+
+class ModelInfo(BaseModel):
+    name: str
+    description: str
+    tasks: list[str]
+    precision: str
+    provider: str
+    max_text_tokens: int
+    labels: int = Field(description="answers that the model can give; 0 where it answers no questions")
+
+
+class ModelsResponse(BaseModel):
+    models: list[ModelInfo]
+
+
+class ErrorResponse(BaseModel):
+    error: str
+    code: str
+    request_id: str
+    retry_after_ms: int | None = Field(default=None, description="with 429 and 503")
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (400, 404, 405, 413, 415, 422, 429, 500, 503, 504)
+}
+FILE = {"type": "string", "format": "binary"}
+
+
+def json_schema(body: type[Body]) -> dict[str, Any]:
+    """Describe a body for OpenAPI, with nested models written out where they are used."""
+    schema = body.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def written_out(node: Any) -> Any:
+        if isinstance(node, list):
+            return [written_out(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return written_out(definitions[node["$ref"].rsplit("/", 1)[1]])
+        return {name: written_out(value) for name, value in node.items()}
+
+    written: dict[str, Any] = written_out(schema)
+    return written
+
+
+def three_forms(body: type[Body]) -> dict[str, Any]:
+    """Describe a body that comes as multipart, JSON or a raw image."""
+    fields = json_schema(body)
+    form = {**fields, "properties": {**fields["properties"], "image": FILE}}
+    query = [
+        {"name": name, "in": "query", "schema": schema, "description": "with a raw image body"}
+        for name, schema in fields["properties"].items()
+        if name != "image"
+    ]
+    contents = {"multipart/form-data": form, "application/json": fields, "image/*": FILE}
+    return {"requestBody": _request_body(contents), "parameters": query}
+
+
+def rank_forms() -> dict[str, Any]:
+    """Describe a rank's body: JSON, or multipart with repeated parts."""
+    fields = json_schema(RankBody)
+    text, several_texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
+    form = {
+        "type": "object",
+        "properties": {
+            "query_text": text,
+            "query_image": FILE,
+            "images": {"type": "array", "items": FILE},
+            "texts": several_texts,
+            **{name: fields["properties"][name] for name in ("top_k", "model")},
+        },
+    }
+    return {"requestBody": _request_body({"application/json": fields, "multipart/form-data": form})}
+
+
+def _request_body(contents: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"required": True, "content": {kind: {"schema": schema} for kind, schema in contents.items()}}

@@ -1,0 +1,56 @@
+"""Every setting of the server: a flag of vilt-serve and an environment variable VILT_*, from one declaration."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+import models
+
+SHAPES = Path(models.__file__).parent / "artifacts" / "shapes"
+
+
+class Settings(BaseSettings):
+    """Serve ViLT artifacts over HTTP: questions about an image, image-text matching, ranking.
+
+    Every flag is also an environment variable: --max-batch-size is VILT_MAX_BATCH_SIZE. Without arguments the artifact
+    that comes with the package is served; it knows coloured shapes and nothing else. Make others with vilt-export.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="VILT_", cli_prog_name="vilt-serve", cli_kebab_case=True, frozen=True, extra="forbid"
+    )
+
+    model: Annotated[list[Path], NoDecode] = Field(
+        default=[SHAPES], description="artifact folder; repeat to serve several (in VILT_MODEL: separated by ':')"
+    )
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    provider: Literal["cpu"] = Field(default="cpu", description="onnxruntime's execution provider")
+    precision: Literal["auto", "fp32"] = Field(default="auto", description="of the graphs; auto is fp32")
+    threads: int = Field(default=0, ge=0, description="of the model; 0 takes the CPUs this process may use")
+    decode_threads: int = Field(default=0, ge=0, description="images decoded at once; 0 takes the CPUs")
+    max_batch_size: int = Field(default=8, ge=1, le=256, description="most requests run together")
+    max_queue_entries: int = Field(
+        default=1024, ge=1, description="work in flight before new requests get 429; a rank counts each candidate"
+    )
+    deadline_ms: float = Field(
+        default=60_000, ge=1, description="time a request has from its head on, unless X-Deadline-Ms says otherwise"
+    )
+    max_body_bytes: int = Field(default=20_000_000, ge=1, description="largest request body")
+    max_image_pixels: int = Field(default=50_000_000, ge=1, description="largest image, checked before decoding")
+    max_text_chars: int = Field(default=2_000, ge=1, description="longest question or text")
+    max_candidates: int = Field(default=1_000, ge=1, description="most candidates of a rank")
+    keep_alive_s: int = Field(default=65, ge=1, description="how long an idle connection is kept")
+    drain_pause_s: float = Field(
+        default=1.0, ge=0, description="how long to keep serving, not ready, after SIGTERM: balancers need to notice"
+    )
+    drain_timeout_s: int = Field(default=30, ge=1, description="longest wait for requests in flight after that")
+    log_format: Literal["console", "json"] = Field(default="console", description="of the log on standard error")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        return value.split(":") if isinstance(value, str) else value

@@ -1,0 +1,110 @@
+"""What crosses files inside the server: timings, the model as it is served, the entry in the queue."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.batch import Features, Feeds
+from models.manifest import Artifact
+
+Clock = Callable[[], float]  # monotonic seconds
+Logits = dict[str, NDArray[np.float32]]
+
+STAGES = ("receive", "admit", "decode", "preprocess", "tokenize", "queue", "inference", "answer")
+PARTS = ("text_embedding", "visual_embedding", "interaction")  # nested in inference
+
+
+class Timings:
+    """Consecutive marks on one monotonic clock, so that stages sum to the total."""
+
+    def __init__(self, clock: Clock = time.perf_counter) -> None:
+        self._clock = clock
+        self.started_s = self._last_s = clock()
+        self.stages_s: dict[str, float] = {}
+        self.parts_s: dict[str, float] = {}
+
+    def mark(self, stage: str, at_s: float | None = None) -> None:
+        """End a stage now, or at an instant that another thread took."""
+        now_s = self._clock() if at_s is None else at_s
+        self.stages_s[stage] = now_s - self._last_s
+        self._last_s = now_s
+
+    def elapsed_s(self) -> float:
+        """Time since the request's head arrived."""
+        return self._clock() - self.started_s
+
+    def as_ms(self) -> dict[str, float]:
+        """Stages, nested parts and the total, in milliseconds."""
+        total_s = sum(self.stages_s.values())
+        named_s = {**self.stages_s, **self.parts_s, "total": total_s}
+        return {name: round(1000 * value, 3) for name, value in named_s.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """A batch's logits and the time of each part of the model."""
+
+    logits: Logits  # each (B, labels)
+    parts_s: dict[str, float]
+
+
+class Engine(Protocol):
+    """Runs batches, one at a time, on a thread of the caller's."""
+
+    provider: str
+
+    def run(self, feeds: Feeds) -> EngineOutput:
+        """Compute every head's logits."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServedModel:
+    """An artifact with its engine, and how much of it may run together."""
+
+    artifact: Artifact
+    engine: Engine
+    max_batch_size: int
+    max_rank_slice: int
+
+    @property
+    def name(self) -> str:
+        return self.artifact.manifest.name
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.artifact.manifest.tasks
+
+
+class Urgency(IntEnum):
+    """Who goes first: a person waits for an answer, a rank waits for all of its slices."""
+
+    INTERACTIVE = 0
+    RANK = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EntryResult:
+    """One entry's share of a batch."""
+
+    logits: Logits  # each (labels,)
+    started_s: float
+    ended_s: float
+    parts_s: dict[str, float]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Entry:
+    """A prepared request in the queue; its future is resolved whatever happens."""
+
+    model: ServedModel
+    features: Features
+    urgency: Urgency
+    deadline_s: float
+    future: asyncio.Future[EntryResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
