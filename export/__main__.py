@@ -45,7 +45,7 @@ def main() -> None:
         bar.update()
     found = manifest.precisions["fp32"].parity
     size_mb = sum(entry.size_bytes for entry in manifest.precisions["fp32"].graphs.values()) / 1e6
-    print(  # noqa: T201
+    print(
         f"{options.output}: {', '.join(manifest.tasks)}; fp32, {size_mb:.1f} MB;"
         f" max |logit difference| to transformers {found['max_logit_difference_to_transformers']:.1e}"
         f" over {found['batches']} batches ({found['tolerance']:.0e} allowed)"

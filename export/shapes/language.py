@@ -208,7 +208,7 @@ _SAY = (_say_one, _say_two, _say_relation, _say_count)
 VOCABULARY = sorted(
     {
         *COLORS, *SHAPES, *map(_plural, SHAPES), *NUMBERS, *"012345", "object", "objects", "left", "right",
-        "above", "below", "of", "to", "in", "what", "color", "colour", "is", "the", "shape", "how", "many", "are", "there",
-        "do", "you", "see", "a", "an", "picture", "and", "?",
+        "above", "below", "of", "to", "in", "what", "color", "colour", "is", "the", "shape", "how", "many", "are",
+        "there", "do", "you", "see", "a", "an", "picture", "and", "?",
     }
 )  # fmt: skip

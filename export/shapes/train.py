@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from export.shapes.heldout import HELD_OUT
 from export.shapes.language import KINDS, LABELS, MAX_TEXT_TOKENS, caption, question
 from export.shapes.model import IMAGE_PX, ShapesModel, save_checkpoint, shapes_config, shapes_tokenizer
 from export.shapes.scenes import COLORS, GRID, SHAPES, Scene, draw, random_scene
 
-TRAINING, HELD_OUT, LOOKING = 0, 1, 2  # first number of a scene's seed: no held-out scene is ever trained on
+TRAINING, LOOKING = 0, 2  # first number of a scene's seed; no scene of HELD_OUT is ever trained on
 QUESTIONS, CAPTIONS = 4, 2  # about each scene; one caption is true
 SCENES_PER_STEP = 32
 LOOK_SHARE = 8  # one step in so many, the first ones, looks at crowded pictures and reads nothing
@@ -277,7 +278,7 @@ def main() -> None:
         threads=options.threads,
     )
     write_checkpoint(state, options.output / "checkpoint")
-    print("done" if done else "stopped early: run the same command again to go on")  # noqa: T201
+    print("done" if done else "stopped early: run the same command again to go on")
 
 
 if __name__ == "__main__":

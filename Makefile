@@ -1,0 +1,65 @@
+# Every target sets up what it needs, in a virtual environment of its own.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+# Where torch comes from, if not from the default index. Without a GPU its CPU build is enough:
+#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0
+
+SERVE := .venv-serve
+DEV := .venv
+HELD_OUT := runs/heldout
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-fast check lint types format accuracy shapes clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(SERVE)/installed ## Serve the shipped artifact on http://127.0.0.1:8000 (ARGS="--port 9000" passes flags)
+	$(SERVE)/bin/vilt-serve $(ARGS)
+
+test: $(DEV)/installed ## Lint, types and every test: exports, parity at full size, real servers
+	$(MAKE) lint types
+	$(DEV)/bin/pytest
+
+test-fast: $(DEV)/installed ## The tests that take no more than a few seconds each
+	$(DEV)/bin/pytest -m "not slow"
+
+check: test ## The same as test
+
+lint: $(DEV)/installed ## ruff: style and formatting
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+
+types: $(DEV)/installed ## mypy, strict, on server/, models/ and loadtest/
+	$(DEV)/bin/mypy
+
+format: $(DEV)/installed ## Format and fix what can be fixed
+	$(DEV)/bin/ruff format .
+	$(DEV)/bin/ruff check --fix .
+
+accuracy: $(DEV)/installed ## Ask a server about 1,000 held-out scenes: accuracy per kind of question
+	$(DEV)/bin/python -m export.shapes.heldout --output $(HELD_OUT) --scenes 1000
+	$(DEV)/bin/vilt-bench accuracy --data $(HELD_OUT)/data.jsonl
+
+shapes: $(DEV)/installed ## Train and export the shipped artifact again: 75 minutes on 2 cores, resumable
+	$(DEV)/bin/python -m export.shapes.train --output runs/shapes
+	$(DEV)/bin/vilt-export runs/shapes/checkpoint --output models/artifacts/shapes --name shapes \
+		--description "Scenes of coloured shapes on a plain background; it knows nothing else."
+
+clean: ## Remove the virtual environments and what was made
+	rm -rf $(SERVE) $(DEV) runs
+
+$(SERVE)/installed: pyproject.toml
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/pip install --quiet --upgrade pip
+	$(SERVE)/bin/pip install --quiet --editable '.[cpu]'
+	touch $@
+
+$(DEV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/pip install --quiet --upgrade pip
+	$(DEV)/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(DEV)/bin/pip install --quiet --editable '.[cpu,export,loadtest,dev]'
+	touch $@

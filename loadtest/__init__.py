@@ -1,0 +1,1 @@
+"""Measures a server from outside: knows only HTTP."""

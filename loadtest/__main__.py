@@ -1,0 +1,21 @@
+"""The command vilt-bench: every measurement that is not a load test."""
+
+import argparse
+
+from loadtest import accuracy, length
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="vilt-bench",
+        description="Measure a server from outside, over HTTP; without --url, one is started for the occasion.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    for module in (accuracy, length):
+        module.add_to(commands)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""A server to measure: one that runs already, or one started for the occasion."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import httpx
+
+READY_WITHIN_S = 120.0
+POLL_S = 0.1
+
+
+@contextlib.contextmanager
+def server(url: str | None, flags: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the URL of a ready server; without a URL, start `vilt-serve` with these flags and stop it afterwards.
+
+    Raises: SystemExit: there is none, or it does not become ready; the message says why.
+    """
+    if url is not None:
+        _wait(url, None)
+        yield url
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "server", "--port", str(port), "--log-level", "warning", *flags]
+    with subprocess.Popen(command) as process:  # noqa: S603 our own command
+        try:
+            started = f"http://127.0.0.1:{port}"
+            _wait(started, process)
+            yield started
+        finally:
+            process.terminate()
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes] | None") -> None:
+    until_s = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < until_s:
+        if process is not None and process.poll() is not None:
+            sys.exit("the server ended before it was ready; its last line says why")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/readyz").status_code == httpx.codes.OK:
+                return
+        if process is None:
+            sys.exit(f"no server is ready at {url}: start one with vilt-serve, or leave --url out")
+        time.sleep(POLL_S)
+    sys.exit(f"the server at {url} was not ready within {READY_WITHIN_S:g} s")

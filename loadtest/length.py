@@ -1,0 +1,116 @@
+"""What a longer text costs: inference time over the number of text tokens, of one image, as the server reports it.
+
+A model exported with a fixed text length would show a flat line at its longest.
+"""
+
+import argparse
+import io
+import json
+import platform
+import random
+import statistics
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+from tqdm import tqdm
+
+from loadtest.launch import server
+
+SPECIAL_TOKENS = 2  # [CLS] and [SEP]
+WORD = "a"  # one token in BERT's vocabulary and in that of shapes
+
+
+def add_to(commands: Any) -> None:
+    """Declare `vilt-bench length`."""
+    parser = commands.add_parser("length", help="latency over text length", description=__doc__)
+    parser.add_argument("--url", help="of a running, otherwise idle server (default: start vilt-serve)")
+    parser.add_argument("--model", metavar="DIR", help="artifact that the started server serves (default: shapes)")
+    parser.add_argument("--rounds", type=int, default=15, help="of every length, shuffled (default %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON, and a plot beside it")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    flags = ["--model", options.model] if options.model else []
+    with server(options.url, flags) as url, httpx.Client(base_url=url, timeout=120) as client:
+        model = client.get("/v1/models").json()["models"][0]
+        samples = measure(client, model["max_text_tokens"], options.rounds)
+    result = summarise(model, samples, options.rounds)
+    for row in result["curve"]:
+        print(
+            f"{row['text_tokens']:3} tokens  {row['median_ms']:8.2f} ms  ({row['p25_ms']:.2f} to {row['p75_ms']:.2f})"
+        )
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        plot(result, options.output.with_suffix(".png"))
+
+
+def measure(client: httpx.Client, longest: int, rounds: int) -> dict[int, list[float]]:
+    """Ask with every length in every round, in an order shuffled anew, so that drift falls on all alike.
+
+    Units: milliseconds of inference, by text tokens.
+    """
+    file = io.BytesIO()
+    Image.effect_noise((640, 480), 40).convert("RGB").save(file, "JPEG")
+    lengths = list(range(SPECIAL_TOKENS + 1, longest + 1))
+    samples: dict[int, list[float]] = {length: [] for length in lengths}
+    shuffler = random.Random(0)  # noqa: S311 an order, not a secret
+    for warm_up in (True, *[False] * rounds):
+        shuffler.shuffle(lengths)
+        for length in tqdm(lengths, desc="warm-up" if warm_up else "round", leave=False):
+            text = " ".join([WORD] * (length - SPECIAL_TOKENS))
+            response = client.post(
+                "/v1/vqa",
+                params={"question": text, "top_k": 1},
+                content=file.getvalue(),
+                headers={"Content-Type": "image/jpeg"},
+            )
+            response.raise_for_status()
+            if not warm_up:
+                samples[length].append(response.json()["timing_ms"]["inference"])
+    return samples
+
+
+def summarise(model: dict[str, Any], samples: dict[int, list[float]], rounds: int) -> dict[str, Any]:
+    """Take medians and quartiles, and say where and with what they were measured."""
+    curve = []
+    for length, values in samples.items():
+        p25, median, p75 = statistics.quantiles(values, n=4)
+        curve.append({"text_tokens": length, "median_ms": median, "p25_ms": p25, "p75_ms": p75})
+    return {
+        "benchmark": "vilt-bench length",
+        "model": model,
+        "image": "640x480 JPEG",
+        "rounds": rounds,
+        "machine": {"processor": _processor(), "python": platform.python_version()},
+        "versions": {name: version(name) for name in ("vilt-server", "onnxruntime")},
+        "curve": curve,
+    }
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw the curve with its quartiles."""
+    from matplotlib import pyplot as plt  # noqa: PLC0415 only a plot needs it
+
+    curve = result["curve"]
+    tokens = [row["text_tokens"] for row in curve]
+    figure, axes = plt.subplots(figsize=(7, 4))
+    axes.fill_between(tokens, [row["p25_ms"] for row in curve], [row["p75_ms"] for row in curve], alpha=0.25)
+    axes.plot(tokens, [row["median_ms"] for row in curve], marker=".")
+    axes.set_xlabel("text tokens")
+    axes.set_ylabel("inference, ms (median and quartiles)")
+    axes.set_ylim(bottom=0)
+    axes.set_title(f"{result['model']['name']}, {result['model']['precision']}, one {result['image']}")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
