@@ -9,7 +9,6 @@ import io
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +29,8 @@ SCENES_PER_STEP = 32
 LOOK_SHARE = 8  # one step in so many, the first ones, looks at crowded pictures and reads nothing
 LOOK_SCENES_PER_STEP = 64
 SAVE_EVERY_S = 300.0
+MEASURE_EVERY_STEPS = 500
 IGNORED = -100
-
-
-@dataclass(slots=True)
-class Progress:
-    """What a run needs to go on: steps done and the learning curve."""
-
-    step: int = 0
-    trained_s: float = 0.0
-    curve: list[dict[str, float]] = field(default_factory=list)
 
 
 class SceneStream(IterableDataset[dict[str, Tensor]]):
@@ -178,74 +169,90 @@ def measure(model: ShapesModel, *, batches: int, bf16: bool) -> dict[str, float]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
+def schedule(step: int, steps: int) -> float:
+    """Scale the learning rate: up in the first fortieth of the recipe, then down along a cosine."""
+    return min((step + 1) * 40 / steps, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+class Run:
+    """Model, optimizer and learning curve, as far as they have come; kept in a file between runs."""
+
+    def __init__(self, path: Path, *, steps: int, learning_rate: float) -> None:
+        self.path = path
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.step = 0
+        self.trained_s = 0.0
+        self.curve: list[dict[str, float]] = []
+        self.model = ShapesModel(shapes_config())
+        decayed = [parameter for parameter in self.model.parameters() if parameter.ndim >= 2]
+        others = [parameter for parameter in self.model.parameters() if parameter.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
+        )
+        capabilities = torch.cpu.get_capabilities()
+        self.bf16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))  # else it is emulated
+        if path.exists():
+            saved = torch.load(path, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.trained_s, self.curve = (saved["progress"][name] for name in ("step", "trained_s", "curve"))
+
+    def save(self) -> None:
+        """Write the state beside the old one, then replace it: a stop in between loses nothing."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        progress = {"step": self.step, "trained_s": self.trained_s, "curve": self.curve}
+        partial = self.path.with_suffix(".partial")
+        torch.save(
+            {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "progress": progress}, partial
+        )
+        partial.replace(self.path)
+
+    def learn(self, batch: dict[str, Tensor]) -> float:
+        """Take one step and return its loss."""
+        began_s = time.monotonic()
+        loss = loss_of(run_model(self.model, batch, bf16=self.bf16), batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * schedule(self.step, self.steps)
+        self.optimizer.step()
+        self.step += 1
+        self.trained_s += time.monotonic() - began_s
+        return loss.item()
+
+    def measure(self, loss: float) -> dict[str, float]:
+        """Add a row to the learning curve."""
+        row = {"step": self.step, "trained_s": round(self.trained_s), "loss": round(loss, 4)}
+        row |= {name: round(value, 4) for name, value in measure(self.model, batches=16, bf16=self.bf16).items()}
+        self.curve.append(row)
+        return row
+
+
 def train(state: Path, *, steps: int, minutes: float, learning_rate: float, threads: int) -> bool:
     """Train until `steps` are done or `minutes` are over; tell whether the whole recipe is done."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False) or torch.cpu.get_capabilities().get("amx_bf16", False)
-    model = ShapesModel(shapes_config())
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}],
-        lr=learning_rate,
-        betas=(0.9, 0.98),
-    )
-    progress = Progress()
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        progress = Progress(**saved["progress"])
-    warm_up = max(1, steps // 40)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))),
-    )
-    schedule.last_epoch = progress.step - 1
-    schedule.step()
-
-    def save() -> None:
-        state.parent.mkdir(parents=True, exist_ok=True)
-        kept = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "progress": {"step": progress.step, "trained_s": progress.trained_s, "curve": progress.curve},
-        }
-        torch.save(kept, state.with_suffix(".partial"))
-        state.with_suffix(".partial").replace(state)
-
-    loader = DataLoader(
-        SceneStream(TRAINING, progress.step, steps // LOOK_SHARE), batch_size=None, num_workers=1, prefetch_factor=8
-    )
-    began = saved_at = lap = time.monotonic()
-    bar = tqdm(total=steps, initial=progress.step, unit="step", smoothing=0.02)
-    for batch in loader:
-        if progress.step >= steps or time.monotonic() - began > 60 * minutes:
+    run = Run(state, steps=steps, learning_rate=learning_rate)
+    stream = SceneStream(TRAINING, run.step, steps // LOOK_SHARE)
+    stop_s = time.monotonic() + 60 * minutes
+    save_s = time.monotonic() + SAVE_EVERY_S
+    bar = tqdm(total=steps, initial=run.step, unit="step", smoothing=0.02)
+    for batch in DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=8):
+        if run.step >= steps or time.monotonic() > stop_s:
             break
-        logits = run_model(model, batch, bf16=bf16)
-        loss = loss_of(logits, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.step += 1
-        now = time.monotonic()
-        progress.trained_s, lap = progress.trained_s + now - lap, now
+        loss = run.learn(batch)
         bar.update()
-        if progress.step % 500 == 0 or progress.step == steps:
-            row = {"step": progress.step, "trained_s": round(progress.trained_s), "loss": round(loss.item(), 4)}
-            measured = measure(model, batches=16, bf16=bf16)
-            row.update({name: round(value, 4) for name, value in measured.items()})
-            progress.curve.append(row)
+        if run.step % MEASURE_EVERY_STEPS == 0 or run.step == steps:
+            row = run.measure(loss)
             bar.set_postfix({name: row[name] for name in ("loss", "vqa", "itm")})
-        if now - saved_at > SAVE_EVERY_S:
-            save()
-            saved_at = time.monotonic()
+        if time.monotonic() > save_s:
+            run.save()
+            save_s = time.monotonic() + SAVE_EVERY_S
     bar.close()
-    save()
-    return progress.step >= steps
+    run.save()
+    return run.step >= steps
 
 
 def write_checkpoint(state: Path, directory: Path) -> None:
