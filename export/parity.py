@@ -47,8 +47,10 @@ class Sample:
 def cases(config: GraphConfig, vocabulary: int, seed: int = 0) -> Iterator[list[Sample]]:
     """Yield batches: extreme and common grids and lengths alone, then mixed ones that need every kind of padding."""
     rng = np.random.default_rng(seed)
-    grids, longest = config.spec.grids, config.spec.max_text_tokens
-    spread = sorted({grids[index] for index in np.linspace(0, len(grids) - 1, 12).astype(int)})
+    longest = config.spec.max_text_tokens
+    long, side = config.spec.grids[-1]  # the tallest picture that is not capped: 19 x 12 for 384 / 32
+    wide = [(side, side), (side, round(4 / 3 * side)), (side, long), (side // 2, long), (2, long), (1, long)]
+    spread = [*wide, *((columns, rows) for rows, columns in wide[1:])]
     lengths = np.linspace(3, longest, len(spread)).astype(int)
     samples = [_sample(config, grid, length, vocabulary, rng) for grid, length in zip(spread, lengths, strict=True)]
     for sample in samples:

@@ -32,11 +32,11 @@ class TextEncoder:
     def encode(self, text: str) -> TextTokens:
         """Encode a text.
 
-        Raises: InvalidInput: the text is blank or holds a NUL character.
+        Raises: InvalidInput: the text is blank, or holds a NUL character or half of a surrogate pair.
         """
         if not text.strip():
             raise InvalidInput("empty_text", "The text is empty: ask or say something.")
-        if "\0" in text:
-            raise InvalidInput("invalid_text", "The text holds a NUL character: send plain text.")
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise InvalidInput("invalid_text", "The text holds a NUL or a lone surrogate character: send plain text.")
         encoding = self._tokenizer.encode(text)
         return TextTokens(np.array(encoding.ids, np.int64), truncated=bool(encoding.overflowing))

@@ -17,7 +17,6 @@ from server.schemas import Body, RankBody
 
 BodyT = TypeVar("BodyT", bound=Body)
 FIELD_BYTES = 64_000  # of a multipart part that is not a file; texts have their own limit
-HEADER_BYTES = 4_096  # of one part
 
 Fields = dict[str, list[str | bytes]]
 
@@ -156,8 +155,8 @@ class _Parts:
             boundary,
             {
                 "on_part_begin": self._begin,
-                "on_header_field": lambda data, start, end: self._header(self._header_name, data[start:end]),
-                "on_header_value": lambda data, start, end: self._header(self._header_value, data[start:end]),
+                "on_header_field": lambda data, start, end: self._header_name.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._header_value.extend(data[start:end]),
                 "on_header_end": self._end_header,
                 "on_headers_finished": self._end_headers,
                 "on_part_data": self._data,
@@ -183,11 +182,6 @@ class _Parts:
             raise TooLarge("too_many_parts", f"The multipart body has more than {self._max_parts:,} parts.")
         self._header_name, self._header_value, self._value = bytearray(), bytearray(), bytearray()
         self._disposition = b""
-
-    def _header(self, target: bytearray, data: bytes) -> None:
-        target += data
-        if len(target) > HEADER_BYTES:
-            raise TooLarge("header_too_large", f"A part's header is larger than {HEADER_BYTES:,} bytes.")
 
     def _end_header(self) -> None:
         if self._header_name.lower() == b"content-disposition":

@@ -129,12 +129,10 @@ class Pipeline:
             body = await receive()
             timings.mark("receive")
             model = self._choose(body.model, "rank")
-            if len(body.candidates) > self._limits.max_candidates:
-                raise TooLarge(
-                    "too_many_candidates",
-                    f"There are {len(body.candidates):,} candidates; at most {self._limits.max_candidates:,} are taken.",
-                )
-            with self._admission.admit(len(body.candidates)):
+            count, most = len(body.candidates), self._limits.max_candidates
+            if count > most:
+                raise TooLarge("too_many_candidates", f"There are {count:,} candidates; at most {most:,} are ranked.")
+            with self._admission.admit(count):
                 timings.mark("admit")
                 image, text = _pair(body.query, body.candidates[0])
                 with _naming("candidates[0]"):
@@ -273,4 +271,4 @@ def _naming(part: str) -> Iterator[None]:
     try:
         yield
     except (TooLarge, Unusable) as error:
-        raise type(error)(error.code, f"{part}: {error.message}") from error
+        raise type(error)(error.code, f"{part.capitalize()}: {error.message}") from error

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Image = Annotated[
     str | bytes,
@@ -47,6 +47,13 @@ class Item(Body):
 class Candidate(Item):
     id: str | None = Field(default=None, max_length=256, description="returned as it is")
 
+    @field_validator("id")
+    @classmethod
+    def _is_unicode(cls, value: str | None) -> str | None:
+        if value is not None and not value.isascii():
+            value.encode()  # JSON can smuggle in half of a surrogate pair, which no response could hold
+        return value
+
 
 class RankBody(Body):
     query: Item
@@ -56,10 +63,10 @@ class RankBody(Body):
 
     @model_validator(mode="after")
     def _is_crossed(self) -> Self:
-        wanted = "image" if self.query.text is not None else "text"
+        query, wanted = ("a text", "image") if self.query.text is not None else ("an image", "text")
         for index, candidate in enumerate(self.candidates):
             if getattr(candidate, wanted) is None:
-                raise ValueError(f"candidates[{index}] must be an {wanted}: the query is the other kind")
+                raise ValueError(f"The query is {query}, so candidates[{index}] must have the field {wanted!r}")
         return self
 
 

@@ -24,11 +24,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a scene, its kind and its one right answer."""
+    """A question about a scene, its kind, its one right answer, and the objects that it names, in order."""
 
     kind: str
     text: str
     answer: str
+    about: tuple[str, ...] = ()
 
 
 def question(scene: Scene, kind: str, rng: Rng) -> Question | None:
@@ -73,7 +74,8 @@ def _attribute(
     if not unique:
         return None
     thing = _one(rng, unique)
-    return Question(asked, _one(rng, templates).format(getattr(thing, known)) + "?", getattr(thing, asked))
+    text = _one(rng, templates).format(getattr(thing, known)) + "?"
+    return Question(asked, text, getattr(thing, asked), about=(thing.name,))
 
 
 def _count(things: tuple[Thing, ...], rng: Rng) -> Question | None:
@@ -87,7 +89,8 @@ def _exists(things: tuple[Thing, ...], rng: Rng) -> Question | None:
     answer = bool(rng.random() < 0.5)
     name = _one(rng, sorted(names)) if answer else _absent(names, rng)
     template = _one(rng, ("is there {}?", "do you see {}?", "is there {} in the picture?"))
-    return Question("exists", template.format(_a(name)), "yes" if answer else "no")
+    text = template.format(_a(name))
+    return Question("exists", text, "yes", about=(name,)) if answer else Question("exists", text, "no")
 
 
 def _relation(things: tuple[Thing, ...], rng: Rng) -> Question | None:
@@ -100,7 +103,8 @@ def _relation(things: tuple[Thing, ...], rng: Rng) -> Question | None:
         first, second = second, first
     if relation.endswith("of") and rng.random() < 0.5:
         relation = f"to the {relation}"
-    return Question("relation", f"is the {first} {relation} the {second}?", "yes" if answer else "no")
+    text = f"is the {first} {relation} the {second}?"
+    return Question("relation", text, "yes" if answer else "no", about=(first, second))
 
 
 def _related(things: tuple[Thing, ...], rng: Rng) -> tuple[str, str, str] | None:

@@ -1,8 +1,8 @@
 """The ViLT that `shapes` trains: transformers' own ViltModel with three heads and two helpers.
 
 Training goes through transformers' class, so that its checkpoint is a Hugging Face one and the export has an oracle.
-The helpers, which no checkpoint holds, name the colour and the shape in every patch half way up: a dense signal
-without which a model of this size takes hours to tell shapes apart.
+The helpers, which no checkpoint holds, are dense signals where an answer alone teaches slowly: one names the colour and
+the shape in every patch half way up, the other says where the objects lie that a question names.
 """
 
 import json
@@ -20,6 +20,8 @@ from export.shapes.scenes import COLORS, GRID, SHAPES
 PATCH_PX = 32
 IMAGE_PX = GRID * PATCH_PX
 HELPER_LAYER = 2
+POSITION_STD = 0.6  # of a row's and a column's vector: beside patches, which embed with 3, 0.02 would be lost
+PLACES = 4  # row and column of the first object that a question names, and of the second
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *VOCABULARY]
 
 
@@ -53,11 +55,17 @@ class ShapesModel(nn.Module):
         self.itm_score = nn.ModuleDict({"fc": nn.Linear(hidden, 2)})
         self.rank_output = nn.Linear(hidden, 1)
         self.helpers = nn.ModuleDict(
-            {"color": nn.Linear(hidden, len(COLORS) + 1), "shape": nn.Linear(hidden, len(SHAPES) + 1)}
+            {
+                "color": nn.Linear(hidden, len(COLORS) + 1),
+                "shape": nn.Linear(hidden, len(SHAPES) + 1),
+                "places": nn.Linear(hidden, PLACES * GRID),
+            }
         )
         embeddings = self.vilt.embeddings
-        for parameter in (embeddings.cls_token, embeddings.position_embeddings):
-            nn.init.trunc_normal_(parameter, std=0.02)
+        nn.init.trunc_normal_(embeddings.cls_token, std=0.02)
+        nn.init.zeros_(embeddings.position_embeddings)
+        rows, columns = torch.randn(2, GRID, hidden) * POSITION_STD
+        embeddings.position_embeddings.data[0, 1:] = (rows[:, None] + columns).flatten(0, 1)
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """Compute every head's logits for several texts about each scene.
@@ -78,6 +86,7 @@ class ShapesModel(nn.Module):
             "vqa": self.classifier(output.pooler_output),
             "itm": self.itm_score["fc"](output.pooler_output),
             "rank": self.rank_output(output.pooler_output),
+            "places": self.helpers["places"](output.pooler_output).unflatten(-1, (PLACES, GRID)),
             **self._name_patches(half_way),
         }
 
@@ -98,7 +107,7 @@ class ShapesModel(nn.Module):
         return torch.cat([cls_token, patches], dim=1) + embeddings.position_embeddings  # (S, 1 + P, hidden)
 
     def _name_patches(self, patches: Tensor) -> dict[str, Tensor]:
-        return {name: head(patches) for name, head in self.helpers.items()}
+        return {name: self.helpers[name](patches) for name in ("color", "shape")}
 
 
 def save_checkpoint(model: ShapesModel, directory: Path) -> None:

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from export.shapes.heldout import HELD_OUT
-from export.shapes.language import KINDS, LABELS, MAX_TEXT_TOKENS, caption, question
-from export.shapes.model import IMAGE_PX, ShapesModel, save_checkpoint, shapes_config, shapes_tokenizer
+from export.shapes.language import KINDS, LABELS, MAX_TEXT_TOKENS, Question, caption, question
+from export.shapes.model import IMAGE_PX, PLACES, ShapesModel, save_checkpoint, shapes_config, shapes_tokenizer
 from export.shapes.scenes import COLORS, GRID, SHAPES, Scene, draw, random_scene
 
 TRAINING, LOOKING = 0, 2  # first number of a scene's seed; no scene of HELD_OUT is ever trained on
@@ -31,6 +31,8 @@ LOOK_SCENES_PER_STEP = 64
 SAVE_EVERY_S = 300.0
 MEASURE_EVERY_STEPS = 500
 IGNORED = -100
+NOWHERE = [IGNORED] * PLACES
+KIND_SHARES = (0.15, 0.15, 0.2, 0.15, 0.35)  # of KINDS: relations are learnt last
 
 
 class SceneStream(IterableDataset[dict[str, Tensor]]):
@@ -56,26 +58,28 @@ class SceneStream(IterableDataset[dict[str, Tensor]]):
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Draw one step's scenes: S pictures, K texts each, and what each head should say."""
-        scenes, texts, answers, matches, kinds = [], [], [], [], []
+        scenes, texts, answers, matches, kinds, places = [], [], [], [], [], []
         for index in range(SCENES_PER_STEP):
             seed = (self.split, step * SCENES_PER_STEP + index)
             scene, rng = random_scene(seed), np.random.default_rng((*seed, 2))
             scenes.append(scene)
             asked = 0
             while asked < QUESTIONS:
-                made = question(scene, KINDS[int(rng.integers(len(KINDS)))], rng)
+                made = question(scene, KINDS[int(rng.choice(len(KINDS), p=KIND_SHARES))], rng)
                 if made is None:
                     continue
                 texts.append(made.text)
                 answers.append(LABELS.index(made.answer))
                 kinds.append(KINDS.index(made.kind))
                 matches.append(IGNORED)
+                places.append(places_of(scene, made))
                 asked += 1
             for is_true in (True, False):
                 texts.append(caption(scene, rng, true=is_true))
                 answers.append(IGNORED)
                 kinds.append(IGNORED)
                 matches.append(int(is_true))
+                places.append(NOWHERE)
         encodings = self.tokenizer.encode_batch(texts)
         return {
             **picture_tensors(scenes),
@@ -84,7 +88,18 @@ class SceneStream(IterableDataset[dict[str, Tensor]]):
             "answers": torch.tensor(answers),
             "matches": torch.tensor(matches),
             "kinds": torch.tensor(kinds),
+            "places": torch.tensor(places),  # (S * K, PLACES)
         }
+
+
+def places_of(scene: Scene, asked: Question) -> list[int]:
+    """Say where the objects that a question names lie: row and column of each that is the only one of its name."""
+    places = list(NOWHERE)
+    for index, name in enumerate(asked.about):
+        found = [thing for thing in scene.things if thing.name == name]
+        if len(found) == 1:
+            places[2 * index : 2 * index + 2] = found[0].row, found[0].column
+    return places
 
 
 def picture_tensors(scenes: list[Scene]) -> dict[str, Tensor]:
@@ -139,6 +154,7 @@ def loss_of(logits: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
         + nn.functional.cross_entropy(logits["itm"][said], matches)
         + 0.5 * bce(logits["rank"][said, 0], matches.float())
         + 0.5 * helpers
+        + nn.functional.cross_entropy(logits["places"].flatten(0, 1), batch["places"].flatten(), ignore_index=IGNORED)
     )
 
 

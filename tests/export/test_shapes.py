@@ -3,10 +3,12 @@
 import itertools
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
 from export.shapes import heldout, train
 from export.shapes.language import KINDS, LABELS, NUMBERS, RELATIONS, VOCABULARY, caption, question
 from export.shapes.scenes import CELL_PX, COLORS, GRID, SHAPES, Scene, Thing, draw, random_scene
@@ -72,7 +74,7 @@ def test_question_of_any_scene_has_the_answer_that_its_words_mean(kind: str) -> 
 
 
 @pytest.mark.parametrize("true", [True, False], ids=["true", "false"])
-def test_caption_of_any_scene_holds_exactly_when_it_should(true: bool) -> None:  # noqa: FBT001 the parameter tested
+def test_caption_of_any_scene_holds_exactly_when_it_should(true: bool) -> None:
     """A hard negative is false in its scene, not merely different."""
     captions = [(scene, caption(scene, np.random.default_rng(scene.seed), true=true)) for scene in SCENES]
 
@@ -127,7 +129,7 @@ def test_labels_are_every_color_shape_number_and_yes_and_no() -> None:
 
 
 @pytest.mark.slow
-def test_training_stopped_and_started_again_goes_on_from_there(tmp_path) -> None:
+def test_training_stopped_and_started_again_goes_on_from_there(tmp_path: Path) -> None:
     """A run that is stopped loses nothing: the next one finishes the recipe and writes a checkpoint."""
     state = tmp_path / "state.pt"
     settings = {"steps": 16, "learning_rate": 7e-4, "threads": 1}

@@ -1,0 +1,58 @@
+"""A real server on a real socket, with the shipped artifact."""
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+COMMAND = [sys.executable, "-m", "server", "--port", "0"]
+LISTENING = re.compile(r"http://127\.0\.0\.1:\d+")
+
+
+@dataclass
+class Running:
+    """A server process that listens, and where."""
+
+    process: subprocess.Popen[str]
+    url: str
+    client: httpx.Client
+
+
+def start(*flags: str) -> Running:
+    """Start vilt-serve on a free port and read the port off its log."""
+    process = subprocess.Popen([*COMMAND, *flags], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if found := LISTENING.search(line):
+            return Running(process, found[0], httpx.Client(base_url=found[0], timeout=60))
+    raise AssertionError(f"the server ended: {''.join(seen)}")
+
+
+def stop(running: Running) -> None:
+    running.client.close()
+    running.process.kill()
+    running.process.wait()
+    assert running.process.stderr is not None
+    running.process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Running]:
+    running = start("--log-level", "info", "--log-format", "json")
+    drain(running)
+    yield running
+    stop(running)
+
+
+def drain(running: Running) -> None:
+    """Keep reading the log, or the pipe fills up and the server waits."""
+    stderr = running.process.stderr
+    assert stderr is not None
+    threading.Thread(target=lambda: [None for _ in stderr], daemon=True).start()

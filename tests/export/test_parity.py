@@ -1,0 +1,223 @@
+"""The exported graphs are transformers' ViLT; and a graph that is not is found out."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import factories
+import numpy as np
+import pytest
+import torch
+from exported import Exported, export_both_forms
+from transformers import ViltConfig
+
+from export import checkpoint, graph, parity
+from models.answers import sigmoid
+from models.batch import Feeds, collate
+from models.spec import ViltSpec
+
+SCORE_TOLERANCE = 1e-3  # of a request alone and inside a batch: different shapes round differently
+State = dict[str, torch.Tensor]
+
+
+Reference = list[tuple[Feeds, parity.Logits]]
+
+
+def reference_of(exported: Exported) -> Reference:
+    """Run transformers over every batch of parity.cases."""
+    oracle, config = parity.TransformersOracle(exported.loaded), exported.loaded.config
+    batches = list(parity.cases(config, exported.loaded.raw_config["vocab_size"]))
+    return [(collate([sample.features(config) for sample in samples]), oracle.run(samples)) for samples in batches]
+
+
+@pytest.fixture(scope="module")
+def reference(small: Exported) -> Reference:
+    return reference_of(small)
+
+
+def largest_difference(ours: parity.Runner, reference: Reference) -> float:
+    """Find the largest |logit difference| over every batch and head."""
+    return max(
+        float(np.abs(ours(feeds)[head] - logits).max())
+        for feeds, expected in reference
+        for head, logits in expected.items()
+    )
+
+
+def test_cases_cover_grids_lengths_and_mixed_batches() -> None:
+    """Parity is measured on square, wide, tall and extreme grids, lengths 3 to 40, alone and padded."""
+    config = dataclasses.replace(_any_config(), spec=ViltSpec())
+
+    batches = list(parity.cases(config, 64))
+
+    grids = {sample.features(config).image.grid for samples in batches for sample in samples}
+    lengths = {len(sample.input_ids) for samples in batches for sample in samples}
+    assert len(grids) >= 10
+    assert {(12, 12), (12, 16), (16, 12), (2, 19), (19, 2)} <= grids
+    assert {3, 40} <= lengths
+    assert sum(len(samples) == 1 for samples in batches) >= 10
+    assert max(map(len, batches)) >= 4
+
+
+@pytest.mark.parametrize("form", ["three_parts", "fused"])
+def test_graphs_of_a_small_checkpoint_agree_with_transformers(small: Exported, reference: Reference, form: str) -> None:
+    """Both forms give every head's logits as transformers does, over grids, lengths and mixed batches."""
+    assert largest_difference(parity.onnx_runner(getattr(small, form)), reference) <= parity.FP32_TOLERANCE
+
+
+@pytest.mark.slow
+def test_graphs_of_a_full_size_checkpoint_agree_with_transformers(tmp_path: Path) -> None:
+    """ViLT-B/32 with 3,129 answers and every parameter redrawn: both forms, once."""
+    config = ViltConfig(id2label={index: str(index) for index in range(3129)})
+    state = factories.only(factories.redrawn_state(config), "vilt.", "classifier.")
+    folder = factories.write_checkpoint(tmp_path / "hf", config, state)
+    exported = export_both_forms(tmp_path, checkpoint.load(str(folder)))
+
+    reference = reference_of(exported)
+    found = {form: largest_difference(parity.onnx_runner(getattr(exported, form)), reference) for form in FORMS}
+
+    print(f"full size, max |logit difference|: {found}")  # noqa: T201 the figure to quote
+    assert max(found.values()) <= parity.FP32_TOLERANCE
+
+
+FORMS = ("three_parts", "fused")
+LAYER = "vilt.encoder.layer.1."
+ATTENTION = f"{LAYER}attention.attention."
+TEXT = "vilt.embeddings.text_embeddings."
+BIASES = {
+    "query": f"{ATTENTION}query.bias",
+    "value": f"{ATTENTION}value.bias",
+    "attention output": f"{LAYER}attention.output.dense.bias",
+    "intermediate": f"{LAYER}intermediate.dense.bias",
+    "output": f"{LAYER}output.dense.bias",
+    "layer norm before": f"{LAYER}layernorm_before.bias",
+    "layer norm after": f"{LAYER}layernorm_after.bias",
+    "final layer norm": "vilt.layernorm.bias",
+    "text layer norm": f"{TEXT}LayerNorm.bias",
+    "pooler": "vilt.pooler.dense.bias",
+    "patch projection": "vilt.embeddings.patch_embeddings.projection.bias",
+    "classifier 0": "classifier.0.bias",
+    "classifier norm": "classifier.1.bias",
+    "classifier 3": "classifier.3.bias",
+    "matching": "itm_score.fc.bias",
+    "ranking": "rank_output.bias",
+}
+
+
+def _swap(first: str, second: str) -> Callable[[State], None]:
+    def corrupt(state: State) -> None:
+        state[first], state[second] = state[second], state[first]
+
+    return corrupt
+
+
+def _zero(name: str) -> Callable[[State], None]:
+    def corrupt(state: State) -> None:
+        state[name] = torch.zeros_like(state[name])
+
+    return corrupt
+
+
+def _shift_positions(state: State) -> None:
+    positions = state["vilt.embeddings.position_embeddings"]
+    state["vilt.embeddings.position_embeddings"] = torch.cat([positions[:, :1], positions[:, 1:].roll(1, 1)], dim=1)
+
+
+def _transpose_positions(state: State) -> None:
+    positions = state["vilt.embeddings.position_embeddings"]
+    grid = positions[:, 1:].unflatten(1, (12, 12)).transpose(1, 2).flatten(1, 2)
+    state["vilt.embeddings.position_embeddings"] = torch.cat([positions[:, :1], grid], dim=1)
+
+
+def _swap_modalities(state: State) -> None:
+    state["vilt.embeddings.token_type_embeddings.weight"] = state["vilt.embeddings.token_type_embeddings.weight"].flip(
+        0
+    )
+
+
+CORRUPTIONS = {
+    "positions shifted": _shift_positions,
+    "positions transposed": _transpose_positions,
+    "modality rows swapped": _swap_modalities,
+    "query and key swapped": _swap(
+        f"{LAYER}attention.attention.query.weight", f"{LAYER}attention.attention.key.weight"
+    ),
+    "key and value swapped": _swap(
+        f"{LAYER}attention.attention.key.weight", f"{LAYER}attention.attention.value.weight"
+    ),
+    "cls token lost": _zero("vilt.embeddings.cls_token"),
+    "token type lost": _zero(f"{TEXT}token_type_embeddings.weight"),
+    **{f"{name} bias lost": _zero(parameter) for name, parameter in BIASES.items()},
+}
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS, ids=str)
+def test_parity_of_a_corrupted_checkpoint_fails(small: Exported, reference: Reference, corruption: str) -> None:
+    """Any one map gone wrong is visible in the logits: the tolerance is tight enough to mean something."""
+    state = dict(small.loaded.state)
+    CORRUPTIONS[corruption](state)
+
+    wrong = parity.torch_runner(graph.build(small.loaded.config, state))
+
+    assert largest_difference(wrong, reference[::4]) > parity.FP32_TOLERANCE
+
+
+def test_parity_of_the_torch_module_holds(small: Exported, reference: Reference) -> None:
+    """The control of the corruptions: what is not corrupted passes."""
+    assert largest_difference(parity.torch_runner(small.model), reference) <= parity.FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("part", ["text", "image"])
+def test_parity_with_padding_unmasked_fails(small: Exported, reference: Reference, part: str) -> None:
+    """Attending to padding is visible: the mask is tested, not merely present."""
+    run = parity.torch_runner(small.model)
+
+    def unmasked(feeds: Feeds) -> parity.Logits:
+        mask, length = feeds.mask.copy(), feeds.input_ids.shape[1]
+        region = np.s_[:, :length] if part == "text" else np.s_[:, length:]
+        mask[region] = True
+        return run(dataclasses.replace(feeds, mask=mask))
+
+    assert largest_difference(unmasked, reference) > parity.FP32_TOLERANCE
+
+
+def test_check_of_a_wrong_graph_raises_with_the_numbers(small: Exported) -> None:
+    """vilt-export ends with the difference that it found, not with a wrong artifact."""
+    state = dict(small.loaded.state)
+    _swap_modalities(state)
+    other = dataclasses.replace(small.loaded, state=state)
+
+    with pytest.raises(parity.ParityError, match=r"differ from the model: .*e.* with 1e-04 allowed"):
+        parity.check(other, graph.build(other.config, state), small.three_parts)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_answers_of_a_pair_are_the_same_alone_and_in_any_batch(small: Exported, form: str) -> None:
+    """Batch mates and padding change no score by more than rounding, and no top answer."""
+    run = parity.onnx_runner(getattr(small, form))
+    config = small.loaded.config
+    pairs = [samples[0].features(config) for samples in parity.cases(config, 64) if len(samples) == 1]
+    alone = [run(collate([pair]))["vqa_logits"][0] for pair in pairs]
+
+    for size in (2, 5, len(pairs)):
+        for first in range(0, len(pairs), size):
+            together = run(collate(pairs[first : first + size]))["vqa_logits"]
+            for logits, expected in zip(together, alone[first : first + size], strict=True):
+                scores = [[sigmoid(float(logit)) for logit in row] for row in (logits, expected)]
+                assert np.abs(np.subtract(*scores)).max() <= SCORE_TOLERANCE
+                assert logits.argmax() == expected.argmax() or np.ptp(np.sort(expected)[-2:]) <= SCORE_TOLERANCE
+
+
+def test_rank_logits_of_a_matching_checkpoint_are_its_true_pair_row(small: Exported) -> None:
+    """Without a ranking head, the matching head's second row ranks; Source: dandelin/ViLT vilt_module.py."""
+    state = {name: value for name, value in small.loaded.state.items() if not name.startswith("rank_output")}
+    run = parity.torch_runner(graph.build(small.loaded.config, state))
+    samples = next(parity.cases(small.loaded.config, 64))
+
+    logits = run(collate([sample.features(small.loaded.config) for sample in samples]))
+
+    assert np.array_equal(logits["rank_logits"][:, 0], logits["itm_logits"][:, 1])
+
+
+def _any_config() -> graph.GraphConfig:
+    return graph.GraphConfig(spec=ViltSpec(), hidden_size=48, num_layers=3, num_attention_heads=4, layer_norm_eps=1e-12)

@@ -1,0 +1,166 @@
+"""Any picture to the reference's pixels; anything else to a sentence."""
+
+import struct
+import zlib
+
+import factories
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
+
+from models.errors import InputTooLarge, InvalidInput
+from models.image import ImagePatches, decode, to_patches
+from models.spec import ViltSpec
+
+SPEC = ViltSpec()
+LIMITS = {"max_pixels": 50_000_000, "max_aspect_ratio": 20.0}
+SIZES = [
+    (640, 480),
+    (480, 640),
+    (384, 384),
+    (500, 375),
+    (1, 1),
+    (40, 40),
+    (1333, 800),
+    (2000, 101),
+    (101, 2000),
+    (17, 300),
+]
+ORIENTATION = 0x0112
+
+
+def pixels_of(image: ImagePatches) -> np.ndarray:
+    """Put patches together again: (H, W, 3)."""
+    rows, columns = image.grid
+    patches = image.patches.reshape(rows, columns, 32, 32, 3).transpose(0, 2, 1, 3, 4)
+    return patches.reshape(rows * 32, columns * 32, 3)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_patches_of_any_size_are_the_reference_s_pixels(size: tuple[int, int]) -> None:
+    """Bit for bit: what the graph reads is what transformers' processor makes, before it normalises."""
+    image = factories.noise(*size)
+    reference = ViltImageProcessorPil(do_rescale=False, do_normalize=False)(image, return_tensors="np")
+
+    ours = pixels_of(to_patches(image, SPEC))
+
+    assert np.array_equal(ours, reference["pixel_values"][0].transpose(1, 2, 0))
+
+
+def test_position_ids_of_an_image_are_its_grid_s_rows() -> None:
+    """One row a patch, in reading order."""
+    image = to_patches(factories.noise(640, 480), SPEC)
+
+    first = SPEC.first_position_row((12, 16))
+    assert image.grid == (12, 16)
+    assert image.position_ids.tolist() == list(range(first, first + 192))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "I", "F", "YCbCr", "HSV"])
+def test_decode_of_any_mode_gives_rgb(mode: str) -> None:
+    """Every mode that a file can hold becomes three channels of the right size."""
+    file_format = {"CMYK": "TIFF", "F": "TIFF", "I": "TIFF", "YCbCr": "JPEG", "HSV": "TIFF"}.get(mode, "PNG")
+    image = factories.noise(64, 48)
+    image = image.convert("L").convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
+    data = factories.encoded(image if mode != "HSV" else image.convert("LAB").convert("RGB"), file_format)
+
+    decoded = decode(data, **LIMITS)
+
+    assert (decoded.mode, decoded.size) == ("RGB", (64, 48))
+
+
+def test_decode_of_16_bit_gray_scales_it_to_8() -> None:
+    """Sixteen bits are scaled, not clipped to white."""
+    gray = Image.fromarray(np.array([[0, 257, 128 * 257, 65535]] * 4, np.uint16))
+
+    decoded = np.asarray(decode(factories.encoded(gray, "PNG"), **LIMITS))
+
+    assert decoded[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_decode_of_transparency_shows_white_behind_it(mode: str) -> None:
+    """What is not painted is white, whatever colour hides beneath."""
+    image = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    data = (
+        factories.encoded(Image.new("P", (8, 8), 0), "PNG", transparency=0)
+        if mode == "P"
+        else factories.encoded(image.convert(mode), "PNG")
+    )
+
+    assert np.asarray(decode(data, **LIMITS)).min() == 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_of_any_exif_orientation_gives_the_upright_picture(orientation: int) -> None:
+    """The eight ways to hold a camera give the same pixels."""
+    upright = factories.noise(60, 40)
+    back = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(back[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+
+    decoded = decode(factories.encoded(stored, "PNG", exif=exif), **LIMITS)
+
+    assert np.array_equal(np.asarray(decoded), np.asarray(upright))
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_decode_of_several_frames_takes_the_first(file_format: str) -> None:
+    """An animation is its first picture."""
+    red, blue = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (32, 32), "blue")
+    options = {"lossless": True} if file_format == "WEBP" else {}
+
+    decoded = decode(factories.encoded(red, file_format, save_all=True, append_images=[blue], **options), **LIMITS)
+
+    assert decoded.getpixel((16, 16)) == (255, 0, 0)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """Write a PNG that begins as one of this size would, and then ends."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    begun = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + struct.pack(">I", 9000) + b"IDAT"
+    return b"\x89PNG\r\n\x1a\n" + begun
+
+
+JPEG = factories.encoded(factories.noise(64, 48), "JPEG")
+PNG = factories.encoded(factories.noise(64, 48), "PNG")
+BAD = {
+    "empty": (b"", "empty_image"),
+    "text": (b"hello", "invalid_image"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "invalid_image"),
+    "format not listed": (factories.encoded(factories.noise(8, 8), "PPM"), "invalid_image"),
+    "icon": (factories.encoded(factories.noise(16, 16), "ICO"), "invalid_image"),
+    "jpeg cut short": (JPEG[: len(JPEG) // 2], "invalid_image"),
+    "png cut short": (PNG[: len(PNG) // 2], "invalid_image"),
+    "header only": (png_of_size(64, 64), "invalid_image"),
+    "50,000 x 50,000": (png_of_size(50_000, 50_000), "image_too_large"),
+    "strip": (factories.encoded(Image.new("RGB", (5000, 1)), "PNG"), "image_too_elongated"),
+}
+
+
+@pytest.mark.parametrize(("data", "code"), BAD.values(), ids=BAD)
+def test_decode_of_anything_else_raises_invalid_input(data: bytes, code: str) -> None:
+    """A file that is no use is refused with its own code and a sentence."""
+    with pytest.raises(InvalidInput) as caught:
+        decode(data, **LIMITS)
+
+    assert caught.value.code == code
+    assert str(caught.value).endswith(".")
+
+
+def test_decode_beyond_the_pixel_limit_raises_before_decoding() -> None:
+    """The limit is exact, and holds for headers without a picture behind them."""
+    decode(PNG, max_pixels=64 * 48, max_aspect_ratio=20)
+
+    with pytest.raises(InputTooLarge):
+        decode(PNG, max_pixels=64 * 48 - 1, max_aspect_ratio=20)

@@ -1,0 +1,79 @@
+"""An artifact is served as its manifest says, or not at all."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.errors import ArtifactError
+from models.manifest import MANIFEST, load_artifact, read_manifest
+from server.settings import SHAPES
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shutil.copytree(SHAPES, tmp_path / "shapes", ignore=shutil.ignore_patterns("*.md", "*.png"))
+
+
+def _edit(folder: Path, **changes: object) -> None:
+    path = folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _flip_a_byte(folder: Path) -> None:
+    path = folder / "fp32" / "interaction.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "has no manifest.json"),
+    "not JSON": (lambda folder: (folder / MANIFEST).write_text("{"), "cannot be read"),
+    "a list": (lambda folder: (folder / MANIFEST).write_text("[]"), "format version None"),
+    "another version": (lambda folder: _edit(folder, format_version=99), "format version 99"),
+    "a field too many": (lambda folder: _edit(folder, surprise=1), "not a manifest"),
+    "no such file": (lambda folder: (folder / "tokenizer.json").unlink(), "lacks tokenizer.json"),
+    "a flipped bit": (_flip_a_byte, "damaged: fp32/interaction.onnx"),
+    "another label count": (lambda folder: _edit(folder, heads={"vqa_logits": 7}), "22 labels for 7 logits"),
+}
+
+
+def test_load_of_a_sound_artifact_gives_labels_graphs_and_tasks(folder: Path) -> None:
+    """Everything that the server needs comes from the folder."""
+    artifact = load_artifact(folder)
+
+    assert artifact.precision == "fp32"
+    assert len(artifact.labels) == artifact.manifest.heads["vqa_logits"]
+    assert set(artifact.graphs) == {"text_embedding", "visual_embedding", "interaction"}
+    assert artifact.manifest.tasks == ("vqa", "itm", "rank")
+
+
+def test_manifest_written_and_read_is_the_same(folder: Path) -> None:
+    """Nothing is lost between the export and the server."""
+    manifest = read_manifest(folder)
+
+    manifest.write(folder)
+
+    assert read_manifest(folder) == manifest
+
+
+@pytest.mark.parametrize(("damage", "sentence"), DAMAGES.values(), ids=DAMAGES)
+def test_load_of_a_damaged_artifact_raises_one_sentence(
+    folder: Path, damage: Callable[[Path], object], sentence: str
+) -> None:
+    """Whatever is wrong is said in a line, with the file that it is about."""
+    damage(folder)
+
+    with pytest.raises(ArtifactError, match=sentence) as caught:
+        load_artifact(folder)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_load_of_a_missing_precision_says_what_there_is(folder: Path) -> None:
+    """The message names the precisions that the artifact has."""
+    with pytest.raises(ArtifactError, match="no precision int8; it has fp32"):
+        load_artifact(folder, "int8")

@@ -1,0 +1,101 @@
+"""Text to ids, several to a batch, logits to answers."""
+
+from pathlib import Path
+
+import factories
+import numpy as np
+import pytest
+from tokenizers.implementations import BertWordPieceTokenizer
+
+from models.answers import matching_score, sigmoid, top_answers
+from models.batch import Features, collate
+from models.errors import ArtifactError, InvalidInput
+from models.image import to_patches
+from models.spec import ViltSpec
+from models.text import TextEncoder, TextTokens
+
+SPEC = ViltSpec()
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> TextEncoder:
+    vocabulary = {token: index for index, token in enumerate(factories.TOKENS)}
+    BertWordPieceTokenizer(vocab=vocabulary, lowercase=True).save(str(tmp_path / "tokenizer.json"))
+    return TextEncoder(tmp_path / "tokenizer.json", max_tokens=6)
+
+
+def test_encode_of_a_short_text_frames_it_and_does_not_pad(encoder: TextEncoder) -> None:
+    """[CLS], the words, [SEP]; letters of either case are the same word."""
+    tokens = encoder.encode("What COLOR cats")
+
+    assert [factories.TOKENS[index] for index in tokens.input_ids] == ["[CLS]", "what", "color", "cat", "##s", "[SEP]"]
+    assert not tokens.truncated
+
+
+def test_encode_of_a_long_text_cuts_it_and_says_so(encoder: TextEncoder) -> None:
+    """What the model cannot read is cut before [SEP], and the caller is told."""
+    tokens = encoder.encode("what color is the cat")
+
+    assert len(tokens.input_ids) == 6
+    assert factories.TOKENS[tokens.input_ids[-1]] == "[SEP]"
+    assert tokens.truncated
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "a\0b", "\ud800"], ids=["empty", "blank", "NUL", "lone surrogate"])
+def test_encode_of_no_text_raises_invalid_input(encoder: TextEncoder, text: str) -> None:
+    """A text that is none is refused, not guessed at."""
+    with pytest.raises(InvalidInput):
+        encoder.encode(text)
+
+
+def test_encoder_of_a_damaged_file_raises_artifact_error(tmp_path: Path) -> None:
+    """A tokenizer that does not load is the artifact's fault."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+
+    with pytest.raises(ArtifactError, match="not a tokenizer"):
+        TextEncoder(tmp_path / "tokenizer.json", 6)
+
+
+def features(width: int, height: int, length: int) -> Features:
+    return Features(
+        to_patches(factories.noise(width, height), SPEC), TextTokens(np.arange(1, length + 1), truncated=False)
+    )
+
+
+def test_collate_of_one_pads_nothing() -> None:
+    """A request alone runs at its exact shape."""
+    feeds = collate([features(640, 480, 7)])
+
+    assert (feeds.input_ids.shape, feeds.patches.shape, feeds.mask.shape) == ((1, 7), (1, 192, 3072), (1, 7 + 1 + 192))
+    assert feeds.mask.all()
+    assert feeds.padding_ratio == 0
+
+
+def test_collate_of_two_masks_exactly_what_it_pads() -> None:
+    """Text is padded after text, patches after patches, and every padded patch has the padding position."""
+    short, long = features(384, 384, 3), features(640, 480, 5)
+
+    feeds = collate([short, long])
+
+    assert feeds.mask[0].tolist() == [True] * 3 + [False] * 2 + [True] * (1 + 144) + [False] * 48
+    assert feeds.mask[1].all()
+    assert not feeds.position_ids[0, 144:].any()
+    assert np.array_equal(feeds.patches[0, :144], short.image.patches)
+    assert feeds.padding_ratio == pytest.approx(50 / (2 * 198))
+
+
+def test_top_answers_are_sorted_and_scored_by_sigmoid() -> None:
+    """Best first; equal logits keep their order; asking for more than there are gives all."""
+    logits = np.array([0.0, 2.0, 0.0, -1000.0], np.float32)
+
+    found = top_answers(logits, ["a", "b", "c", "d"], 9)
+
+    assert [answer.answer for answer in found] == ["b", "a", "c", "d"]
+    assert [answer.score for answer in found] == pytest.approx([0.880797, 0.5, 0.5, 0.0])
+
+
+def test_matching_score_is_the_true_pair_s_softmax() -> None:
+    """The second row is the true pair, and huge logits do not overflow."""
+    assert matching_score(np.array([1.0, 3.0], np.float32)) == pytest.approx(np.exp(3) / (np.exp(1) + np.exp(3)))
+    assert matching_score(np.array([1000.0, -1000.0], np.float32)) == pytest.approx(0)
+    assert sigmoid(1000.0) == 1.0
