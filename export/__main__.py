@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from export import checkpoint
-from export.artifact import remove_precisions, write_artifact
+from export.artifact import clear, write_artifact
 from export.parity import ParityError
 from models.manifest import TASKS
 
@@ -30,7 +30,7 @@ def main() -> None:
         bar.set_postfix_str(f"loading {options.checkpoint}")
         try:
             loaded = checkpoint.load(options.checkpoint, tokenizer=options.tokenizer, labels=options.labels)
-            remove_precisions(options.output)
+            clear(options.output)
             manifest = write_artifact(
                 loaded,
                 options.output,

@@ -11,7 +11,7 @@ from torch import nn
 from export import parity, to_onnx
 from export.checkpoint import Checkpoint, CheckpointError
 from export.graph import HEADS, Fused, build, heads_of
-from models.manifest import LABELS, TASKS, TOKENIZER, Manifest, Precision, describe_file
+from models.manifest import LABELS, MANIFEST, TASKS, TOKENIZER, Manifest, Precision, describe_file
 
 TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "pillow")
 Report = Callable[[str], None]
@@ -70,8 +70,9 @@ def write_artifact(
     return manifest
 
 
-def remove_precisions(output: Path) -> None:
-    """Clear what an earlier export left, so that the folder holds just what its manifest says."""
+def clear(output: Path) -> None:
+    """Remove what an earlier export left: a folder without a manifest is not served, should this export fail."""
+    (output / MANIFEST).unlink(missing_ok=True)
     for folder in ("fp32", "int8", "fp16"):
         shutil.rmtree(output / folder, ignore_errors=True)
 

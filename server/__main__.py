@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 
 import uvicorn
-from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
@@ -61,7 +60,7 @@ def main() -> None:
         models = load(settings)
     except ArtifactError as error:
         sys.exit(f"vilt-serve: {error}")
-    metrics = Metrics(CollectorRegistry())
+    metrics = Metrics()
     admission = Admission(settings.max_queue_entries, metrics)
     config = uvicorn.Config(
         create_app(settings, models, admission, metrics),

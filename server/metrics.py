@@ -14,8 +14,8 @@ RATIOS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 class Metrics:
     """The server's instruments."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()  # never the global one
         self.requests = Counter(
             "vilt_requests", "Task requests answered, by status and error code.", ["task", "status", "code"],
             registry=registry,

@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     )
 
     model: Annotated[list[Path], NoDecode] = Field(
-        default=[SHAPES], description="artifact folder; repeat to serve several (in VILT_MODEL: separated by ':')"
+        default=[SHAPES], description="artifact folder; repeat to serve several (in VILT_MODEL: separated by ',')"
     )
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -53,4 +53,4 @@ class Settings(BaseSettings):
     @field_validator("model", mode="before")
     @classmethod
     def _split_paths(cls, value: object) -> object:
-        return value.split(":") if isinstance(value, str) else value
+        return value.split(",") if isinstance(value, str) else value  # repeated flags arrive so, too

@@ -1,8 +1,8 @@
 """The ViLT that `shapes` trains: transformers' own ViltModel with three heads and two helpers.
 
 Training goes through transformers' class, so that its checkpoint is a Hugging Face one and the export has an oracle.
-The helpers, which no checkpoint holds, are dense signals where an answer alone teaches slowly: one names the colour and
-the shape in every patch half way up, the other says where the objects lie that a question names.
+The helpers, which no checkpoint holds, are dense signals where an answer alone teaches slowly: half way up, every patch
+says what it shows and where it is; at the top, the pooled token says where the objects lie that a question names.
 """
 
 import json
@@ -20,6 +20,7 @@ from export.shapes.scenes import COLORS, GRID, SHAPES
 PATCH_PX = 32
 IMAGE_PX = GRID * PATCH_PX
 HELPER_LAYER = 2
+PATCH_HELPERS = ("color", "shape", "row", "column")
 POSITION_STD = 0.6  # of a row's and a column's vector: beside patches, which embed with 3, 0.02 would be lost
 PLACES = 4  # row and column of the first object that a question names, and of the second
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *VOCABULARY]
@@ -58,6 +59,8 @@ class ShapesModel(nn.Module):
             {
                 "color": nn.Linear(hidden, len(COLORS) + 1),
                 "shape": nn.Linear(hidden, len(SHAPES) + 1),
+                "row": nn.Linear(hidden, GRID),
+                "column": nn.Linear(hidden, GRID),
                 "places": nn.Linear(hidden, PLACES * GRID),
             }
         )
@@ -107,7 +110,9 @@ class ShapesModel(nn.Module):
         return torch.cat([cls_token, patches], dim=1) + embeddings.position_embeddings  # (S, 1 + P, hidden)
 
     def _name_patches(self, patches: Tensor) -> dict[str, Tensor]:
-        return {name: self.helpers[name](patches) for name in ("color", "shape")}
+        # Normalised, or the helpers would be served best by ever larger patches, beside which all later layers whisper.
+        normed = nn.functional.layer_norm(patches, patches.shape[-1:])
+        return {name: self.helpers[name](normed) for name in PATCH_HELPERS}
 
 
 def save_checkpoint(model: ShapesModel, directory: Path) -> None:

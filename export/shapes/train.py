@@ -20,7 +20,15 @@ from tqdm import tqdm
 
 from export.shapes.heldout import HELD_OUT
 from export.shapes.language import KINDS, LABELS, MAX_TEXT_TOKENS, Question, caption, question
-from export.shapes.model import IMAGE_PX, PLACES, ShapesModel, save_checkpoint, shapes_config, shapes_tokenizer
+from export.shapes.model import (
+    IMAGE_PX,
+    PATCH_HELPERS,
+    PLACES,
+    ShapesModel,
+    save_checkpoint,
+    shapes_config,
+    shapes_tokenizer,
+)
 from export.shapes.scenes import COLORS, GRID, SHAPES, Scene, draw, random_scene
 
 TRAINING, LOOKING = 0, 2  # first number of a scene's seed; no scene of HELD_OUT is ever trained on
@@ -103,7 +111,7 @@ def places_of(scene: Scene, asked: Question) -> list[int]:
 
 
 def picture_tensors(scenes: list[Scene]) -> dict[str, Tensor]:
-    """Draw scenes and say which colour and shape each patch holds; 0 is none."""
+    """Draw scenes and say of each patch which colour and shape it holds, 0 being none, and where it is."""
     pictures = []
     colors = np.zeros((len(scenes), GRID * GRID), np.int64)
     shapes = np.zeros((len(scenes), GRID * GRID), np.int64)
@@ -116,6 +124,8 @@ def picture_tensors(scenes: list[Scene]) -> dict[str, Tensor]:
         "pictures": torch.from_numpy(np.stack(pictures)),  # (S, H, W, 3) uint8
         "color": torch.from_numpy(colors),  # (S, P)
         "shape": torch.from_numpy(shapes),
+        "row": torch.arange(GRID).repeat_interleave(GRID).expand(len(scenes), -1),
+        "column": torch.arange(GRID).repeat(GRID).expand(len(scenes), -1),
     }
 
 
@@ -141,7 +151,7 @@ def run_model(model: ShapesModel, batch: dict[str, Tensor], *, bf16: bool) -> di
 def loss_of(logits: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
     """Add up the losses: binary cross-entropy over answers as in the paper, matching, ranking, helpers."""
     helpers = sum(
-        nn.functional.cross_entropy(logits[name].flatten(0, 1), batch[name].flatten()) for name in ("color", "shape")
+        nn.functional.cross_entropy(logits[name].flatten(0, 1), batch[name].flatten()) for name in PATCH_HELPERS
     )
     if "vqa" not in logits:
         return helpers

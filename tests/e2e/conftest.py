@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-COMMAND = [sys.executable, "-m", "server", "--port", "0"]
+COMMAND = [sys.executable, "-m", "server", "--port", "0"]  # a --port that follows goes before
 LISTENING = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -23,9 +23,9 @@ class Running:
     client: httpx.Client
 
 
-def start(*flags: str) -> Running:
+def start(*flags: str, executable: str = sys.executable) -> Running:
     """Start vilt-serve on a free port and read the port off its log."""
-    process = subprocess.Popen([*COMMAND, *flags], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([executable, *COMMAND[1:], *flags], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     seen = []
     for line in process.stderr:

@@ -1,0 +1,246 @@
+"""The process: it starts with one sentence or not at all, batches under load, and leaves nobody waiting."""
+
+import asyncio
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import factories
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from export.shapes.language import KINDS, question
+from export.shapes.scenes import draw, random_scene
+from server.settings import SHAPES
+
+from .conftest import COMMAND, Running, drain, start, stop
+
+SCORE_TOLERANCE = 1e-3  # alone and in a batch: different shapes round differently
+PNG = factories.encoded(factories.noise(200, 200), "PNG")
+
+
+@pytest.fixture
+def own_server(request: pytest.FixtureRequest) -> Iterator[Running]:
+    running = start("--drain-pause-s", "0.5", *getattr(request, "param", []))
+    drain(running)
+    yield running
+    stop(running)
+
+
+def ask(client: httpx.Client, **headers: str) -> httpx.Response:
+    return client.post("/v1/vqa", files={"image": PNG}, data={"question": "is there a star?"}, headers=headers)
+
+
+def sample(url: str, name: str, **labels: str) -> float:
+    """Read one value of /metrics."""
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
+        for found in family.samples:
+            if found.name == name and labels.items() <= found.labels.items():
+                return float(found.value)
+    raise AssertionError(f"{name} {labels} is not exposed")
+
+
+def requests_about_scenes(count: int) -> list[dict[str, Any]]:
+    """Make distinct questions about pictures of mixed sizes, so that grids mix in batches."""
+    sizes = [(320, 320), (480, 320), (320, 480), (640, 360), (200, 200)]
+    made: list[dict[str, Any]] = []
+    for index in range(count):
+        scene = random_scene((1, 500_000 + index))
+        asked = question(scene, KINDS[index % len(KINDS)], np.random.default_rng(index))
+        picture = draw(scene).resize(sizes[index % len(sizes)])
+        text = asked.text if asked else "how many objects are there?"
+        made.append({"files": {"image": factories.encoded(picture, "PNG")}, "data": {"question": text, "top_k": "22"}})
+    return made
+
+
+async def ask_all(url: str, requests: list[dict[str, Any]], concurrency: int) -> list[dict[str, float]]:
+    """Send requests, so many at a time; return each one's scores by answer."""
+    answers: list[dict[str, float]] = [{} for _ in requests]
+    remaining = iter(range(len(requests)))
+
+    async def work(client: httpx.AsyncClient) -> None:
+        for index in remaining:
+            response = await client.post("/v1/vqa", **requests[index])
+            response.raise_for_status()
+            answers[index] = {row["answer"]: row["score"] for row in response.json()["answers"]}
+
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        await asyncio.gather(*(work(client) for _ in range(concurrency)))
+    return answers
+
+
+@pytest.mark.slow
+def test_concurrent_requests_are_batched_and_answered_as_alone(own_server: Running) -> None:
+    """At concurrency 16 the mean batch is above one, and no answer depends on its batch mates."""
+    requests = requests_about_scenes(200)
+    alone = asyncio.run(ask_all(own_server.url, requests, 1))
+    before = [sample(own_server.url, f"vilt_batch_entries_{part}") for part in ("sum", "count")]
+
+    together = asyncio.run(ask_all(own_server.url, requests, 16))
+
+    after = [sample(own_server.url, f"vilt_batch_entries_{part}") for part in ("sum", "count")]
+    entries, batches = (late - early for late, early in zip(after, before, strict=True))
+    print(f"mean batch at concurrency 16: {entries / batches:.2f}")  # noqa: T201 the figure to quote
+    assert entries == 200
+    assert entries / batches > 1
+    for mine, theirs in zip(together, alone, strict=True):
+        assert mine == pytest.approx(theirs, abs=SCORE_TOLERANCE)
+        best, second = sorted(theirs.values())[-1:-3:-1]
+        assert (
+            max(mine, key=mine.__getitem__) == max(theirs, key=theirs.__getitem__) or best - second <= SCORE_TOLERANCE
+        )
+
+
+def test_sigterm_keeps_serving_not_ready_then_ends_with_zero(own_server: Running) -> None:
+    """A balancer has time to notice, and whoever supervises sees a clean end."""
+    assert own_server.client.get("/readyz").status_code == 200
+
+    own_server.process.send_signal(signal.SIGTERM)
+
+    until_not_ready(own_server)
+    assert ask(own_server.client).status_code == 200
+    assert own_server.client.get("/livez").status_code == 200
+    assert own_server.process.wait(timeout=20) == 0
+
+
+def until_not_ready(running: Running) -> None:
+    """Ask until the signal has arrived; every answer on the way is a good one."""
+    for _ in range(1000):
+        if running.client.get("/readyz").status_code == 503:
+            return
+    raise AssertionError("the server never said that it was draining")
+
+
+@pytest.mark.parametrize("own_server", [["--drain-pause-s", "60"]], indirect=True, ids=["long pause"])
+def test_second_sigterm_ends_at_once(own_server: Running) -> None:
+    """Who asks twice does not wait."""
+    own_server.process.send_signal(signal.SIGTERM)
+    until_not_ready(own_server)
+
+    own_server.process.send_signal(signal.SIGTERM)
+
+    assert own_server.process.wait(timeout=10) == 0
+
+
+@pytest.mark.parametrize("own_server", [["--deadline-ms", "1"]], indirect=True, ids=["1 ms"])
+def test_request_beyond_its_deadline_is_504_unless_it_asks_for_more(own_server: Running) -> None:
+    """The setting holds for everyone; a request's own deadline goes before it."""
+    late, patient = ask(own_server.client), ask(own_server.client, **{"X-Deadline-Ms": "60000"})
+
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert patient.status_code == 200
+
+
+@pytest.mark.parametrize("own_server", [["--max-queue-entries", "1"]], indirect=True, ids=["1 entry"])
+def test_request_beyond_capacity_is_429_and_told_when_to_come_back(own_server: Running) -> None:
+    """Overload is refused at once, in whole seconds for clients and finer in the body."""
+    image = {"image": PNG}
+    rank = {"files": {"query_image": PNG}, "data": {"texts": ["a star"] * 900}}
+    first = threading.Thread(target=lambda: own_server.client.post("/v1/rank", **rank))
+    first.start()
+    try:
+        while sample(own_server.url, "vilt_in_flight_entries") == 0:
+            pass
+        refused = httpx.post(f"{own_server.url}/v1/vqa", files=image, data={"question": "is there a star?"})
+    finally:
+        first.join()
+
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert int(refused.headers["Retry-After"]) * 1000 >= refused.json()["retry_after_ms"] > 0
+    assert ask(own_server.client).status_code == 200
+
+
+def run_to_its_end(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *flags], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_start_with_a_damaged_artifact_ends_with_one_sentence(tmp_path: Path) -> None:
+    """The person who starts it reads what is wrong, not a traceback."""
+    folder = shutil.copytree(SHAPES, tmp_path / "shapes")
+    (folder / "labels.json").write_text("[]")
+
+    ended = run_to_its_end("--model", str(folder))
+
+    assert ended.returncode != 0
+    assert ended.stderr.count("\n") == 1
+    assert "labels.json" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--model", "/nowhere"], "/nowhere is not an artifact"),
+        (["--model", str(SHAPES), "--model", str(SHAPES)], "Two artifacts are named shapes"),
+        (["--max-batch-size", "0"], "max_batch_size"),
+    ],
+    ids=["no folder", "twice the same", "a setting out of range"],
+)
+def test_start_with_a_wrong_flag_ends_with_one_sentence(flags: list[str], sentence: str) -> None:
+    """So it is for every flag."""
+    ended = run_to_its_end(*flags)
+
+    assert ended.returncode != 0
+    assert sentence in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_start_on_a_taken_port_says_so_and_ends() -> None:
+    """Two servers on one port is a common mistake."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = run_to_its_end("--port", str(taken.getsockname()[1]))
+
+    assert ended.returncode != 0
+    assert "address already in use" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_names_every_setting_with_a_sentence() -> None:
+    """--help is the reference."""
+    text = run_to_its_end("--help").stdout
+
+    for flag in ("--model", "--max-batch-size", "--deadline-ms", "--drain-pause-s", "--log-format"):
+        assert flag in text
+    assert "vilt-serve" in text
+
+
+def test_log_of_a_request_holds_its_stages_and_not_its_text() -> None:
+    """A log line can be shared: it has no picture, no question."""
+    running = start("--log-format", "json", "--drain-pause-s", "0")
+    try:
+        running.client.post("/v1/vqa", files={"image": PNG}, data={"question": "is there a zebra?"})
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.stderr is not None
+        lines = running.process.stderr.read()
+    finally:
+        stop(running)
+
+    assert '"inference_ms"' in lines
+    assert "zebra" not in lines
+
+
+@pytest.mark.slow
+def test_environment_with_the_cpu_extra_alone_serves_without_torch(tmp_path: Path) -> None:
+    """What serving installs has neither torch nor transformers, and answers."""
+    python = tmp_path / "venv" / "bin" / "python"
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--editable", f"{root}[cpu]"], check=True)
+
+    absent = "import importlib.util as u; assert not any(map(u.find_spec, ('torch', 'transformers', 'onnx', 'httpx')))"
+    subprocess.run([python, "-c", absent], check=True)
+    running = start(executable=str(python))
+    drain(running)
+    try:
+        assert ask(running.client).status_code == 200
+    finally:
+        stop(running)

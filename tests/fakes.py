@@ -1,0 +1,64 @@
+"""Fakes we own: an engine that answers at once, fails, or waits; a clock that is set by hand."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from models.batch import Features, Feeds
+from models.image import ImagePatches
+from models.manifest import Artifact, load_artifact
+from models.text import TextTokens
+from server.settings import SHAPES
+from server.types import EngineOutput, ServedModel
+
+
+class FakeClock:
+    """Seconds that pass when told."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class FakeEngine:
+    """Gives each row its own first token as every logit, and remembers the sizes of its batches."""
+
+    provider = "fake"
+
+    def __init__(self, *, failures: int = 0) -> None:
+        self.batches: list[list[int]] = []
+        self.failures = failures
+        self.may_run = threading.Event()
+        self.may_run.set()
+
+    def run(self, feeds: Feeds) -> EngineOutput:
+        self.may_run.wait(timeout=30)
+        self.batches.append(feeds.input_ids[:, 0].tolist())
+        if self.failures:
+            self.failures -= 1
+            raise FloatingPointError("a logit is not a finite number")
+        first = feeds.input_ids[:, :1].astype(np.float32)
+        logits = {"vqa_logits": np.repeat(first, 22, axis=1), "itm_logits": np.repeat(first, 2, axis=1)}
+        parts_s = dict.fromkeys(("text_embedding", "visual_embedding", "interaction"), 0.001)
+        return EngineOutput({**logits, "rank_logits": first}, parts_s)
+
+
+def served(engine: FakeEngine, *, max_batch_size: int = 4, name: str = "shapes") -> ServedModel:
+    """Serve the shipped artifact's tokenizer and labels with a fake engine."""
+    return ServedModel(artifact=artifact(name), engine=engine, max_batch_size=max_batch_size, max_rank_slice=1)
+
+
+def artifact(name: str = "shapes", folder: Path = SHAPES) -> Artifact:
+    loaded = load_artifact(folder)
+    return replace(loaded, manifest=replace(loaded.manifest, name=name))
+
+
+def features(number: int, *, rows: int = 1, columns: int = 1, length: int = 3) -> Features:
+    """Make a pair that can be told by its first token."""
+    count = rows * columns
+    image = ImagePatches(np.zeros((count, 3072), np.uint8), np.ones(count, np.int64), (rows, columns))
+    return Features(image, TextTokens(np.array([number] * length, np.int64), truncated=False))

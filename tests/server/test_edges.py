@@ -1,0 +1,160 @@
+"""Admission, timings, bodies, settings, logs: the small rooms."""
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from fakes import FakeClock
+from pydantic import ValidationError
+
+from server import bodies
+from server.admission import FIRST_GUESS_S, Admission
+from server.cpus import usable_cpus
+from server.errors import BadRequest, Overloaded, TooLarge
+from server.logs import FIELDS, ConsoleFormatter, JsonFormatter
+from server.metrics import Metrics
+from server.schemas import RankBody, VqaBody
+from server.settings import SHAPES, Settings
+from server.types import Timings
+
+
+def test_timings_of_consecutive_marks_sum_to_the_total() -> None:
+    """Stages are consecutive, so nothing is counted twice or lost; parts are nested and not summed."""
+    clock = FakeClock()
+    timings = Timings(clock)
+    for stage, duration_s in (("receive", 0.5), ("admit", 0.25), ("inference", 1.0)):
+        clock.now_s += duration_s
+        timings.mark(stage)
+    timings.parts_s["interaction"] = 0.75
+
+    assert timings.as_ms() == {"receive": 500, "admit": 250, "inference": 1000, "interaction": 750, "total": 1750}
+
+
+def test_admission_when_idle_admits_anything() -> None:
+    """A rank larger than the capacity runs when nothing else does."""
+    admission = Admission(4, Metrics())
+
+    with admission.admit(100):
+        pass
+
+
+def test_admission_beyond_capacity_refuses_and_says_when_to_come_back() -> None:
+    """The time to wait is the backlog's: entries in flight times what one takes."""
+    admission = Admission(4, Metrics())
+
+    with admission.admit(3):
+        with admission.admit(1):
+            pass
+        with pytest.raises(Overloaded) as refused, admission.admit(2):
+            pass
+
+    assert refused.value.retry_after_s == pytest.approx(3 * FIRST_GUESS_S)
+    with admission.admit(4):
+        pass
+
+
+def read(data: bytes, content_type: str, *, chunk: int, limit: int = 10_000) -> bodies.RawBody:
+    async def stream() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), chunk):
+            yield data[start : start + chunk]
+
+    headers = {"content-type": content_type}
+    return asyncio.run(bodies.read(stream(), headers, max_body_bytes=limit, max_parts=8, accepts_image=True))
+
+
+MULTIPART = (
+    b'--x\r\nContent-Disposition: form-data; name="question"\r\n\r\nis it r\xc3\xb6t?\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    b"\x89PNG\r\n--y\r\n\x00\r\n--x--\r\n"
+)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+def test_multipart_in_chunks_of_any_size_is_read_the_same(chunk: int) -> None:
+    """Where the network cuts a body changes nothing, down to single bytes."""
+    body = read(MULTIPART, "multipart/form-data; boundary=x", chunk=chunk)
+
+    assert bodies.parse(body, {}, VqaBody) == VqaBody(image=b"\x89PNG\r\n--y\r\n\x00", question="is it röt?")
+
+
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+@pytest.mark.parametrize("content_type", ["image/png", "application/json", "multipart/form-data; boundary=x"])
+def test_body_around_its_limit_is_refused_only_beyond(content_type: str, excess: int) -> None:
+    """The limit is exact in every form."""
+    data = MULTIPART if content_type.startswith("multipart") else b"1" * 100
+
+    if excess > 0:
+        with pytest.raises(TooLarge):
+            read(data, content_type, chunk=16, limit=len(data) - excess)
+    else:
+        read(data, content_type, chunk=16, limit=len(data) - excess)
+
+
+def test_rank_of_multipart_is_the_json_body_s_fields() -> None:
+    """Both forms of a rank are one request."""
+    fields: bodies.Fields = {"query_text": ["a star"], "images": [b"1", b"2"], "top_k": ["1"]}
+
+    body = bodies.parse(bodies.RawBody("multipart", b"", fields), {}, RankBody)
+
+    assert body == RankBody.model_validate(
+        {"query": {"text": "a star"}, "candidates": [{"image": b"1"}, {"image": b"2"}], "top_k": 1}
+    )
+
+
+def test_wrong_field_is_named() -> None:
+    """The sentence says which field, and what is wrong with it."""
+    body = bodies.RawBody("json", b'{"image": "aa", "question": "a", "top_k": 0}', {})
+
+    with pytest.raises(BadRequest, match=r"The field 'top_k' is not valid: .*greater than or equal to 1"):
+        bodies.parse(body, {}, VqaBody)
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting is VILT_ and its name; several models are separated by commas."""
+    monkeypatch.setenv("VILT_MODEL", "/a,/b")
+    monkeypatch.setenv("VILT_MAX_BATCH_SIZE", "3")
+
+    settings = Settings()
+
+    assert [str(path) for path in settings.model] == ["/a", "/b"]
+    assert settings.max_batch_size == 3
+
+
+def test_settings_without_any_serve_shapes() -> None:
+    """A fresh clone has something to serve."""
+    assert Settings().model == [SHAPES]
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    """A setting that makes no sense does not start a server."""
+    with pytest.raises(ValidationError):
+        Settings(max_batch_size=0)
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter()], ids=["json", "console"])
+def test_log_line_holds_its_fields_and_is_one_line(formatter: logging.Formatter) -> None:
+    """Machines read JSON, people read name=value."""
+    record = logging.makeLogRecord({"msg": "vqa", "levelname": "INFO", FIELDS: {"status": 200, "total_ms": 1.5}})
+
+    line = formatter.format(record)
+
+    assert "\n" not in line
+    if isinstance(formatter, JsonFormatter):
+        found = json.loads(line)
+        assert (found["message"], found["status"], found["total_ms"]) == ("vqa", 200, 1.5)
+    else:
+        assert line.endswith("vqa status=200 total_ms=1.5")
+
+
+@pytest.mark.parametrize(("cpu_max", "most"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", math.inf)])
+def test_usable_cpus_respects_the_cgroup_s_quota(tmp_path: Path, cpu_max: str, most: float) -> None:
+    """A quota of half a CPU is one thread, not the host's."""
+    path = tmp_path / "cpu.max"
+    path.write_text(cpu_max)
+
+    assert 1 <= usable_cpus(path) <= most
+    assert usable_cpus(tmp_path / "missing") >= 1

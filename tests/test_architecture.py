@@ -1,0 +1,67 @@
+"""Who may import whom, and that serving never reaches torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = {"server", "models", "export", "loadtest"}
+ALLOWED = {
+    "server": {"server", "models"},
+    "models": {"models"},
+    "export": {"export", "models"},
+    "loadtest": {"loadtest"},
+}
+ROOMS = {  # third parties on the serving side, and where alone they may be imported
+    "onnxruntime": {"server/engine.py"},
+    "prometheus_client": {"server/metrics.py"},
+    "PIL": {"models/image.py"},
+    "tokenizers": {"models/text.py"},
+    "python_multipart": {"server/bodies.py"},
+    "uvicorn": {"server/__main__.py"},
+    "torch": set(),
+    "transformers": set(),
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """List the top-level packages that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_package_imports_only_those_it_may(package: str) -> None:
+    """Imports point one way: server to models from export."""
+    for path in (ROOT / package).rglob("*.py"):
+        assert imports_of(path) & OURS <= ALLOWED[package], path
+
+
+@pytest.mark.parametrize("library", ROOMS)
+def test_library_stays_in_its_room(library: str) -> None:
+    """One file knows each third party; torch has no room here at all."""
+    users = {
+        str(path.relative_to(ROOT))
+        for package in ("server", "models")
+        for path in (ROOT / package).rglob("*.py")
+        if library in imports_of(path)
+    }
+
+    assert users == ROOMS[library]
+
+
+def test_server_when_imported_loads_no_torch() -> None:
+    """Not even through something else."""
+    check = "import sys, server.__main__; print(sorted({'torch', 'transformers', 'export', 'onnx'} & set(sys.modules)))"
+
+    loaded = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    assert loaded.stdout.strip() == "[]"
