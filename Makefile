@@ -45,7 +45,10 @@ accuracy: $(DEV)/installed ## Ask a server about 1,000 held-out scenes: accuracy
 
 shapes: $(DEV)/installed ## Train and export the shipped artifact again: 75 minutes on 2 cores, resumable
 	$(DEV)/bin/python -m export.shapes.train --output runs/shapes
-	$(DEV)/bin/vilt-export runs/shapes/checkpoint --output models/artifacts/shapes --name shapes \
+	mkdir -p export/shapes/checkpoint
+	cp runs/shapes/checkpoint/* export/shapes/checkpoint/
+	mv export/shapes/checkpoint/learning_curve.png models/artifacts/shapes/
+	$(DEV)/bin/vilt-export export/shapes/checkpoint --output models/artifacts/shapes --name shapes \
 		--description "Scenes of coloured shapes on a plain background; it knows nothing else."
 
 clean: ## Remove the virtual environments and what was made

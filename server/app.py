@@ -53,6 +53,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], admission: Adm
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batching = asyncio.create_task(batcher.run())
+        batching.add_done_callback(lambda _: admission.close())  # without its loop a server wants no requests
         admission.open()
         yield
         batching.cancel()

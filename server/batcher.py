@@ -142,7 +142,11 @@ class Batcher:
         self._metrics.padding_ratio.labels(model.name).observe(feeds.padding_ratio)
         return [
             EntryResult(
-                {head: logits[row] for head, logits in output.logits.items()}, started_s, ended_s, output.parts_s
+                logits={head: logits[row] for head, logits in output.logits.items()},
+                started_s=started_s,
+                ended_s=ended_s,
+                parts_s=output.parts_s,
+                batch_size=len(batch),
             )
             for row in range(len(batch))
         ]

@@ -21,7 +21,7 @@ from models.text import TextTokens
 from server.admission import Admission
 from server.batcher import Batcher
 from server.errors import DeadlineExceeded, NotFound, TooLarge, Unusable
-from server.schemas import Candidate, Item, ItmBody, RankBody, VqaBody
+from server.schemas import Candidate, ItmBody, RankBody, VqaBody
 from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Timings, Urgency
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class Pipeline:
                 features = await self._in_pool(lambda: self._prepare(model, body.image, text, timings))
                 entry = Entry(model=model, features=features, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s)
                 result = await self._batcher.submit(entry)
-                self._mark_run(timings, result, result, entries=1)
+                self._mark_run(timings, result, result, entries=result.batch_size)
                 top_k = body.top_k if isinstance(body, VqaBody) else 0
                 return Outcome(model=model, truncated=features.text.truncated, logits=result.logits, top_k=top_k)
 
@@ -134,9 +134,7 @@ class Pipeline:
                 raise TooLarge("too_many_candidates", f"There are {count:,} candidates; at most {most:,} are ranked.")
             with self._admission.admit(count):
                 timings.mark("admit")
-                image, text = _pair(body.query, body.candidates[0])
-                with _naming("candidates[0]"):
-                    first = await self._in_pool(lambda: self._prepare(model, image, text, timings))
+                first = await self._in_pool(lambda: self._prepare_first(model, body, timings))
                 results, truncated = await self._run_slices(model, first, body, deadline_s)
                 started_first = min(results, key=lambda result: result.started_s)
                 ended_last = max(results, key=lambda result: result.ended_s)
@@ -154,7 +152,7 @@ class Pipeline:
 
         def prepare(index: int) -> Features:
             candidate = body.candidates[index]
-            with _naming(f"candidates[{index}]"), _as_server_errors():
+            with _refusing(f"candidates[{index}]"):
                 if candidate.image is not None:
                     return Features(self._patches(model, candidate.image, Timings()), first.text)
                 return Features(first.image, self._tokens(model, candidate.text or ""))
@@ -184,11 +182,23 @@ class Pipeline:
 
     def _prepare(self, model: ServedModel, image: str | bytes, text: str, timings: Timings) -> Features:
         """Turn one pair into features; on a pool thread."""
-        with _as_server_errors():
+        with _refusing():
             patches = self._patches(model, image, timings)
             tokens = self._tokens(model, text)
-            timings.mark("tokenize")
-            return Features(patches, tokens)
+        timings.mark("tokenize")
+        return Features(patches, tokens)
+
+    def _prepare_first(self, model: ServedModel, body: RankBody, timings: Timings) -> Features:
+        """Prepare a rank's query, of which there is one, with its first candidate."""
+        query, candidate = body.query, body.candidates[0]
+        asks_text = query.text is not None
+        image, text = (candidate.image, query.text) if asks_text else (query.image, candidate.text)
+        with _refusing("candidates[0]" if asks_text else "query"):
+            patches = self._patches(model, image or b"", timings)
+        with _refusing("query" if asks_text else "candidates[0]"):
+            tokens = self._tokens(model, text or "")
+        timings.mark("tokenize")
+        return Features(patches, tokens)
 
     def _patches(self, model: ServedModel, image: str | bytes, timings: Timings) -> ImagePatches:
         spec = model.artifact.manifest.spec
@@ -227,13 +237,6 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
-def _pair(query: Item, candidate: Item) -> tuple[str | bytes, str]:
-    """Sort a query and a candidate into image and text; the schema has seen to it that there is one of each."""
-    image = query.image if query.image is not None else candidate.image
-    text = query.text if query.text is not None else candidate.text
-    return image or b"", text or ""
-
-
 def _ranked(candidates: Sequence[Candidate], results: Sequence[EntryResult]) -> list[RankedCandidate]:
     logits = [float(result.logits["rank_logits"][0]) for result in results]
     order = sorted(range(len(logits)), key=lambda index: -logits[index])  # stable: equal logits keep the given order
@@ -255,20 +258,12 @@ def _image_bytes(image: str | bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def _as_server_errors() -> Iterator[None]:
-    """Turn what models/ says of an input into what the client is told."""
+def _refusing(part: str = "") -> Iterator[None]:
+    """Turn what models/ says of an input into what the client is told, with the part of the request it is about."""
+    about = f"{part.capitalize()}: " if part else ""
     try:
         yield
     except InputTooLarge as error:
-        raise TooLarge(error.code, str(error)) from error
+        raise TooLarge(error.code, f"{about}{error}") from error
     except InvalidInput as error:
-        raise Unusable(error.code, str(error)) from error
-
-
-@contextlib.contextmanager
-def _naming(part: str) -> Iterator[None]:
-    """Say which part of the request an error is about."""
-    try:
-        yield
-    except (TooLarge, Unusable) as error:
-        raise type(error)(error.code, f"{part.capitalize()}: {error.message}") from error
+        raise Unusable(error.code, f"{about}{error}") from error

@@ -128,6 +128,7 @@ def record(request: Request, status: int, code: str, metrics: Metrics) -> None:
     elapsed_s = timings.elapsed_s()
     metrics.requests.labels(task, str(status), code).inc()
     metrics.request_seconds.labels(task).observe(elapsed_s)
-    stages_ms = {f"{stage}_ms": round(1000 * value, 2) for stage, value in timings.stages_s.items()}
+    stages_s = dict(timings.stages_s)  # after a 504 a pool thread may still be marking
+    stages_ms = {f"{stage}_ms": round(1000 * value, 2) for stage, value in stages_s.items()}
     fields = {"request_id": request.state.request_id, "status": status, "code": code}
     log.info(task, extra={FIELDS: {**fields, "total_ms": round(1000 * elapsed_s, 2), **stages_ms}})

@@ -97,6 +97,7 @@ class EntryResult:
     started_s: float
     ended_s: float
     parts_s: dict[str, float]
+    batch_size: int
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

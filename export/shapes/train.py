@@ -7,12 +7,14 @@ import argparse
 import csv
 import io
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import pyplot as plt
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -292,12 +294,23 @@ def write_checkpoint(state: Path, directory: Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(curve[0]))
         writer.writeheader()
         writer.writerows(curve)
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for name in (*KINDS, "vqa", "itm"):
+        is_summary = name in ("vqa", "itm")
+        values = [100 * row[name] for row in curve]
+        axes.plot([row["step"] for row in curve], values, label=name, lw=2 if is_summary else 1)
+    axes.set_xlabel("steps")
+    axes.set_ylabel("accuracy on held-out scenes, %")
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=2)
+    figure.savefig(directory / "learning_curve.png", dpi=100, bbox_inches="tight")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m export.shapes.train", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/shapes"), help="where state and checkpoint go")
-    parser.add_argument("--steps", type=int, default=12000, help="steps of the whole recipe (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=7500, help="steps of the whole recipe (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=75, help="stop this run after so long (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=7e-4, help="peak (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
@@ -311,7 +324,8 @@ def main() -> None:
         threads=options.threads,
     )
     write_checkpoint(state, options.output / "checkpoint")
-    print("done" if done else "stopped early: run the same command again to go on")
+    if not done:
+        sys.exit("stopped before the recipe was done: run the same command again to go on")
 
 
 if __name__ == "__main__":

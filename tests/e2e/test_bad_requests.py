@@ -174,11 +174,16 @@ def test_other_methods_on_a_task_are_405_and_name_the_right_one(server: Running,
     assert response.headers["Allow"] == "POST"
 
 
-def test_error_about_a_candidate_names_it(server: Running) -> None:
-    """In a list, the culprit is named."""
-    route, request, *_ = BAD["rank with a bad third"]
+@pytest.mark.parametrize(
+    ("case", "part"),
+    [("rank with a bad third", "Candidates[2]: "), ("rank with a bad query image", "Query: ")],
+    ids=["candidate", "query"],
+)
+def test_error_about_a_part_of_a_rank_names_it(server: Running, case: str, part: str) -> None:
+    """Among many, the culprit is named."""
+    route, request, *_ = BAD[case]
 
-    assert server.client.post(route, **request).json()["error"].startswith("Candidates[2]: ")
+    assert server.client.post(route, **request).json()["error"].startswith(part)
 
 
 def test_request_id_of_the_caller_is_kept_when_well_formed(server: Running) -> None:
