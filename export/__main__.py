@@ -14,6 +14,7 @@ from models.manifest import TASKS
 EXAMPLES = """examples:
   vilt-export dandelin/vilt-b32-finetuned-vqa --output models/vqa     a public checkpoint, downloaded from the hub
   vilt-export ./my-checkpoint --output models/mine --task vqa         a folder written by save_pretrained
+  vilt-export vilt_vqa.ckpt --output models/vqa --tokenizer vocab.txt --labels vqa_dict.json
   vilt-serve --model models/vqa                                       then serve it
 """
 STEPS = 6  # load, three graphs, parity, manifest
@@ -60,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="a Hugging Face folder, or a hub id such as dandelin/vilt-b32-finetuned-vqa")
+    parser.add_argument(
+        "checkpoint",
+        help="a Hugging Face folder, a hub id such as dandelin/vilt-b32-finetuned-vqa, or an original .ckpt file",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the artifact folder to write")
     parser.add_argument(
         "--task", action="append", default=[], choices=list(TASKS), help="keep only this task's heads (repeatable)"

@@ -60,7 +60,7 @@ def write_artifact(
             )
         },
         source={
-            "checkpoint": Path(checkpoint.source).name if Path(checkpoint.source).is_dir() else checkpoint.source,
+            "checkpoint": Path(checkpoint.source).name if Path(checkpoint.source).exists() else checkpoint.source,
             "architectures": checkpoint.raw_config.get("architectures", []),
             "rank_logits": _rank_origin(checkpoint),
         },

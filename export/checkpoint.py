@@ -1,6 +1,7 @@
 """A ViLT checkpoint, wherever it comes from, as sizes, weights, tokenizer and labels.
 
-Reads Hugging Face folders and hub ids; weights from safetensors, or from `.bin` without executing what is in it.
+Reads Hugging Face folders and hub ids (weights from safetensors, or from `.bin` without executing what is in it) and
+original `.ckpt` files.
 """
 
 import json
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
+from export import lightning
 from export.graph import GraphConfig, StateDict
 from models.spec import ViltSpec
 
@@ -37,10 +39,12 @@ class Checkpoint:
 
 
 def load(source: str, *, tokenizer: Path | None = None, labels: Path | None = None) -> Checkpoint:
-    """Load a checkpoint from a folder or, where there is no such folder, from the hub.
+    """Load a checkpoint from a `.ckpt` file, a folder or, where there is neither, from the hub.
 
     Raises: CheckpointError: it is not there, not a ViLT, or lacks something an export needs.
     """
+    if source.endswith(".ckpt"):
+        return _load_original(Path(source), tokenizer, labels)
     folder = Path(source) if Path(source).is_dir() else _download(source)
     raw_config = _read_json(folder / "config.json")
     if raw_config is None:
@@ -53,6 +57,27 @@ def load(source: str, *, tokenizer: Path | None = None, labels: Path | None = No
         config=_graph_config(raw_config, _read_json(folder / "preprocessor_config.json") or {}, state),
         state=state,
         tokenizer=_load_tokenizer(folder, tokenizer),
+        labels=_load_labels(raw_config, labels, state),
+    )
+
+
+def _load_original(path: Path, tokenizer: Path | None, labels: Path | None) -> Checkpoint:
+    """Load an original `.ckpt`, which carries neither tokenizer nor labels."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}.")
+    try:
+        state = lightning.read_state(path)
+    except (ValueError, lightning.UnsafePickleError) as error:
+        raise CheckpointError(str(error)) from error
+    state = {name: value.float() for name, value in state.items() if value.is_floating_point()}
+    raw_config = lightning.config_of(state)
+    return Checkpoint(
+        source=str(path),
+        folder=path.parent,
+        raw_config=raw_config,
+        config=_graph_config(raw_config, {}, state),
+        state=state,
+        tokenizer=_load_tokenizer(path.parent, tokenizer),
         labels=_load_labels(raw_config, labels, state),
     )
 

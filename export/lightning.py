@@ -1,0 +1,158 @@
+"""Original `.ckpt` files of dandelin/ViLT: read without executing what is in them, weights renamed to Hugging Face's.
+
+A Lightning checkpoint pickles whole objects beside its weights. Here classes of other packages become inert stand-ins,
+never imported; anything of Python itself that is more than plain data is refused.
+"""
+
+import pickle
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+PLAIN_DATA = {
+    ("collections", "OrderedDict"),
+    ("collections", "defaultdict"),
+    ("argparse", "Namespace"),
+    ("builtins", "dict"),
+    ("builtins", "list"),
+    ("builtins", "set"),
+    ("builtins", "tuple"),
+    ("builtins", "int"),
+    ("builtins", "float"),
+    ("builtins", "str"),
+    ("builtins", "bool"),
+}
+TENSORS = {
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch", "Size"),
+    ("torch", "device"),
+}
+
+# Source: transformers convert_vilt_original_to_pytorch.py, whose conversion drops the matching head.
+BLOCK = re.compile(r"transformer\.blocks\.(\d+)\.(.*)")
+BLOCK_NAMES = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+PREFIXES = {
+    "text_embeddings.": "vilt.embeddings.text_embeddings.",
+    "transformer.cls_token": "vilt.embeddings.cls_token",
+    "transformer.pos_embed": "vilt.embeddings.position_embeddings",
+    "transformer.patch_embed.proj.": "vilt.embeddings.patch_embeddings.projection.",
+    "token_type_embeddings.": "vilt.embeddings.token_type_embeddings.",  # modality; BERT's is under text_embeddings
+    "transformer.norm.": "vilt.layernorm.",
+    "pooler.dense.": "vilt.pooler.dense.",
+    "vqa_classifier.": "classifier.",
+    "rank_output.": "rank_output.",
+    "itm_score.": "itm_score.",
+    "mlm_score.": "mlm_score.",
+}
+
+
+class UnsafePickleError(Exception):
+    """The file asks for something that no checkpoint needs; nothing of it was run."""
+
+
+def read_state(path: Path) -> StateDict:
+    """Read the weights of a `.ckpt`, in Hugging Face's names.
+
+    Raises: UnsafePickleError: it would call into Python itself. ValueError: it holds no ViLT.
+    """
+    reader: Any = SimpleNamespace(__name__=__name__, Unpickler=_InertUnpickler, load=_load)
+    try:
+        saved = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # torch's reader raises any of them
+        raise ValueError(f"{path} is not a checkpoint: {error}.") from error
+    state = saved.get("state_dict") if isinstance(saved, dict) else None
+    if not state or "transformer.pos_embed" not in state:
+        raise ValueError(f"{path} holds no ViLT: it has no state_dict with transformer.pos_embed.")
+    return rename(state)
+
+
+def rename(state: StateDict) -> StateDict:
+    """Turn the original names into Hugging Face's and split each qkv into its three."""
+    renamed: StateDict = {}
+    for name, value in state.items():
+        if block := BLOCK.fullmatch(name):
+            renamed |= _rename_block(block[1], block[2], value)
+        elif prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
+            renamed[PREFIXES[prefix] + name.removeprefix(prefix)] = value
+    return renamed
+
+
+def config_of(state: StateDict) -> dict[str, Any]:
+    """Read a model's sizes off its weights: the original configuration is not needed."""
+    words = state["vilt.embeddings.text_embeddings.word_embeddings.weight"]
+    patch_px = state["vilt.embeddings.patch_embeddings.projection.weight"].shape[-1]
+    positions = state["vilt.embeddings.position_embeddings"].shape[1] - 1  # without the cls token's
+    layers = {int(found[1]) for name in state if (found := re.match(r"vilt\.encoder\.layer\.(\d+)\.", name))}
+    return {
+        "model_type": "vilt",
+        "vocab_size": words.shape[0],
+        "hidden_size": words.shape[1],
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": words.shape[1] // 64,  # as in every ViT that the original builds
+        "intermediate_size": state["vilt.encoder.layer.0.intermediate.dense.bias"].shape[0],
+        "max_position_embeddings": state["vilt.embeddings.text_embeddings.position_embeddings.weight"].shape[0],
+        "type_vocab_size": state["vilt.embeddings.text_embeddings.token_type_embeddings.weight"].shape[0],
+        "modality_type_vocab_size": state["vilt.embeddings.token_type_embeddings.weight"].shape[0],
+        "patch_size": patch_px,
+        "image_size": round(positions**0.5) * patch_px,
+        "num_labels": state["classifier.3.bias"].shape[0] if "classifier.3.bias" in state else 2,
+    }
+
+
+def _rename_block(index: str, name: str, value: Tensor) -> StateDict:
+    layer = f"vilt.encoder.layer.{index}."
+    part, kind = name.rsplit(".", 1)
+    if part == "attn.qkv":
+        thirds = zip(("query", "key", "value"), value.chunk(3), strict=True)
+        return {f"{layer}attention.attention.{which}.{kind}": third for which, third in thirds}
+    return {f"{layer}{BLOCK_NAMES[part]}.{kind}": value}
+
+
+class _StandIn:
+    """What an object of another package becomes: it takes everything and does nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def append(self, item: object) -> None:
+        pass
+
+    def extend(self, items: object) -> None:
+        pass
+
+
+class _InertUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in PLAIN_DATA | TENSORS or (module == "torch" and name.endswith("Storage")):
+            return super().find_class(module, name)
+        if module.split(".", maxsplit=1)[0] in sys.stdlib_module_names:
+            raise UnsafePickleError(f"The checkpoint asks for {module}.{name}, which no weights need: it was not run.")
+        return _StandIn
+
+
+def _load(file: Any, **options: Any) -> Any:
+    return _InertUnpickler(file, **options).load()

@@ -1,0 +1,130 @@
+"""Original checkpoints give the logits of their Hugging Face twins, and run nothing."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import factories
+import numpy as np
+import pytest
+import torch
+
+from export import checkpoint, graph, lightning, parity
+
+CONFIG = factories.small_config(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+STATE = factories.redrawn_state(CONFIG)
+BACK = {"vilt.encoder.layer.": "transformer.blocks."} | {new: old for old, new in lightning.PREFIXES.items()}
+BLOCK_BACK = {new: old for old, new in lightning.BLOCK_NAMES.items()}
+
+
+def original_names(state: factories.State) -> factories.State:
+    """Name weights as the reference repository does, with query, key and value in one."""
+    renamed: factories.State = {}
+    for name, value in state.items():
+        if found := re.fullmatch(r"vilt\.encoder\.layer\.(\d+)\.attention\.attention\.query\.(\w+)", name):
+            three = [state[name.replace("query", which)] for which in ("query", "key", "value")]
+            renamed[f"transformer.blocks.{found[1]}.attn.qkv.{found[2]}"] = torch.cat(three)
+        elif ".attention.attention." in name:
+            continue
+        elif found := re.fullmatch(r"vilt\.encoder\.layer\.(\d+)\.(.*)\.(\w+)", name):
+            renamed[f"transformer.blocks.{found[1]}.{BLOCK_BACK[found[2]]}.{found[3]}"] = value
+        else:
+            prefix = max((new for new in BACK if name.startswith(new)), key=len)
+            renamed[BACK[prefix] + name.removeprefix(prefix)] = value
+    return renamed
+
+
+class ForeignCallback:
+    """Stands for a Lightning callback: a class of a package that is not installed."""
+
+    def __init__(self) -> None:
+        self.best_model_path = "result/best.ckpt"
+
+
+class ForeignConfig(dict[str, Any]):
+    """Stands for sacred's read-only dictionary."""
+
+
+class Malicious:
+    """Unpickles to a shell command."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {MARK}",)
+
+
+MARK = "/tmp/vilt-malicious-pickle-ran"  # noqa: S108 it must never be made
+for foreign in (ForeignCallback, ForeignConfig):
+    foreign.__module__ = "pytorch_lightning.callbacks"
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the foreign package exist while its objects are pickled."""
+    module = ModuleType("pytorch_lightning.callbacks")
+    module.ForeignCallback, module.ForeignConfig = ForeignCallback, ForeignConfig  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", ModuleType("pytorch_lightning"))
+    monkeypatch.setitem(sys.modules, "pytorch_lightning.callbacks", module)
+
+
+def write(path: Path, **extra: object) -> Path:
+    torch.save({"state_dict": original_names(STATE), "epoch": 3, **extra}, path)
+    (path.parent / "vocab.txt").write_text("\n".join(factories.TOKENS))
+    (path.parent / "labels.json").write_text(str([f"answer {index}" for index in range(11)]).replace("'", '"'))
+    return path
+
+
+@pytest.mark.usefixtures("installed")
+def test_ckpt_with_foreign_objects_gives_the_logits_of_its_hugging_face_twin(tmp_path: Path) -> None:
+    """Same weights, same logits to the last bit, for every head; foreign classes become nothing."""
+    extra = {"callbacks": {ForeignCallback: ForeignCallback()}, "hyper_parameters": ForeignConfig(num_heads=2)}
+    path = write(tmp_path / "vilt.ckpt", **extra)
+    twin = checkpoint.load(str(factories.write_checkpoint(tmp_path / "hf", CONFIG, STATE)))
+
+    loaded = checkpoint.load(str(path), labels=tmp_path / "labels.json")
+
+    assert loaded.config == twin.config
+    feeds = parity.collate([sample.features(twin.config) for sample in next(parity.cases(twin.config, 64))])
+    ours, theirs = (parity.torch_runner(graph.build(each.config, each.state))(feeds) for each in (loaded, twin))
+    assert set(ours) == {"vqa_logits", "itm_logits", "rank_logits"}
+    assert all(np.array_equal(ours[head], theirs[head]) for head in theirs)
+
+
+def test_malicious_ckpt_is_refused_and_does_nothing(tmp_path: Path) -> None:
+    """A pickle that calls into Python itself ends the export, before anything of it has run."""
+    path = write(tmp_path / "vilt.ckpt", callbacks=Malicious())
+
+    with pytest.raises(checkpoint.CheckpointError, match=r"asks for (posix|os)\.system"):
+        checkpoint.load(str(path))
+
+    assert not Path(MARK).exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [("vocab.txt", "give --tokenizer"), ("labels", "give --labels")],
+    ids=["tokenizer", "labels"],
+)
+def test_ckpt_without_tokenizer_or_labels_asks_for_them(tmp_path: Path, missing: str, sentence: str) -> None:
+    """The file carries neither: the message names the flag."""
+    path = write(tmp_path / "vilt.ckpt")
+    if missing == "vocab.txt":
+        (tmp_path / missing).unlink()
+
+    with pytest.raises(checkpoint.CheckpointError, match=sentence):
+        checkpoint.load(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", None], ids=["empty", "noise", "no ViLT"])
+def test_ckpt_of_something_else_is_refused_with_a_sentence(tmp_path: Path, content: bytes | None) -> None:
+    """A file that is no checkpoint is said to be none."""
+    path = tmp_path / "vilt.ckpt"
+    if content is None:
+        torch.save({"state_dict": {"weight": torch.zeros(1)}}, path)
+    else:
+        path.write_bytes(content)
+
+    with pytest.raises(checkpoint.CheckpointError, match=r"is not a checkpoint|holds no ViLT"):
+        checkpoint.load(str(path))
