@@ -41,7 +41,7 @@ format: $(DEV)/installed ## Format and fix what can be fixed
 
 accuracy: $(DEV)/installed ## Ask a server about 1,000 held-out scenes: accuracy per kind of question
 	$(DEV)/bin/python -m export.shapes.heldout --output $(HELD_OUT) --scenes 1000
-	$(DEV)/bin/vilt-bench accuracy --data $(HELD_OUT)/data.jsonl
+	$(DEV)/bin/vilt-bench accuracy --data $(HELD_OUT)/data.jsonl --output $(HELD_OUT)/accuracy.json
 
 shapes: $(DEV)/installed ## Train and export the shipped artifact again: 75 minutes on 2 cores, resumable
 	$(DEV)/bin/python -m export.shapes.train --output runs/shapes

@@ -18,6 +18,7 @@ import httpx
 from tqdm import tqdm
 
 from loadtest.launch import server
+from loadtest.stamp import stamp
 
 MATCHING = "matching"
 
@@ -60,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
     for row in rows:
         print(f"{row.kind:12} {row.count:6} {100 * row.accuracy:6.2f} %")
     if options.output:
-        options.output.write_text(json.dumps([{**asdict(row), "accuracy": row.accuracy} for row in rows], indent=2))
+        result = {"benchmark": "vilt-bench accuracy", **stamp(), "rows": [asdict(row) for row in rows]}
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 async def ask_all(url: str, folder: Path, records: list[dict[str, Any]], concurrency: int) -> list[bool]:

@@ -6,10 +6,8 @@ A model exported with a fixed text length would show a flat line at its longest.
 import argparse
 import io
 import json
-import platform
 import random
 import statistics
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from loadtest.launch import server
+from loadtest.stamp import stamp
 
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 WORD = "a"  # one token in BERT's vocabulary and in that of shapes
@@ -86,8 +85,7 @@ def summarise(model: dict[str, Any], samples: dict[int, list[float]], rounds: in
         "model": model,
         "image": "640x480 JPEG",
         "rounds": rounds,
-        "machine": {"processor": _processor(), "python": platform.python_version()},
-        "versions": {name: version(name) for name in ("vilt-server", "onnxruntime")},
+        **stamp(),
         "curve": curve,
     }
 
@@ -107,10 +105,3 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_title(f"{result['model']['name']}, {result['model']['precision']}, one {result['image']}")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120, bbox_inches="tight")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
