@@ -111,7 +111,7 @@ def _add_exception_handler(app: FastAPI, metrics: Metrics) -> None:
         if known.retry_after_s is not None:
             content["retry_after_ms"] = math.ceil(1000 * known.retry_after_s)
             headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))
-        record(request, known.status, known.code, metrics)
+        record(request, metrics, known.status, known.code)
         return JSONResponse(content, known.status, headers)
 
     for kind in (ServerError, HTTPException, ClientDisconnect, Exception):

@@ -77,5 +77,6 @@ def _session(path: Path) -> tuple[onnxruntime.InferenceSession, list[str], list[
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, without a common base
-        raise ArtifactError(f"onnxruntime cannot load {path}: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {reason}") from error
     return session, [tensor.name for tensor in session.get_inputs()], [tensor.name for tensor in session.get_outputs()]

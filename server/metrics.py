@@ -17,13 +17,13 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = registry or CollectorRegistry()  # never the global one
         self.requests = Counter(
-            "vilt_requests", "Task requests answered, by status and error code.", ["task", "status", "code"],
+            "vilt_requests", "Task requests answered, by status and error code.", ["task", "model", "status", "code"],
             registry=registry,
         )  # fmt: skip
         self.request_seconds = Histogram(
             "vilt_request_seconds",
             "From the request's head to its answer.",
-            ["task"],
+            ["task", "model"],
             registry=registry,
             buckets=SECONDS,
         )

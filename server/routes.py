@@ -115,20 +115,23 @@ class TaskRoutes:
             "timing_ms": timings.as_ms(),
         }
         response = JSONResponse(content, headers=server_timing(timings))
-        record(request, response.status_code, "ok", self._metrics)
+        record(request, self._metrics, response.status_code, "ok", model=outcome.model.name)
         return response
 
 
-def record(request: Request, status: int, code: str, metrics: Metrics) -> None:
-    """Count and log a task request that has its response; other routes are not worth a line."""
+def record(request: Request, metrics: Metrics, status: int, code: str, *, model: str = "") -> None:
+    """Count and log a task request that has its response; other routes are not worth a line.
+
+    A request that was refused has no model: which one it would have been is not always known.
+    """
     task = TASK_PATHS.get(request.url.path)
     if task is None:
         return
     timings = timings_of(request)
     elapsed_s = timings.elapsed_s()
-    metrics.requests.labels(task, str(status), code).inc()
-    metrics.request_seconds.labels(task).observe(elapsed_s)
+    metrics.requests.labels(task, model, str(status), code).inc()
+    metrics.request_seconds.labels(task, model).observe(elapsed_s)
     stages_s = dict(timings.stages_s)  # after a 504 a pool thread may still be marking
     stages_ms = {f"{stage}_ms": round(1000 * value, 2) for stage, value in stages_s.items()}
-    fields = {"request_id": request.state.request_id, "status": status, "code": code}
+    fields = {"request_id": request.state.request_id, "model": model, "status": status, "code": code}
     log.info(task, extra={FIELDS: {**fields, "total_ms": round(1000 * elapsed_s, 2), **stages_ms}})

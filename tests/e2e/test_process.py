@@ -1,6 +1,8 @@
 """The process: it starts with one sentence or not at all, batches under load, and leaves nobody waiting."""
 
 import asyncio
+import dataclasses
+import json
 import shutil
 import signal
 import socket
@@ -14,11 +16,13 @@ from typing import Any
 import factories
 import httpx
 import numpy as np
+import onnx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from export.shapes.language import KINDS, question
 from export.shapes.scenes import draw, random_scene
+from models.manifest import describe_file
 from server.settings import SHAPES
 
 from .conftest import COMMAND, Running, drain, start, stop
@@ -156,6 +160,54 @@ def test_request_beyond_capacity_is_429_and_told_when_to_come_back(own_server: R
     assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
     assert int(refused.headers["Retry-After"]) * 1000 >= refused.json()["retry_after_ms"] > 0
     assert ask(own_server.client).status_code == 200
+
+
+def test_several_artifacts_are_chosen_by_name_and_counted_apart(tmp_path: Path) -> None:
+    """model= picks one, in the query or in the body; the first is the default; metrics tell them apart."""
+    other = renamed_copy(tmp_path / "other", "other")
+    running = start("--model", str(SHAPES), "--model", str(other))
+    drain(running)
+    try:
+        named = [model["name"] for model in running.client.get("/v1/models").json()["models"]]
+        ask_for = {"files": {"image": PNG}, "data": {"text": "a star"}}
+        served = [
+            running.client.post("/v1/itm", **ask_for).json()["model"],
+            running.client.post("/v1/itm", **ask_for, params={"model": "other"}).json()["model"],
+            ask(running.client).json()["model"],
+        ]
+        counted = sample(running.url, "vilt_requests_total", task="itm", model="other", status="200")
+    finally:
+        stop(running)
+
+    assert named == ["shapes", "other"]
+    assert served == ["shapes", "other", "shapes"]
+    assert counted == 1
+
+
+def renamed_copy(folder: Path, name: str) -> Path:
+    shutil.copytree(SHAPES, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"name": name}))
+    return folder
+
+
+def test_start_with_a_graph_of_a_future_opset_ends_with_one_sentence(tmp_path: Path) -> None:
+    """A graph that this onnxruntime cannot read is the artifact's fault, and said in a line."""
+    folder = renamed_copy(tmp_path / "future", "future")
+    graph = onnx.load(folder / "fp32" / "text_embedding.onnx")
+    graph.opset_import[0].version = 99
+    onnx.save(graph, folder / "fp32" / "text_embedding.onnx")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = describe_file(folder, "fp32/text_embedding.onnx")
+    manifest["precisions"]["fp32"]["graphs"]["text_embedding"] = dataclasses.asdict(entry)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    ended = run_to_its_end("--model", str(folder))
+
+    assert ended.returncode != 0
+    assert "cannot load" in ended.stderr.splitlines()[-1]
+    assert "opset" in ended.stderr.lower()
+    assert "Traceback" not in ended.stderr
 
 
 def run_to_its_end(*flags: str) -> subprocess.CompletedProcess[str]:
