@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
@@ -65,7 +66,11 @@ def create_app(settings: Settings, models: Sequence[ServedModel], admission: Adm
         version=version("vilt-server"),
         description="Ask a vision-and-language transformer about a picture, and see where each millisecond goes.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
+    patch_fastapi(app, swagger_ui_parameters={"displayRequestDuration": True})
     app.include_router(tasks.router())
     _add_operator_routes(app, models, admission, metrics)
     _add_exception_handler(app, metrics)

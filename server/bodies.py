@@ -45,7 +45,7 @@ async def read(
     content_type, options = parse_options_header(headers.get("content-type", ""))
     kind = content_type.decode("latin-1")
     declared = headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > max_body_bytes:
+    if declared.isdecimal() and int(declared) > max_body_bytes:
         raise _body_too_large(max_body_bytes)
     if kind == "multipart/form-data":
         boundary = options.get(b"boundary", b"")

@@ -169,3 +169,13 @@ def test_openapi_describes_three_tasks_and_their_forms(server: Running) -> None:
     defined = schema.json()["components"]["schemas"]
     assert set(re.findall(r'"#/components/schemas/(\w+)"', schema.text)) <= set(defined)
     assert "#/$defs" not in schema.text
+
+
+def test_docs_page_loads_nothing_from_elsewhere(server: Running) -> None:
+    """The page works without a network: what it needs comes from the server itself."""
+    page = server.client.get("/docs").text
+    sources = re.findall(r"(?:src|href)=\"([^\"]+)\"", page)
+
+    assert len(sources) >= 3
+    assert all(source.startswith(server.url) for source in sources)
+    assert all(server.client.get(source).status_code == 200 for source in sources)
