@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -29,6 +30,7 @@ from server.settings import Settings
 from server.types import ServedModel
 
 log = logging.getLogger(__name__)
+NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "draining"}}
 
 
 def create_app(settings: Settings, models: Sequence[ServedModel], admission: Admission, metrics: Metrics) -> ASGIApp:
@@ -78,24 +80,26 @@ def create_app(settings: Settings, models: Sequence[ServedModel], admission: Adm
 
 
 def _add_operator_routes(app: FastAPI, models: Sequence[ServedModel], admission: Admission, metrics: Metrics) -> None:
-    @app.get("/v1/models", response_model=ModelsResponse)
+    operation: dict[str, Any] = {"tags": ["operation"]}
+
+    @app.get("/v1/models", summary="List the models", response_model=ModelsResponse, **operation)
     async def list_models() -> ModelsResponse:
         """List the models that are served; the first that serves a task is its default."""
         return ModelsResponse(models=[_describe(model) for model in models])
 
-    @app.get("/livez")
+    @app.get("/livez", summary="Is the process alive?", **operation)
     async def livez() -> dict[str, str]:
         """Say that the process need not be restarted."""
         return {"status": "alive"}
 
-    @app.get("/readyz", responses={503: {"description": "not ready"}})
-    @app.get("/health", responses={503: {"description": "not ready"}})
+    @app.get("/readyz", summary="Does it want requests?", responses=NOT_READY, **operation)
+    @app.get("/health", summary="The same as /readyz", responses=NOT_READY, **operation)
     async def readyz() -> JSONResponse:
         """Say whether the server wants requests."""
         status = "ready" if admission.is_ready else "draining"
         return JSONResponse({"status": status}, 200 if admission.is_ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", summary="Metrics for Prometheus", **operation)
     async def prometheus() -> Response:
         """Expose the server's metrics to Prometheus."""
         return Response(metrics.render(), media_type=CONTENT_TYPE)

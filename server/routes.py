@@ -6,10 +6,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from server import bodies
 from server.context import deadline_of, server_timing, timings_of
@@ -58,10 +59,14 @@ class TaskRoutes:
 
     def router(self) -> APIRouter:
         """Route the tasks, with bodies described for OpenAPI: they are read here, not by FastAPI."""
-        router = APIRouter(prefix="/v1", responses=ERRORS)
-        router.post("/vqa", response_model=VqaResponse, openapi_extra=three_forms(VqaBody))(self.vqa)
-        router.post("/itm", response_model=ItmResponse, openapi_extra=three_forms(ItmBody))(self.itm)
-        router.post("/rank", response_model=RankResponse, openapi_extra=rank_forms())(self.rank)
+        router = APIRouter(prefix="/v1", responses=ERRORS, tags=["tasks"])
+        described: list[tuple[str, Any, type[BaseModel], dict[str, Any]]] = [
+            ("/vqa", self.vqa, VqaResponse, three_forms(VqaBody)),
+            ("/itm", self.itm, ItmResponse, three_forms(ItmBody)),
+            ("/rank", self.rank, RankResponse, rank_forms()),
+        ]
+        for path, route, response, forms in described:
+            router.post(path, summary=route.__doc__, response_model=response, openapi_extra=forms)(route)
         return router
 
     async def vqa(self, request: Request) -> Response:
