@@ -72,7 +72,7 @@ async def ask_all(url: str, folder: Path, records: list[dict[str, Any]], concurr
     """
     rights = [False] * len(records)
     remaining = iter(range(len(records)))
-    bar = tqdm(total=len(records), unit="request")
+    bar = tqdm(total=len(records), unit="request", disable=None)
 
     async def work(client: httpx.AsyncClient) -> None:
         for index in remaining:

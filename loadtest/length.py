@@ -60,7 +60,7 @@ def measure(client: httpx.Client, longest: int, rounds: int) -> dict[int, list[f
     shuffler = random.Random(0)  # noqa: S311 an order, not a secret
     for warm_up in (True, *[False] * rounds):
         shuffler.shuffle(lengths)
-        for length in tqdm(lengths, desc="warm-up" if warm_up else "round", leave=False):
+        for length in tqdm(lengths, desc="warm-up" if warm_up else "round", leave=False, disable=None):
             text = " ".join([WORD] * (length - SPECIAL_TOKENS))
             response = client.post(
                 "/v1/vqa",

@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     with (options.output / "data.jsonl").open("w") as file:
-        for index in tqdm(range(options.scenes), unit="scene"):
+        for index in tqdm(range(options.scenes), unit="scene", disable=None):
             file.writelines(json.dumps(record) + "\n" for record in records(index, options.output))
 
 
