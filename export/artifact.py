@@ -30,7 +30,7 @@ def write_artifact(
 
     Raises: CheckpointError: no head serves the tasks. parity.ParityError: the graphs are not the model.
     """
-    model = build(checkpoint.config, checkpoint.state)
+    model = _build(checkpoint)
     _keep_heads(model, checkpoint, tasks)
     output.mkdir(parents=True, exist_ok=True)
     graphs = {}
@@ -68,6 +68,15 @@ def write_artifact(
     )
     manifest.write(output)
     return manifest
+
+
+def _build(checkpoint: Checkpoint) -> Fused:
+    try:
+        return build(checkpoint.config, checkpoint.state)
+    except KeyError as error:
+        raise CheckpointError(f"The checkpoint lacks the weight {error}.") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"The checkpoint's weights do not fit its config.json: {error}.") from error
 
 
 def clear(output: Path) -> None:

@@ -18,7 +18,17 @@ from export import lightning
 from export.graph import GraphConfig, StateDict
 from models.spec import ViltSpec
 
-FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "preprocessor_config.json", "vocab.txt", "tokenizer*")
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "vocab.txt",
+    "tokenizer*",
+)
+WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
+MODALITIES = "vilt.embeddings.token_type_embeddings.weight"
 
 
 class CheckpointError(Exception):
@@ -54,9 +64,9 @@ def load(source: str, *, tokenizer: Path | None = None, labels: Path | None = No
         source=source,
         folder=folder,
         raw_config=raw_config,
-        config=_graph_config(raw_config, _read_json(folder / "preprocessor_config.json") or {}, state),
+        config=_graph_config(raw_config, _read_processor(folder), state),
         state=state,
-        tokenizer=_load_tokenizer(folder, tokenizer),
+        tokenizer=_load_tokenizer(folder, tokenizer, len(state[WORDS])),
         labels=_load_labels(raw_config, labels, state),
     )
 
@@ -67,17 +77,19 @@ def _load_original(path: Path, tokenizer: Path | None, labels: Path | None) -> C
         raise CheckpointError(f"There is no file {path}.")
     try:
         state = lightning.read_state(path)
+        state = {name: value.float() for name, value in state.items() if value.is_floating_point()}
+        raw_config = lightning.config_of(state)
     except (ValueError, lightning.UnsafePickleError) as error:
         raise CheckpointError(str(error)) from error
-    state = {name: value.float() for name, value in state.items() if value.is_floating_point()}
-    raw_config = lightning.config_of(state)
+    except KeyError as error:
+        raise CheckpointError(f"{path} is not a ViLT as we know it: {error}.") from error
     return Checkpoint(
         source=str(path),
         folder=path.parent,
         raw_config=raw_config,
         config=_graph_config(raw_config, {}, state),
         state=state,
-        tokenizer=_load_tokenizer(path.parent, tokenizer),
+        tokenizer=_load_tokenizer(path.parent, tokenizer, len(state[WORDS])),
         labels=_load_labels(raw_config, labels, state),
     )
 
@@ -96,15 +108,27 @@ def _download(source: str) -> Path:
 
 def _load_state(folder: Path) -> StateDict:
     safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if safetensors.exists():
-        state = load_file(safetensors)
-    elif pickled.exists():
-        state = torch.load(pickled, map_location="cpu", weights_only=True)
-    else:
+    if not safetensors.exists() and not pickled.exists():
         raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")
-    if not any(name.startswith("vilt.") for name in state):
-        raise CheckpointError(f"{folder} holds no ViLT: none of its weights begins with 'vilt.'.")
+    try:
+        if safetensors.exists():
+            state = load_file(safetensors)
+        else:
+            state = torch.load(pickled, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader raises its own
+        raise CheckpointError(
+            f"The weights of {folder} cannot be read ({type(error).__name__}): the file is damaged, or holds more than"
+            " weights, which is never executed; download or save it again."
+        ) from error
+    if not isinstance(state, dict) or not {WORDS, MODALITIES} <= set(state):
+        raise CheckpointError(f"{folder} holds no ViLT: its weights lack {WORDS} or {MODALITIES}.")
     return {name: tensor.float() for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+def _read_processor(folder: Path) -> dict[str, Any]:
+    """Read the image processor's settings, which transformers 5 saves inside processor_config.json."""
+    alone = _read_json(folder / "preprocessor_config.json")
+    return alone or (_read_json(folder / "processor_config.json") or {}).get("image_processor", {})
 
 
 def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: StateDict) -> GraphConfig:
@@ -112,7 +136,7 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
     for name, supported in {"model_type": "vilt", "hidden_act": "gelu", "num_channels": 3}.items():
         if config.get(name, supported) != supported:
             raise CheckpointError(f"{name} is {config[name]!r}; only {supported!r} is supported.")
-    if state["vilt.embeddings.token_type_embeddings.weight"].shape[0] != 2:
+    if len(state[MODALITIES]) != 2:
         raise CheckpointError("This checkpoint compares two images (NLVR2); only one image a text is supported.")
     if config.get("max_image_length", -1) > 0:
         raise CheckpointError("max_image_length is positive: the reference then drops patches at random.")
@@ -123,10 +147,15 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         raise CheckpointError(f"The image processor resizes to {shortest_edge_px}, the model was made for {image_px}.")
     if processor.get("resample", 3) != 3:
         raise CheckpointError("The image processor does not resize with bicubic filtering (resample 3).")
+    patch_px = config.get("patch_size", 32)
+    always = {"do_resize": True, "do_rescale": True, "do_normalize": True, "size_divisor": patch_px}
+    for name, supported in always.items():
+        if processor.get(name, supported) != supported:
+            raise CheckpointError(f"The image processor has {name} {processor[name]!r}; it must be {supported!r}.")
     return GraphConfig(
         spec=ViltSpec(
             shortest_edge_px=image_px,
-            patch_px=config.get("patch_size", 32),
+            patch_px=patch_px,
             max_text_tokens=config.get("max_position_embeddings", 40),
         ),
         hidden_size=config.get("hidden_size", 768),
@@ -139,8 +168,8 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
     )
 
 
-def _load_tokenizer(folder: Path, override: Path | None) -> Tokenizer:
-    """Read tokenizer.json, or build BERT's tokenizer from vocab.txt."""
+def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenizer:
+    """Read tokenizer.json, or build BERT's tokenizer from vocab.txt; no token may be beyond the model's words."""
     candidates = [override] if override else [folder / "tokenizer.json", folder / "vocab.txt"]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
@@ -148,22 +177,38 @@ def _load_tokenizer(folder: Path, override: Path | None) -> Tokenizer:
             f"No tokenizer at {' or '.join(map(str, candidates))}: give --tokenizer a tokenizer.json or a vocab.txt"
             " (ViLT uses that of bert-base-uncased)."
         )
-    if found.suffix == ".json":
-        return Tokenizer.from_file(str(found))
     settings = _read_json(folder / "tokenizer_config.json") or {}
-    built = BertWordPieceTokenizer(str(found), lowercase=settings.get("do_lower_case", True))
-    return Tokenizer.from_str(built.to_str())
+    try:
+        if found.suffix == ".json":
+            tokenizer = Tokenizer.from_file(str(found))
+        else:
+            built = BertWordPieceTokenizer(str(found), lowercase=settings.get("do_lower_case", True))
+            tokenizer = Tokenizer.from_str(built.to_str())
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{found} is not a tokenizer: {error}.") from error
+    if max(tokenizer.get_vocab().values(), default=0) >= words:
+        raise CheckpointError(
+            f"{found} has more tokens than the {words} of the model: give --tokenizer the one it was trained with."
+        )
+    return tokenizer
 
 
 def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict) -> tuple[str, ...] | None:
     if "classifier.3.weight" not in state:
         return None
-    named = json.loads(override.read_text()) if override else config.get("id2label")
-    if named is None:
+    named = config.get("id2label")
+    if override is None and named is None:
         raise CheckpointError(
             "The checkpoint names no answers: give --labels a JSON list, or object of index to answer."
         )
-    labels = tuple(named) if isinstance(named, list) else tuple(named[key] for key in sorted(named, key=int))
+    try:
+        named = json.loads(override.read_text()) if override else named
+        in_order = named if isinstance(named, list) else [named[key] for key in sorted(named, key=int)]
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{override or 'id2label'} is neither a JSON list of answers nor an object of index to answer: {error}."
+        ) from error
+    labels = tuple(map(str, in_order))
     expected = len(state["classifier.3.weight"])
     if len(labels) != expected:
         raise CheckpointError(f"There are {len(labels)} labels for {expected} answers of the classifier.")
@@ -171,4 +216,13 @@ def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    """Read a JSON object; None where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is not a JSON object.")
+    return found

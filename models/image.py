@@ -90,10 +90,12 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would clip at 255
+        gray = np.asarray(image, np.int64).clip(0, 65535)
+        gray = np.where(gray == image.info.get("transparency"), 65535, gray)
+        image = Image.fromarray((gray // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image, np.int64).clip(0, 65535) // 257).astype(np.uint8))
     return image.convert("RGB")

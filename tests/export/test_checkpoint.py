@@ -2,28 +2,36 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import factories
+import numpy as np
 import pytest
 import torch
+from transformers import BertTokenizer, ViltForImageAndTextRetrieval, ViltForQuestionAnswering, ViltProcessor
+from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-from export import checkpoint, graph, parity
+from export import artifact, checkpoint, graph, parity, random_checkpoint
 from export.checkpoint import CheckpointError
+from models.batch import Features, collate
+from models.image import to_patches
 from models.manifest import load_artifact
 from models.spec import ViltSpec
+from models.text import TextEncoder
 
-CONFIG = factories.small_config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+CONFIG = factories.small_config(**SIZES)
 STATE = factories.redrawn_state(CONFIG)
-ALL_LAYERS = ("vilt.",)
+MLM = {"mlm_score.bias": torch.zeros(64), "mlm_score.decoder.weight": torch.zeros(64, 16)}
 KINDS = {  # weights by name, and the heads that they give
     "question answering": (factories.only(STATE, "vilt.", "classifier."), ["vqa_logits"]),
     "retrieval": (factories.only(STATE, "vilt.", "rank_output."), ["rank_logits"]),
     "pre-training": (
-        factories.only(STATE, "vilt.", "itm_score.") | {"mlm_score.bias": torch.zeros(64)},
+        factories.only(STATE, "vilt.", "itm_score.") | MLM,
         ["itm_logits", "rank_logits"],
     ),
     "every head": (STATE, ["vqa_logits", "itm_logits", "rank_logits"]),
@@ -46,15 +54,87 @@ def test_checkpoint_of_any_kind_gives_its_heads(tmp_path: Path, kind: str, pickl
 
 
 def test_pretraining_checkpoint_agrees_with_transformers_trunk(tmp_path: Path) -> None:
-    """transformers has no class for it, so the oracle is its trunk with the matching head on top."""
+    """transformers has no class for it, so the oracle is its trunk, the matching head on top, its row 1 to rank."""
     state, _ = KINDS["pre-training"]
-    loaded = checkpoint.load(str(factories.write_checkpoint(tmp_path, CONFIG, state)))
-    oracle, ours = parity.TransformersOracle(loaded), parity.torch_runner(graph.build(loaded.config, loaded.state))
+    folder = factories.write_checkpoint(tmp_path, CONFIG, state)
+    _edit("config.json", architectures=["ViltForPreTraining"])(folder)
+    loaded = checkpoint.load(str(folder))
     samples = next(parity.cases(loaded.config, 64))
 
-    found = ours(parity.collate([sample.features(loaded.config) for sample in samples]))
+    expected = parity.TransformersOracle(loaded).run(samples)
+    found = parity.torch_runner(graph.build(loaded.config, loaded.state))(
+        collate([sample.features(loaded.config) for sample in samples])
+    )
 
-    assert found["itm_logits"] == pytest.approx(oracle.run(samples)["itm_logits"], abs=parity.FP32_TOLERANCE)
+    assert np.array_equal(expected["rank_logits"][:, 0], expected["itm_logits"][:, 1])
+    assert parity.distance(found, expected) <= parity.FP32_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("model_class", "head"),
+    [(ViltForQuestionAnswering, "vqa_logits"), (ViltForImageAndTextRetrieval, "rank_logits")],
+    ids=["question answering", "retrieval"],
+)
+def test_folder_saved_by_transformers_answers_as_its_own_processor_and_class(
+    tmp_path: Path, model_class: type, head: str
+) -> None:
+    """From a picture and a text to logits, with a mean and a deviation of the folder's own: nothing is assumed."""
+    theirs = model_class(CONFIG).eval()
+    theirs.load_state_dict(STATE, strict=False)
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(factories.TOKENS) + "\n")
+    images = ViltImageProcessorPil(image_mean=[0.4, 0.5, 0.6], image_std=[0.3, 0.25, 0.2])
+    processor = ViltProcessor(images, BertTokenizer(str(tmp_path / "vocab.txt")))
+    processor.save_pretrained(tmp_path)
+    picture, text = factories.noise(500, 375), "What color is the cat?"
+    with torch.inference_mode():
+        expected = theirs(**processor(picture, text, return_tensors="pt")).logits.numpy()
+
+    loaded = checkpoint.load(str(tmp_path))
+    loaded.tokenizer.save(str(tmp_path / "saved.json"))
+    tokens = TextEncoder(tmp_path / "saved.json", loaded.config.spec.max_text_tokens).encode(text)
+    feeds = collate([Features(to_patches(picture, loaded.config.spec), tokens)])
+    found = parity.torch_runner(graph.build(loaded.config, loaded.state))(feeds)
+
+    assert parity.distance(found, {head: expected}) <= parity.FP32_TOLERANCE
+
+
+TEXTS = {
+    "question": "What color is the cat's 2nd toy?!",
+    "accents": "Où est l'été? naïve Ångström İstanbul",
+    "no spaces": "猫はどこですか 강아지",
+    "special tokens": "is [MASK] a [SEP] or a [CLS]? [unused5]",
+    "long word": "a" * 150 + " cat",
+    "controls": "what\tcolor\nis\u00a0the\u200bcat \ufffd",
+    "emoji": "is the 🐈 happy 👩‍👩‍👧?",
+}
+
+
+@pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
+def test_tokenizer_of_a_vocabulary_gives_transformers_ids(tmp_path: Path, lowercase: bool) -> None:
+    """vocab.txt alone is enough: BERT's rules are those of transformers' own tokenizer."""
+    vocabulary = "\n".join(random_checkpoint.vocabulary()) + "\n"
+    (tmp_path / "vocab.txt").write_text(vocabulary)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
+    theirs = BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=lowercase)
+    config = factories.small_config(**SIZES, vocab_size=random_checkpoint.VOCABULARY)
+    folder = factories.write_checkpoint(tmp_path, config, factories.redrawn_state(config))
+    (tmp_path / "vocab.txt").write_text(vocabulary)
+
+    ours = checkpoint.load(str(folder)).tokenizer
+
+    for name, text in TEXTS.items():
+        assert ours.encode(text).ids == theirs(text)["input_ids"], name
+
+
+def test_tokenizer_json_is_taken_before_a_vocabulary(tmp_path: Path) -> None:
+    """It says more than vocab.txt does: here, that capitals count."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+    BertTokenizer(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
+
+    tokens = checkpoint.load(str(folder)).tokenizer.encode("Cat cat").tokens
+
+    assert tokens == ["[CLS]", "[UNK]", "cat", "[SEP]"]
 
 
 def _edit(name: str, **changes: object) -> Change:
@@ -69,10 +149,40 @@ def _without(name: str) -> Change:
     return lambda folder: (folder / name).unlink()
 
 
+def _damage(name: str, content: str = "{") -> Change:
+    return lambda folder: (folder / name).write_text(content)
+
+
+class Malicious:
+    """Unpickles to a shell command."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("exit 1",)
+
+
+def _pickle(weights: object) -> Change:
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        torch.save(weights, folder / "pytorch_model.bin")
+
+    return change
+
+
 FAULTS: dict[str, tuple[Change, str]] = {
     "no configuration": (_without("config.json"), "no config.json"),
+    "damaged configuration": (_damage("config.json"), "is not JSON"),
+    "configuration of another kind": (_damage("config.json", "[]"), "is not a JSON object"),
     "no weights": (_without("model.safetensors"), "neither model.safetensors nor pytorch_model.bin"),
+    "damaged weights": (_damage("model.safetensors"), "cannot be read .* download or save it again"),
+    "weights that run code": (_pickle({"vilt.": Malicious()}), "cannot be read .* never executed"),
+    "weights of another model": (_pickle({"weight": torch.zeros(1)}), "holds no ViLT"),
     "no tokenizer": (_without("vocab.txt"), "give --tokenizer a tokenizer.json or a vocab.txt"),
+    "damaged tokenizer": (_damage("tokenizer.json"), "is not a tokenizer"),
+    "vocabulary of another kind": (_damage("vocab.txt", "hello\n"), "is not a tokenizer"),
+    "vocabulary of another model": (
+        _damage("vocab.txt", "\n".join([*factories.TOKENS, *map(str, range(64))])),
+        "more tokens than the 64 of the model",
+    ),
     "no labels": (_edit("config.json", id2label=None), "give --labels a JSON list"),
     "too few labels": (_edit("config.json", id2label={"0": "yes"}), "1 labels for 11 answers"),
     "another model": (_edit("config.json", model_type="vit"), "model_type is 'vit'"),
@@ -80,6 +190,8 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "random patches": (_edit("config.json", max_image_length=200), "drops patches at random"),
     "another size": (_edit("preprocessor_config.json", size={"shortest_edge": 224}), "resizes to 224"),
     "another filter": (_edit("preprocessor_config.json", resample=2), "bicubic"),
+    "another divisor": (_edit("preprocessor_config.json", size_divisor=16), "size_divisor 16; it must be 32"),
+    "pixels as they are": (_edit("preprocessor_config.json", do_normalize=False), "do_normalize False"),
 }
 
 
@@ -102,6 +214,39 @@ def test_checkpoint_for_two_images_is_refused(tmp_path: Path) -> None:
         checkpoint.load(str(factories.write_checkpoint(tmp_path, CONFIG, state)))
 
 
+@pytest.mark.parametrize(
+    "content", [None, "yes\nno", '"yes"', '{"yes": 0}'], ids=["no file", "lines", "a string", "answer to index"]
+)
+def test_labels_of_another_form_are_refused_with_a_sentence(tmp_path: Path, content: str | None) -> None:
+    """The message names the two forms that are read."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+    if content is not None:
+        (tmp_path / "labels.json").write_text(content)
+
+    with pytest.raises(CheckpointError, match="neither a JSON list of answers nor an object of index to answer"):
+        checkpoint.load(str(folder), labels=tmp_path / "labels.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_hidden_layers": 3}, "lacks the weight 'vilt.encoder.layer.2"),
+        ({"patch_size": 16}, "do not fit its config.json"),
+    ],
+    ids=["a layer too few", "another patch size"],
+)
+def test_artifact_of_weights_that_do_not_fit_is_refused(tmp_path: Path, change: dict[str, int], sentence: str) -> None:
+    """Weights and configuration that contradict each other are not exported."""
+    folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, STATE)
+    _edit("config.json", **change)(folder)
+    _edit("preprocessor_config.json", size_divisor=change.get("patch_size", 32))(folder)
+
+    with pytest.raises(CheckpointError, match=sentence):
+        artifact.write_artifact(
+            checkpoint.load(str(folder)), tmp_path / "out", name="x", description="", tasks=[], report=print
+        )
+
+
 def test_labels_and_tokenizer_can_be_given_apart(tmp_path: Path) -> None:
     """What a folder lacks may lie elsewhere."""
     folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, factories.only(STATE, "vilt.", "classifier."))
@@ -114,6 +259,7 @@ def test_labels_and_tokenizer_can_be_given_apart(tmp_path: Path) -> None:
     assert loaded.labels is not None
     assert loaded.labels[3] == "it is 3"
     assert loaded.tokenizer.encode("what cats").tokens == ["[CLS]", "what", "cat", "##s", "[SEP]"]
+    assert set(parity.TransformersOracle(loaded).run(next(parity.cases(loaded.config, 64)))) == {"vqa_logits"}
 
 
 def export(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -135,16 +281,46 @@ def test_command_writes_an_artifact_that_loads_and_says_how_exact_it_is(tmp_path
     assert manifest.precisions["fp32"].parity["max_logit_difference_to_transformers"] <= parity.FP32_TOLERANCE
 
 
+@pytest.mark.slow
+def test_command_over_a_model_that_fails_parity_leaves_nothing_to_serve(tmp_path: Path) -> None:
+    """Not even what an earlier export left: a folder is served only with a manifest."""
+    broken = STATE | {"classifier.3.bias": torch.full((11,), torch.nan)}
+    folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, factories.only(broken, "vilt.", "classifier."))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("of an earlier export")
+
+    ended = export(str(folder), "--output", str(tmp_path / "out"))
+
+    assert ended.returncode == 1
+    assert "differ from the model: nan" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_command_for_ranking_by_a_matching_head_alone_proves_it(tmp_path: Path) -> None:
+    """The one head kept has an oracle too."""
+    folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, KINDS["pre-training"][0])
+
+    ended = export(str(folder), "--output", str(tmp_path / "ranker"), "--task", "rank")
+
+    assert ended.returncode == 0, ended.stderr
+    assert load_artifact(tmp_path / "ranker").manifest.heads == {"rank_logits": 1}
+
+
 @pytest.mark.parametrize(
     ("heads", "task", "sentence"),
-    [(("vilt.",), [], "no head to serve"), (("vilt.", "classifier."), ["--task", "rank"], "cannot serve rank")],
-    ids=["no head", "another head"],
+    [
+        (("vilt.", "mlm_score."), [], "no head to serve"),
+        (("vilt.", "classifier."), ["--task", "rank"], "cannot serve rank"),
+    ],
+    ids=["masked language model", "another head"],
 )
 def test_command_without_a_head_to_serve_ends_with_a_sentence(
     tmp_path: Path, heads: tuple[str, ...], task: list[str], sentence: str
 ) -> None:
     """A checkpoint that answers nothing makes no artifact."""
-    folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, factories.only(STATE, *heads))
+    folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, factories.only(STATE | MLM, *heads))
 
     ended = export(str(folder), "--output", str(tmp_path / "out"), *task)
 

@@ -12,7 +12,7 @@ from exported import Exported, export_both_forms
 from transformers import ViltConfig
 
 from export import checkpoint, graph, parity
-from models.answers import sigmoid
+from models.answers import matching_score, sigmoid
 from models.batch import Feeds, collate
 from models.spec import ViltSpec
 
@@ -37,11 +37,7 @@ def reference(small: Exported) -> Reference:
 
 def largest_difference(ours: parity.Runner, reference: Reference) -> float:
     """Find the largest |logit difference| over every batch and head."""
-    return max(
-        float(np.abs(ours(feeds)[head] - logits).max())
-        for feeds, expected in reference
-        for head, logits in expected.items()
-    )
+    return float(np.max([parity.distance(ours(feeds), expected) for feeds, expected in reference]))
 
 
 def test_cases_cover_grids_lengths_and_mixed_batches() -> None:
@@ -62,7 +58,10 @@ def test_cases_cover_grids_lengths_and_mixed_batches() -> None:
 @pytest.mark.parametrize("form", ["three_parts", "fused"])
 def test_graphs_of_a_small_checkpoint_agree_with_transformers(small: Exported, reference: Reference, form: str) -> None:
     """Both forms give every head's logits as transformers does, over grids, lengths and mixed batches."""
-    assert largest_difference(parity.onnx_runner(getattr(small, form)), reference) <= parity.FP32_TOLERANCE
+    run = parity.onnx_runner(getattr(small, form))
+
+    assert set(run(reference[0][0])) == set(reference[0][1]) == {"vqa_logits", "itm_logits", "rank_logits"}
+    assert largest_difference(run, reference) <= parity.FP32_TOLERANCE
 
 
 @pytest.mark.slow
@@ -81,21 +80,23 @@ def test_graphs_of_a_full_size_checkpoint_agree_with_transformers(tmp_path: Path
 
 
 FORMS = ("three_parts", "fused")
-LAYER = "vilt.encoder.layer.1."
-ATTENTION = f"{LAYER}attention.attention."
-TEXT = "vilt.embeddings.text_embeddings."
+LAYERS = {"middle layer": "vilt.encoder.layer.1.", "last layer": "vilt.encoder.layer.2."}  # the last pools only
+TEXT, IMAGE = "vilt.embeddings.text_embeddings.", "vilt.embeddings."
+IN_A_LAYER = {  # all but the key's bias, which adds the same to every score of a query: softmax cancels it
+    "query": "attention.attention.query.bias",
+    "value": "attention.attention.value.bias",
+    "attention output": "attention.output.dense.bias",
+    "intermediate": "intermediate.dense.bias",
+    "output": "output.dense.bias",
+    "layer norm before": "layernorm_before.bias",
+    "layer norm after": "layernorm_after.bias",
+}
 BIASES = {
-    "query": f"{ATTENTION}query.bias",
-    "value": f"{ATTENTION}value.bias",
-    "attention output": f"{LAYER}attention.output.dense.bias",
-    "intermediate": f"{LAYER}intermediate.dense.bias",
-    "output": f"{LAYER}output.dense.bias",
-    "layer norm before": f"{LAYER}layernorm_before.bias",
-    "layer norm after": f"{LAYER}layernorm_after.bias",
+    **{f"{where} {name}": layer + bias for where, layer in LAYERS.items() for name, bias in IN_A_LAYER.items()},
     "final layer norm": "vilt.layernorm.bias",
     "text layer norm": f"{TEXT}LayerNorm.bias",
     "pooler": "vilt.pooler.dense.bias",
-    "patch projection": "vilt.embeddings.patch_embeddings.projection.bias",
+    "patch projection": f"{IMAGE}patch_embeddings.projection.bias",
     "classifier 0": "classifier.0.bias",
     "classifier norm": "classifier.1.bias",
     "classifier 3": "classifier.3.bias",
@@ -118,34 +119,46 @@ def _zero(name: str) -> Callable[[State], None]:
     return corrupt
 
 
+def _flip(name: str, *axes: int) -> Callable[[State], None]:
+    def corrupt(state: State) -> None:
+        state[name] = state[name].flip(axes)
+
+    return corrupt
+
+
 def _shift_positions(state: State) -> None:
-    positions = state["vilt.embeddings.position_embeddings"]
-    state["vilt.embeddings.position_embeddings"] = torch.cat([positions[:, :1], positions[:, 1:].roll(1, 1)], dim=1)
+    positions = state[f"{IMAGE}position_embeddings"]
+    state[f"{IMAGE}position_embeddings"] = torch.cat([positions[:, :1], positions[:, 1:].roll(1, 1)], dim=1)
 
 
 def _transpose_positions(state: State) -> None:
-    positions = state["vilt.embeddings.position_embeddings"]
+    positions = state[f"{IMAGE}position_embeddings"]
     grid = positions[:, 1:].unflatten(1, (12, 12)).transpose(1, 2).flatten(1, 2)
-    state["vilt.embeddings.position_embeddings"] = torch.cat([positions[:, :1], grid], dim=1)
+    state[f"{IMAGE}position_embeddings"] = torch.cat([positions[:, :1], grid], dim=1)
 
 
-def _swap_modalities(state: State) -> None:
-    state["vilt.embeddings.token_type_embeddings.weight"] = state["vilt.embeddings.token_type_embeddings.weight"].flip(
-        0
-    )
+def _transpose_patches(state: State) -> None:
+    name = f"{IMAGE}patch_embeddings.projection.weight"
+    state[name] = state[name].transpose(2, 3)
 
 
+def _swap_in_a_layer(layer: str, first: str, second: str) -> Callable[[State], None]:
+    attention = f"{layer}attention.attention."
+    return _swap(f"{attention}{first}.weight", f"{attention}{second}.weight")
+
+
+_swap_modalities = _flip(f"{IMAGE}token_type_embeddings.weight", 0)
 CORRUPTIONS = {
     "positions shifted": _shift_positions,
     "positions transposed": _transpose_positions,
+    "text positions reversed": _flip(f"{TEXT}position_embeddings.weight", 0),
     "modality rows swapped": _swap_modalities,
-    "query and key swapped": _swap(
-        f"{LAYER}attention.attention.query.weight", f"{LAYER}attention.attention.key.weight"
-    ),
-    "key and value swapped": _swap(
-        f"{LAYER}attention.attention.key.weight", f"{LAYER}attention.attention.value.weight"
-    ),
-    "cls token lost": _zero("vilt.embeddings.cls_token"),
+    "patch rows and columns swapped": _transpose_patches,
+    "red and blue swapped": _flip(f"{IMAGE}patch_embeddings.projection.weight", 1),
+    **{f"{where} query and key swapped": _swap_in_a_layer(name, "query", "key") for where, name in LAYERS.items()},
+    **{f"{where} key and value swapped": _swap_in_a_layer(name, "key", "value") for where, name in LAYERS.items()},
+    "true and false pair swapped": _flip("itm_score.fc.weight", 0),
+    "cls token lost": _zero(f"{IMAGE}cls_token"),
     "token type lost": _zero(f"{TEXT}token_type_embeddings.weight"),
     **{f"{name} bias lost": _zero(parameter) for name, parameter in BIASES.items()},
 }
@@ -191,21 +204,38 @@ def test_check_of_a_wrong_graph_raises_with_the_numbers(small: Exported) -> None
         parity.check(other, graph.build(other.config, state), small.three_parts)
 
 
+def test_check_of_a_graph_that_gives_no_number_raises(small: Exported) -> None:
+    """NaN is no small difference: comparisons with it are false, and must not read as agreement."""
+    wrong = graph.build(small.loaded.config, small.loaded.state | {"rank_output.bias": torch.tensor([torch.nan])})
+
+    with pytest.raises(parity.ParityError, match="nan"):
+        parity.check(small.loaded, wrong, small.three_parts)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_answers_of_a_pair_are_the_same_alone_and_in_any_batch(small: Exported, form: str) -> None:
     """Batch mates and padding change no score by more than rounding, and no top answer."""
     run = parity.onnx_runner(getattr(small, form))
     config = small.loaded.config
     pairs = [samples[0].features(config) for samples in parity.cases(config, 64) if len(samples) == 1]
-    alone = [run(collate([pair]))["vqa_logits"][0] for pair in pairs]
+    alone = [scores_of(run(collate([pair])))[0] for pair in pairs]
 
     for size in (2, 5, len(pairs)):
         for first in range(0, len(pairs), size):
-            together = run(collate(pairs[first : first + size]))["vqa_logits"]
-            for logits, expected in zip(together, alone[first : first + size], strict=True):
-                scores = [[sigmoid(float(logit)) for logit in row] for row in (logits, expected)]
-                assert np.abs(np.subtract(*scores)).max() <= SCORE_TOLERANCE
-                assert logits.argmax() == expected.argmax() or np.ptp(np.sort(expected)[-2:]) <= SCORE_TOLERANCE
+            together = scores_of(run(collate(pairs[first : first + size])))
+            for found, expected in zip(together, alone[first : first + size], strict=True):
+                assert found == pytest.approx(expected, abs=SCORE_TOLERANCE)
+                answers, expected_answers = found[:-2], expected[:-2]
+                same_answer = np.argmax(answers) == np.argmax(expected_answers)
+                assert same_answer or np.ptp(np.sort(expected_answers)[-2:]) <= SCORE_TOLERANCE
+
+
+def scores_of(logits: parity.Logits) -> list[list[float]]:
+    """Turn every head's logits to scores, a row a pair: answers, then match, then rank."""
+    return [
+        [*(sigmoid(float(logit)) for logit in vqa), matching_score(itm), sigmoid(float(rank[0]))]
+        for vqa, itm, rank in zip(logits["vqa_logits"], logits["itm_logits"], logits["rank_logits"], strict=True)
+    ]
 
 
 def test_rank_logits_of_a_matching_checkpoint_are_its_true_pair_row(small: Exported) -> None:
