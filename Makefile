@@ -43,7 +43,7 @@ accuracy: $(DEV)/installed ## Ask a server about 1,000 held-out scenes: accuracy
 	$(DEV)/bin/python -m export.shapes.heldout --output $(HELD_OUT) --scenes 1000
 	$(DEV)/bin/vilt-bench accuracy --data $(HELD_OUT)/data.jsonl --output $(HELD_OUT)/accuracy.json
 
-shapes: $(DEV)/installed ## Train and export the shipped artifact again: 75 minutes on 2 cores, resumable
+shapes: $(DEV)/installed ## Train and export the shipped artifact again: 40 to 75 minutes on 2 cores, resumable
 	$(DEV)/bin/python -m export.shapes.train --output runs/shapes
 	mkdir -p export/shapes/checkpoint
 	cp runs/shapes/checkpoint/* export/shapes/checkpoint/

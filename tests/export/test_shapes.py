@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.shapes import heldout, train
+from export.shapes import heldout, stream, train
 from export.shapes.language import KINDS, LABELS, NUMBERS, RELATIONS, VOCABULARY, caption, question
 from export.shapes.scenes import CELL_PX, COLORS, GRID, SHAPES, Scene, Thing, draw, random_scene
 
@@ -120,7 +120,7 @@ def test_objects_of_a_scene_stay_inside_their_cells() -> None:
 
 def test_held_out_scenes_share_no_seed_with_training() -> None:
     """Training and held-out scenes come from different families of seeds."""
-    assert heldout.HELD_OUT not in (train.TRAINING, train.LOOKING)
+    assert heldout.HELD_OUT not in (stream.TRAINING, stream.LOOKING)
 
 
 def test_labels_are_every_color_shape_number_and_yes_and_no() -> None:
