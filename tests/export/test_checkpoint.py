@@ -99,6 +99,19 @@ def test_folder_saved_by_transformers_answers_as_its_own_processor_and_class(
     assert parity.distance(found, {head: expected}) <= parity.FP32_TOLERANCE
 
 
+def test_layer_norm_epsilons_are_the_checkpoint_s(tmp_path: Path) -> None:
+    """One from the configuration, torch's own in the classifier: large beside the variance here, so that they show."""
+    config = factories.small_config(**SIZES, layer_norm_eps=0.3)
+    faint = {name: 1e-3 * STATE[name] for name in ("classifier.0.weight", "classifier.0.bias")}
+    loaded = checkpoint.load(str(factories.write_checkpoint(tmp_path, config, STATE | faint)))
+    samples = next(parity.cases(loaded.config, 64))
+
+    feeds = collate([sample.features(loaded.config) for sample in samples])
+    found = parity.torch_runner(graph.build(loaded.config, loaded.state))(feeds)
+
+    assert parity.distance(found, parity.TransformersOracle(loaded).run(samples)) <= parity.FP32_TOLERANCE
+
+
 TEXTS = {
     "question": "What color is the cat's 2nd toy?!",
     "accents": "Où est l'été? naïve Ångström İstanbul",
@@ -315,6 +328,7 @@ def test_command_for_ranking_by_a_matching_head_alone_proves_it(tmp_path: Path) 
     assert load_artifact(tmp_path / "ranker").manifest.heads == {"rank_logits": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "task", "sentence"),
     [
@@ -335,6 +349,7 @@ def test_command_without_a_head_to_serve_ends_with_a_sentence(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_command_with_an_unknown_checkpoint_says_what_to_check(tmp_path: Path) -> None:
     """A hub id without a network, or a folder that is not there, is a sentence."""
     environment_without_hub = "http://127.0.0.1:9"

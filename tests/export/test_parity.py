@@ -194,6 +194,7 @@ def test_parity_with_padding_unmasked_fails(small: Exported, reference: Referenc
     assert largest_difference(unmasked, reference) > parity.FP32_TOLERANCE
 
 
+@pytest.mark.slow
 def test_check_of_a_wrong_graph_raises_with_the_numbers(small: Exported) -> None:
     """vilt-export ends with the difference that it found, not with a wrong artifact."""
     state = dict(small.loaded.state)
@@ -204,6 +205,7 @@ def test_check_of_a_wrong_graph_raises_with_the_numbers(small: Exported) -> None
         parity.check(other, graph.build(other.config, state), small.three_parts)
 
 
+@pytest.mark.slow
 def test_check_of_a_graph_that_gives_no_number_raises(small: Exported) -> None:
     """NaN is no small difference: comparisons with it are false, and must not read as agreement."""
     wrong = graph.build(small.loaded.config, small.loaded.state | {"rank_output.bias": torch.tensor([torch.nan])})
