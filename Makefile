@@ -11,10 +11,10 @@ DEV := .venv
 HELD_OUT := runs/heldout
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check lint types format accuracy shapes clean
+.PHONY: help serve test test-fast check lint types format accuracy check-weights shapes clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(SERVE)/installed ## Serve the shipped artifact on http://127.0.0.1:8000 (ARGS="--port 9000" passes flags)
 	$(SERVE)/bin/vilt-serve $(ARGS)
@@ -42,6 +42,9 @@ format: $(DEV)/installed ## Format and fix what can be fixed
 accuracy: $(DEV)/installed ## Ask a server about 1,000 held-out scenes: accuracy per kind of question
 	$(DEV)/bin/python -m export.shapes.heldout --output $(HELD_OUT) --scenes 1000
 	$(DEV)/bin/vilt-bench accuracy --data $(HELD_OUT)/data.jsonl --output $(HELD_OUT)/accuracy.json
+
+check-weights: $(DEV)/installed ## Compare the public checkpoints with published logits (IMAGE=000000039769.jpg, of COCO)
+	$(DEV)/bin/python -m export.check_weights $(ARGS) $(if $(IMAGE),'$(IMAGE)')
 
 shapes: $(DEV)/installed ## Train and export the shipped artifact again: 40 to 75 minutes on 2 cores, resumable
 	$(DEV)/bin/python -m export.shapes.train --output runs/shapes

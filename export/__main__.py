@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from export import checkpoint
-from export.artifact import clear, write_artifact
+from export.artifact import OutputError, write_artifact
 from export.parity import ParityError
 from models.manifest import TASKS
 
@@ -31,7 +31,6 @@ def main() -> None:
         bar.set_postfix_str(f"loading {options.checkpoint}")
         try:
             loaded = checkpoint.load(options.checkpoint, tokenizer=options.tokenizer, labels=options.labels)
-            clear(options.output)
             manifest = write_artifact(
                 loaded,
                 options.output,
@@ -40,7 +39,7 @@ def main() -> None:
                 tasks=options.task,
                 report=report,
             )
-        except (checkpoint.CheckpointError, ParityError) as error:
+        except (checkpoint.CheckpointError, ParityError, OutputError) as error:
             bar.close()
             sys.exit(f"vilt-export: {error}")
         bar.update()

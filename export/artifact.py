@@ -1,8 +1,10 @@
 """Checkpoint to artifact folder: build the module, write its graphs, prove them, write the manifest."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +19,10 @@ TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "pillow")
 Report = Callable[[str], None]
 
 
+class OutputError(Exception):
+    """The artifact folder cannot be written; the message says why."""
+
+
 def write_artifact(
     checkpoint: Checkpoint,
     output: Path,
@@ -29,21 +35,28 @@ def write_artifact(
     """Write an artifact folder of a checkpoint in fp32; `report` is told each step.
 
     Raises: CheckpointError: no head serves the tasks. parity.ParityError: the graphs are not the model.
+        OutputError: the folder cannot be written. Whichever it is, an earlier artifact there stays as it was.
     """
     model = _build(checkpoint)
     _keep_heads(model, checkpoint, tasks)
-    output.mkdir(parents=True, exist_ok=True)
+    with _replacing(output) as folder:
+        return _write(checkpoint, model, folder, name=name, description=description, report=report)
+
+
+def _write(
+    checkpoint: Checkpoint, model: Fused, folder: Path, *, name: str, description: str, report: Report
+) -> Manifest:
     graphs = {}
     for part in to_onnx.three_parts(model, checkpoint.config):
         report(f"fp32: writing {part.name}")
         graphs[part.name] = f"fp32/{part.name}.onnx"
-        to_onnx.write(part, output / graphs[part.name])
+        to_onnx.write(part, folder / graphs[part.name])
     report("fp32: comparing with torch and transformers")
-    found = parity.check(checkpoint, model, {part: output / file for part, file in graphs.items()})
+    found = parity.check(checkpoint, model, {part: folder / file for part, file in graphs.items()})
     files = [TOKENIZER]
-    checkpoint.tokenizer.save(str(output / TOKENIZER))
+    checkpoint.tokenizer.save(str(folder / TOKENIZER))
     if checkpoint.labels is not None and "vqa_logits" in model.interaction.heads:
-        (output / LABELS).write_text(json.dumps(checkpoint.labels, indent=0, ensure_ascii=False) + "\n")
+        (folder / LABELS).write_text(json.dumps(checkpoint.labels, indent=0, ensure_ascii=False) + "\n")
         files.append(LABELS)
     report("writing the manifest")
     manifest = Manifest(
@@ -51,10 +64,10 @@ def write_artifact(
         description=description,
         spec=checkpoint.config.spec,
         heads={head: _width(module) for head, module in model.interaction.heads.items()},
-        files={file: describe_file(output, file) for file in files},
+        files={file: describe_file(folder, file) for file in files},
         precisions={
             "fp32": Precision(
-                graphs={part: describe_file(output, file) for part, file in graphs.items()},
+                graphs={part: describe_file(folder, file) for part, file in graphs.items()},
                 opset=to_onnx.OPSET,
                 parity=found,
             )
@@ -66,7 +79,7 @@ def write_artifact(
         },
         tools={tool: version(tool) for tool in TOOLS},
     )
-    manifest.write(output)
+    manifest.write(folder)
     return manifest
 
 
@@ -79,11 +92,34 @@ def _build(checkpoint: Checkpoint) -> Fused:
         raise CheckpointError(f"The checkpoint's weights do not fit its config.json: {error}.") from error
 
 
-def clear(output: Path) -> None:
-    """Remove what an earlier export left: a folder without a manifest is not served, should this export fail."""
-    (output / MANIFEST).unlink(missing_ok=True)
-    for folder in ("fp32", "int8", "fp16"):
-        shutil.rmtree(output / folder, ignore_errors=True)
+@contextlib.contextmanager
+def _replacing(output: Path) -> Iterator[Path]:
+    """Give a folder to write to, whose files replace an earlier export's once all of them are there.
+
+    Raises: OutputError: the system refuses to write, be it at the start or at the last byte of a full disk.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        # Inside the output: a rename then crosses no file system, should the output itself be mounted.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=output) as staging:
+            yield Path(staging)
+            _replace(output, Path(staging))
+    except OSError as error:
+        raise OutputError(
+            f"The artifact cannot be written to {output} ({error.strerror or error}): give --output a folder that can"
+            " be written to."
+        ) from error
+
+
+def _replace(output: Path, complete: Path) -> None:
+    """Remove what an earlier export wrote, and only that; a folder is served by its manifest: first out, last in."""
+    for file in (MANIFEST, LABELS):
+        (output / file).unlink(missing_ok=True)
+    for precision in ("fp32", "int8", "fp16"):
+        if (output / precision).exists():
+            shutil.rmtree(output / precision)
+    for path in sorted(complete.iterdir(), key=lambda path: path.name == MANIFEST):
+        path.rename(output / path.name)
 
 
 def _keep_heads(model: Fused, checkpoint: Checkpoint, tasks: Sequence[str]) -> None:

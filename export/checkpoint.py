@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from export import lightning
-from export.graph import GraphConfig, StateDict
+from export.graph import GraphConfig, StateDict, count_layers
 from models.spec import ViltSpec
 
 FILES = (
@@ -33,6 +33,18 @@ MODALITIES = "vilt.embeddings.token_type_embeddings.weight"
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be exported; the message says what to do about it."""
+
+
+class DownloadError(CheckpointError):
+    """A checkpoint that did not come from the hub; `reason` is short, for a caller that knows better what to do."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(
+            f"{source} is neither a folder here nor a checkpoint that could be downloaded from the hub ({reason}):"
+            " check the name and the network, set HF_ENDPOINT to a mirror, or give the path of a folder downloaded"
+            " elsewhere."
+        )
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +112,15 @@ def _download(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=list(FILES)))
     except Exception as error:  # the hub's client raises its own, httpx's and OSError
-        raise CheckpointError(
-            f"{source} is neither a folder here nor a checkpoint that could be downloaded from the hub"
-            f" ({type(error).__name__}): check the name and the network, or give a folder's path."
-        ) from error
+        raise DownloadError(source, _root_of(error)) from error
+
+
+def _root_of(error: BaseException) -> str:
+    """Say in one line what lies under an error: the hub's own runs to a paragraph, the socket's to three words."""
+    while error.__cause__:
+        error = error.__cause__
+    message = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _load_state(folder: Path) -> StateDict:
@@ -136,6 +153,12 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
     for name, supported in {"model_type": "vilt", "hidden_act": "gelu", "num_channels": 3}.items():
         if config.get(name, supported) != supported:
             raise CheckpointError(f"{name} is {config[name]!r}; only {supported!r} is supported.")
+    num_layers, held = config.get("num_hidden_layers", 12), count_layers(state)
+    if held > num_layers:  # fewer are refused by name, where the graph is built
+        raise CheckpointError(
+            f"The weights hold {held} layers, config.json says {num_layers}: set its num_hidden_layers to what was"
+            " trained."
+        )
     if len(state[MODALITIES]) != 2:
         raise CheckpointError("This checkpoint compares two images (NLVR2); only one image a text is supported.")
     if config.get("max_image_length", -1) > 0:
@@ -159,7 +182,7 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
             max_text_tokens=config.get("max_position_embeddings", 40),
         ),
         hidden_size=config.get("hidden_size", 768),
-        num_layers=config.get("num_hidden_layers", 12),
+        num_layers=num_layers,
         num_attention_heads=config.get("num_attention_heads", 12),
         layer_norm_eps=config.get("layer_norm_eps", 1e-12),
         image_mean=tuple(processor.get("image_mean", (0.5, 0.5, 0.5))),

@@ -14,6 +14,7 @@ Deviates:
     - 1 / sqrt(head size) is folded into the query, BERT's token type row 0 into the words.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from models.spec import ViltSpec
 
 MASKED = -1e9  # finite, unlike -inf: a row with every key masked stays a number
 HEADS = ("vqa_logits", "itm_logits", "rank_logits")
+LAYER = re.compile(r"vilt\.encoder\.layer\.(\d+)\.")
 StateDict = dict[str, Tensor]
 
 
@@ -182,6 +184,11 @@ def heads_of(state: StateDict) -> dict[str, nn.Module]:
         rows = {"rank.weight": state["itm_score.fc.weight"][1:], "rank.bias": state["itm_score.fc.bias"][1:]}
         heads["rank_logits"] = _linear(rows, "rank")
     return heads
+
+
+def count_layers(state: StateDict) -> int:
+    """Count the layers that a checkpoint holds, whatever its configuration says."""
+    return len({found[1] for name in state if (found := LAYER.match(name))})
 
 
 def fold_normalisation(config: GraphConfig, state: StateDict) -> tuple[Tensor, Tensor]:

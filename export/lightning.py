@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from export.graph import count_layers
+
 StateDict = dict[str, Tensor]
 
 PLAIN_DATA = {
@@ -97,12 +99,11 @@ def config_of(state: StateDict) -> dict[str, Any]:
     words = state["vilt.embeddings.text_embeddings.word_embeddings.weight"]
     patch_px = state["vilt.embeddings.patch_embeddings.projection.weight"].shape[-1]
     positions = state["vilt.embeddings.position_embeddings"].shape[1] - 1  # without the cls token's
-    layers = {int(found[1]) for name in state if (found := re.match(r"vilt\.encoder\.layer\.(\d+)\.", name))}
     return {
         "model_type": "vilt",
         "vocab_size": words.shape[0],
         "hidden_size": words.shape[1],
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": count_layers(state),
         "num_attention_heads": words.shape[1] // 64,  # as in every ViT that the original builds
         "intermediate_size": state["vilt.encoder.layer.0.intermediate.dense.bias"].shape[0],
         "max_position_embeddings": state["vilt.embeddings.text_embeddings.position_embeddings.weight"].shape[0],

@@ -100,15 +100,13 @@ def load_artifact(folder: Path, precision: str = "auto") -> Artifact:
     if chosen not in manifest.precisions:
         have = ", ".join(manifest.precisions)
         raise ArtifactError(f"The artifact {folder} has no precision {chosen}; it has {have}.")
+    answers = "vqa_logits" in manifest.heads
+    for file in (TOKENIZER, LABELS) if answers else (TOKENIZER,):
+        if file not in manifest.files or manifest.files[file].file != file:
+            raise ArtifactError(f"{folder / MANIFEST} does not list {file}, which its heads need: export it again.")
     for entry in (*manifest.files.values(), *manifest.precisions[chosen].graphs.values()):
         _verify(folder, entry)
-    labels: tuple[str, ...] = ()
-    if "vqa_logits" in manifest.heads:
-        labels = tuple(json.loads((folder / LABELS).read_text()))
-        if len(labels) != manifest.heads["vqa_logits"]:
-            raise ArtifactError(
-                f"{folder / LABELS} has {len(labels)} labels for {manifest.heads['vqa_logits']} logits."
-            )
+    labels = _read_labels(folder / LABELS, manifest.heads["vqa_logits"]) if answers else ()
     encoder = TextEncoder(folder / TOKENIZER, manifest.spec.max_text_tokens)
     return Artifact(folder=folder, manifest=manifest, precision=chosen, labels=labels, text_encoder=encoder)
 
@@ -143,6 +141,16 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(**{**raw, "spec": ViltSpec(**raw["spec"])}, files=files, precisions=precisions)
     except (TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a manifest: {error}.") from error
+
+
+def _read_labels(path: Path, expected: int) -> tuple[str, ...]:
+    try:
+        labels = tuple(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} is not a JSON list of answers: {error}.") from error
+    if len(labels) != expected:
+        raise ArtifactError(f"{path} has {len(labels)} labels for {expected} logits.")
+    return labels
 
 
 def _verify(folder: Path, entry: FileEntry) -> None:

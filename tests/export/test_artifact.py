@@ -1,0 +1,156 @@
+"""When an artifact folder changes, and what is said where it cannot."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import factories
+import pytest
+import torch
+
+from export import artifact, checkpoint, parity
+from models.errors import ArtifactError
+from models.manifest import LABELS, MANIFEST, TOKENIZER, load_artifact
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+CONFIG = factories.small_config(**SIZES)
+STATE = factories.redrawn_state(CONFIG)
+QUESTIONS = factories.only(STATE, "vilt.", "classifier.")
+RANKING = factories.only(STATE, "vilt.", "rank_output.")
+
+
+def write(output: Path, state: factories.State, *tasks: str) -> None:
+    """Export a checkpoint of some weights, which is written beside the output."""
+    folder = factories.write_checkpoint(output.parent / "hf", CONFIG, state)
+    loaded = checkpoint.load(str(folder))
+    artifact.write_artifact(loaded, output, name="x", description="", tasks=tasks, report=lambda _: None)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Name every file of a folder, the hidden ones too, with a digest of what it holds."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("earlier") / "artifact"
+    write(folder, QUESTIONS)
+    return folder
+
+
+@pytest.fixture
+def earlier(exported: Path, tmp_path: Path) -> Path:
+    """An artifact that answers questions, for a test to spoil."""
+    return shutil.copytree(exported, tmp_path / "artifact")
+
+
+@pytest.mark.slow
+def test_command_for_a_task_without_a_head_leaves_the_earlier_artifact(earlier: Path, tmp_path: Path) -> None:
+    """What is refused removes nothing: a mistyped --task is no reason to be without a model."""
+    before = contents(earlier)
+    folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, QUESTIONS)
+    command = [sys.executable, "-m", "export", str(folder), "--output", str(earlier), "--task", "rank"]
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    assert "cannot serve rank" in ended.stderr
+    assert contents(earlier) == before
+
+
+@pytest.mark.slow
+def test_export_that_fails_parity_leaves_the_earlier_artifact(earlier: Path) -> None:
+    """Its graphs were written by then, but not over those of the earlier one."""
+    before = contents(earlier)
+
+    with pytest.raises(parity.ParityError):
+        write(earlier, QUESTIONS | {"classifier.3.bias": torch.full((11,), torch.nan)})
+
+    assert contents(earlier) == before
+
+
+@pytest.mark.slow
+def test_export_over_an_earlier_artifact_replaces_what_the_earlier_wrote_and_nothing_else(earlier: Path) -> None:
+    """No labels or graphs of another checkpoint stay behind; a person's notes do."""
+    (earlier / "int8").mkdir()
+    (earlier / "int8" / "interaction.onnx").write_text("of the earlier checkpoint")
+    (earlier / "README.md").write_text("a note")
+
+    write(earlier, RANKING)
+
+    parts = {f"fp32/{part}.onnx" for part in ("text_embedding", "visual_embedding", "interaction")}
+    assert set(contents(earlier)) == {MANIFEST, TOKENIZER, "README.md"} | parts
+    assert load_artifact(earlier).manifest.heads == {"rank_logits": 1}
+
+
+@pytest.mark.slow
+def test_command_with_an_output_that_cannot_be_written_ends_with_a_sentence(tmp_path: Path) -> None:
+    """Here a file is where a folder would have to be."""
+    folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, QUESTIONS)
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "export", str(folder), "--output", str(tmp_path / "file" / "out")]
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "cannot be written to" in ended.stderr.splitlines()[-1]
+    assert "Not a directory" in ended.stderr.splitlines()[-1]
+
+
+def test_output_that_is_a_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """The message names the path and the system's reason; the file stays."""
+    (tmp_path / "out").write_text("a note")
+
+    with pytest.raises(artifact.OutputError, match=r"out \(File exists\): give --output a folder"):
+        write(tmp_path / "out", QUESTIONS)
+
+    assert (tmp_path / "out").read_text() == "a note"
+
+
+def _unlist(name: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        del manifest["files"][name]
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        (folder / name).unlink()
+
+    return change
+
+
+def _answer(text: str) -> Callable[[Path], object]:
+    """Replace the answers, with the digest that the manifest then needs."""
+
+    def change(folder: Path) -> None:
+        (folder / LABELS).write_text(text)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest["files"][LABELS]["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    return change
+
+
+EDITS = {
+    "answers unlisted": (_unlist(LABELS), "does not list labels.json"),
+    "tokenizer unlisted": (_unlist(TOKENIZER), "does not list tokenizer.json"),
+    "answers that are no JSON": (_answer("yes, no"), "not a JSON list of answers"),
+    "answers that are no list": (_answer("11"), "not a JSON list of answers"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("edit", "sentence"), EDITS.values(), ids=EDITS)
+def test_load_of_an_artifact_edited_by_hand_raises_one_sentence(
+    earlier: Path, edit: Callable[[Path], object], sentence: str
+) -> None:
+    """A manifest may promise a head without the files that it needs: no traceback then."""
+    edit(earlier)
+
+    with pytest.raises(ArtifactError, match=sentence) as caught:
+        load_artifact(earlier)
+
+    assert "\n" not in str(caught.value)
