@@ -1,15 +1,25 @@
-"""How often a served model is right: questions with one answer, texts that match an image or do not.
+"""How often a served model is right.
 
-The data is JSON lines, images relative to the file:
+The data is one of:
 
-    {"image": "0001.png", "question": "how many circles are there?", "answer": "2", "kind": "count"}
-    {"image": "0001.png", "text": "a red circle", "match": true}
+JSON lines, images relative to the file: questions, texts that match an image or not, candidates of which one is right:
+
+    {"image": "1.png", "question": "how many circles are there?", "answer": "2", "kind": "count"}
+    {"image": "1.png", "text": "a red circle", "match": true}
+    {"text": "a red circle", "images": ["1.png", "2.png"], "match": 0}
+    {"image": "1.png", "texts": ["a red circle", "a blue star"], "match": 0}
+
+VQAv2's questions (v2_OpenEnded_mscoco_val2014_questions.json), with --annotations and --images: scored by its own rule.
+
+Captions as COCO has them (captions_val2017.json, with --images): every image with every caption, recall both ways.
 """
 
 import argparse
 import asyncio
 import json
+import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +27,26 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from loadtest import recall, vqav2
 from loadtest.launch import server
 from loadtest.stamp import stamp
 
+ALL_QUESTIONS = "all questions"
 MATCHING = "matching"
+IMAGE_FOR_TEXT = "image for text"
+TEXT_FOR_IMAGE = "text for image"
+TIMEOUT_S = 120.0
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One line of the table: how many were asked, and the sum of their scores, 0 to 1 each."""
 
     kind: str
     count: int
-    right: int
+    right: float
 
     @property
     def accuracy(self) -> float:
@@ -40,11 +57,14 @@ def add_to(commands: Any) -> None:
     """Declare `vilt-bench accuracy`."""
     parser = commands.add_parser(
         "accuracy",
-        help="how often a model is right, per kind of question",
+        help="how often a model is right: questions, matching, ranking; VQAv2 and COCO captions, too",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSON lines, as above")
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="one of the above")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="VQAv2's answers to the questions in --data")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: where --data lies)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions, or images to rank")
     parser.add_argument("--url", help="of a running server (default: start vilt-serve for the occasion)")
     parser.add_argument("--model", metavar="DIR", help="artifact that the started server serves (default: shapes)")
     parser.add_argument("--concurrency", type=int, default=4, help="requests in flight (default %(default)s)")
@@ -53,57 +73,130 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    records = [json.loads(line) for line in options.data.read_text().splitlines() if line.strip()]
+    folder = options.images or options.data.parent
+    try:
+        data = load(options.data, options.annotations, options.limit)
+        check_images(data, folder)
+    except (OSError, ValueError) as error:
+        sys.exit(f"vilt-bench accuracy: {error}")
     flags = ["--model", options.model] if options.model else []
     with server(options.url, flags) as url:
-        rights = asyncio.run(ask_all(url, options.data.parent, records, options.concurrency))
-    rows = table(records, rights)
-    for row in rows:
-        print(f"{row.kind:12} {row.count:6} {100 * row.accuracy:6.2f} %")
+        try:
+            if isinstance(data, recall.Collection):
+                rows: Sequence[Any] = asyncio.run(recall.measure(url, folder, data, options.concurrency))
+                print(recall.text_of(rows))
+            else:
+                rows = table(data, asyncio.run(ask_all(url, folder, data, options.concurrency)))
+                for row in rows:
+                    print(f"{row.kind:14} {row.count:7,} {100 * row.accuracy:6.2f} %")
+        except httpx.HTTPStatusError as error:
+            sys.exit(f"vilt-bench accuracy: the server refused {error.request.url.path}: {error.response.text}")
     if options.output:
         result = {"benchmark": "vilt-bench accuracy", **stamp(), "rows": [asdict(row) for row in rows]}
         options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
-async def ask_all(url: str, folder: Path, records: list[dict[str, Any]], concurrency: int) -> list[bool]:
-    """Ask about every record; tell of each whether the answer was right.
+def load(data: Path, annotations: Path | None, limit: int | None = None) -> list[Record] | recall.Collection:
+    """Read what to measure, or the first of it, in whichever of the three forms it is.
+
+    Raises: ValueError: it is in none of them; OSError: a file cannot be read.
+    """
+    text = data.read_text()
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        whole = None  # more than one line of JSON
+    if isinstance(whole, dict) and "questions" in whole:
+        if annotations is None:
+            raise ValueError(f"{data} holds VQAv2's questions: give --annotations, the file of their answers")
+        return vqav2.read(whole, json.loads(annotations.read_text()))[:limit]
+    if isinstance(whole, dict) and "annotations" in whole:
+        return recall.read(whole).first(limit)
+    records = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                records.append(json.loads(line))
+                kind_of(records[-1])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{data}, line {number}: not a question, a match or a rank (see --help)") from error
+    if not records:
+        raise ValueError(f"{data} is empty")
+    return records[:limit]
+
+
+def check_images(data: list[Record] | recall.Collection, folder: Path) -> None:
+    """Make sure that every image is there before a long run begins.
+
+    Raises: ValueError: one is not.
+    """
+    names = data.images if isinstance(data, recall.Collection) else [name for one in data for name in images_of(one)]
+    missing = [name for name in dict.fromkeys(names) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{len(missing):,} images are not in {folder}, the first is {missing[0]}: give --images")
+
+
+def kind_of(record: Record) -> str:
+    """Name the row of the table that a record counts in.
+
+    Raises: KeyError: it is none that is known.
+    """
+    if "question" in record and ("answer" in record or "answers" in record):
+        return str(record.get("kind", "question"))
+    _ = record["match"]
+    if "images" in record and "text" in record:
+        return IMAGE_FOR_TEXT
+    return TEXT_FOR_IMAGE if "texts" in record else MATCHING if record["text"] else ""
+
+
+def images_of(record: Record) -> list[str]:
+    """List the image files that a record needs."""
+    return list(record["images"]) if "images" in record else [record["image"]]
+
+
+async def ask_all(url: str, folder: Path, records: Sequence[Record], concurrency: int) -> list[float]:
+    """Ask about every record; tell of each how right the answer was, 0 to 1.
 
     Raises: httpx.HTTPStatusError: the server refused one.
     """
-    rights = [False] * len(records)
+    scores = [0.0] * len(records)
     remaining = iter(range(len(records)))
     bar = tqdm(total=len(records), unit="request", disable=None)
 
     async def work(client: httpx.AsyncClient) -> None:
         for index in remaining:
-            rights[index] = await is_right(client, folder, records[index])
+            scores[index] = await score(client, folder, records[index])
             bar.update()
 
-    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
         await asyncio.gather(*(work(client) for _ in range(concurrency)))
     bar.close()
-    return rights
+    return scores
 
 
-async def is_right(client: httpx.AsyncClient, folder: Path, record: dict[str, Any]) -> bool:
-    """Ask about one record."""
-    files = {"image": (folder / record["image"]).read_bytes()}
+async def score(client: httpx.AsyncClient, folder: Path, record: Record) -> float:
+    """Ask about one record and score the answer."""
+    field = "images" if "images" in record else "query_image" if "texts" in record else "image"
+    files = [(field, (folder / name).read_bytes()) for name in images_of(record)]
     if "question" in record:
         response = await client.post("/v1/vqa", files=files, data={"question": record["question"], "top_k": "1"})
-        response.raise_for_status()
-        return bool(response.json()["answers"][0]["answer"] == record["answer"])
+        answer = str(response.raise_for_status().json()["answers"][0]["answer"])
+        return vqav2.accuracy(answer, record["answers"]) if "answers" in record else float(answer == record["answer"])
+    if "images" in record or "texts" in record:
+        fields = {"texts": record["texts"]} if "texts" in record else {"query_text": record["text"]}
+        response = await client.post("/v1/rank", files=files, data={**fields, "top_k": "1"})
+        return float(response.raise_for_status().json()["results"][0]["index"] == record["match"])
     response = await client.post("/v1/itm", files=files, data={"text": record["text"]})
-    response.raise_for_status()
-    return bool(response.json()["match"] == record["match"])
+    return float(response.raise_for_status().json()["match"] == record["match"])
 
 
-def table(records: list[dict[str, Any]], rights: list[bool]) -> list[Row]:
-    """Count per kind of question, over all questions, and over texts to match."""
-    by_kind: dict[str, list[bool]] = defaultdict(list)
-    for record, right in zip(records, rights, strict=True):
-        by_kind[record.get("kind", "question") if "question" in record else MATCHING].append(right)
-    matching = by_kind.pop(MATCHING, [])
+def table(records: Sequence[Record], scores: Sequence[float]) -> list[Row]:
+    """Sum up per kind of question, over all questions, and over texts to match and candidates to rank."""
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for record, value in zip(records, scores, strict=True):
+        by_kind[kind_of(record)].append(value)
+    others = [(kind, by_kind.pop(kind)) for kind in (MATCHING, IMAGE_FOR_TEXT, TEXT_FOR_IMAGE) if kind in by_kind]
     rows = [Row(kind, len(found), sum(found)) for kind, found in sorted(by_kind.items())]
     if rows:
-        rows.append(Row("all questions", sum(row.count for row in rows), sum(row.right for row in rows)))
-    return rows + ([Row(MATCHING, len(matching), sum(matching))] if matching else [])
+        rows.append(Row(ALL_QUESTIONS, sum(row.count for row in rows), sum(row.right for row in rows)))
+    return rows + [Row(kind, len(found), sum(found)) for kind, found in others]

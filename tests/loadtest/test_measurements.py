@@ -1,30 +1,63 @@
 """The benchmarks count and summarise as they say."""
 
 import statistics
+from pathlib import Path
 
 import pytest
 
 from loadtest import accuracy, length
 
 
-def test_table_counts_per_kind_overall_and_matching() -> None:
-    """Each kind has a row, questions have a sum, texts to match are apart."""
+def test_table_counts_per_kind_overall_matching_and_ranking() -> None:
+    """Each kind has a row, questions have a sum, texts to match and both directions of ranking are apart."""
     records = [
-        {"question": "a", "kind": "color"},
-        {"question": "b", "kind": "color"},
-        {"question": "c", "kind": "count"},
-        {"text": "d", "match": True},
+        {"image": "1.png", "question": "a", "answer": "x", "kind": "color"},
+        {"image": "1.png", "question": "b", "answers": ["x"] * 10, "kind": "color"},
+        {"image": "1.png", "question": "c", "answer": "x", "kind": "count"},
+        {"image": "1.png", "text": "d", "match": True},
+        {"image": "1.png", "texts": ["d", "e"], "match": 0},
+        {"text": "d", "images": ["1.png", "2.png"], "match": 1},
     ]
 
-    rows = accuracy.table(records, [True, False, True, True])
+    rows = accuracy.table(records, [1.0, 0.3, 1.0, 1.0, 0.0, 1.0])
 
     assert [(row.kind, row.count, row.right) for row in rows] == [
-        ("color", 2, 1),
+        ("color", 2, 1.3),
         ("count", 1, 1),
-        ("all questions", 3, 2),
+        ("all questions", 3, 2.3),
         ("matching", 1, 1),
+        ("image for text", 1, 1),
+        ("text for image", 1, 0),
     ]
-    assert rows[2].accuracy == pytest.approx(2 / 3)
+    assert rows[2].accuracy == pytest.approx(2.3 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is empty"),
+        ('{"image": "1.png", "question": "what?"}\n', "line 1: not a question"),
+        ('{"image": "1.png", "question": "what?", "answer": "x"}\nnonsense\n', "line 2: not a question"),
+        ('{"questions": []}', "give --annotations"),
+        ('{"annotations": [], "info": {}}', "not a caption file"),
+    ],
+    ids=["empty", "no answer", "no JSON", "questions alone", "annotations alone"],
+)
+def test_data_that_cannot_be_measured_is_refused_with_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    """Before a server is started: what is wrong, and where."""
+    (tmp_path / "data").write_text(text)
+
+    with pytest.raises(ValueError, match=sentence):
+        accuracy.load(tmp_path / "data", None)
+
+
+def test_images_that_are_missing_are_counted_before_a_long_run(tmp_path: Path) -> None:
+    """A folder forgotten on the command line is the usual reason."""
+    (tmp_path / "1.png").touch()
+    data = [{"text": "a", "images": ["1.png", "2.png", "3.png"], "match": 0}]
+
+    with pytest.raises(ValueError, match=r"2 images are not in .*, the first is 2.png: give --images"):
+        accuracy.check_images(data, tmp_path)
 
 
 def test_summary_of_a_curve_is_the_samples_quartiles() -> None:
