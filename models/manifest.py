@@ -81,6 +81,12 @@ class Artifact:
         entries = self.manifest.precisions[self.precision].graphs
         return {name: self.folder / entry.file for name, entry in entries.items()}
 
+    @property
+    def checksum(self) -> str:
+        """A digest of the chosen precision's graphs, which the manifest's own digests stand for."""
+        entries = self.manifest.precisions[self.precision].graphs.values()
+        return hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
+
 
 def describe_file(folder: Path, file: str) -> FileEntry:
     """Measure a file for the manifest."""

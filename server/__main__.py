@@ -5,9 +5,11 @@ import contextlib
 import logging
 import signal
 import sys
+import time
 from collections.abc import Iterator
 
 import uvicorn
+from platformdirs import user_cache_path
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
@@ -17,6 +19,7 @@ from server import logs
 from server.admission import Admission
 from server.app import create_app
 from server.engine import OrtEngine, share_threads
+from server.latency import calibrated
 from server.metrics import Metrics
 from server.settings import Settings
 from server.types import ServedModel
@@ -41,7 +44,7 @@ class Server(uvicorn.Server):
         yield
 
     def _drain(self) -> None:
-        if not self._admission.is_ready:
+        if self._admission.is_draining:
             self.force_exit = self.should_exit = True
             return
         log.info("draining: serving for %g s more, then ending", self._drain_pause_s)
@@ -61,7 +64,7 @@ def main() -> None:
     except ArtifactError as error:
         sys.exit(f"vilt-serve: {error}")
     metrics = Metrics()
-    admission = Admission(settings.max_queue_entries, metrics)
+    admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
     config = uvicorn.Config(
         create_app(settings, models, admission, metrics),
         host=settings.host,
@@ -88,16 +91,33 @@ def load(settings: Settings) -> list[ServedModel]:
             raise ArtifactError(f"Two artifacts are named {artifact.manifest.name}: export one with another --name.")
         engine = OrtEngine(artifact)
         engine.warm_up()
+        latency = calibrated(
+            engine,
+            artifact.manifest.spec,
+            most=settings.max_batch_size,
+            budget_s=settings.calibration_s,
+            identity={
+                "artifact": artifact.checksum,
+                "precision": artifact.precision,
+                "provider": engine.provider,
+                "runtime": engine.version,
+                "threads": threads,
+                "most": settings.max_batch_size,
+            },
+            cache=settings.cache_dir or user_cache_path("vilt-server"),
+            clock=time.perf_counter,
+        )
         models.append(
-            ServedModel(artifact=artifact, engine=engine, max_batch_size=settings.max_batch_size, max_rank_slice=1)
+            ServedModel(artifact=artifact, engine=engine, latency=latency, max_batch_size=settings.max_batch_size)
         )
         log.info(
-            "serving %s: %s, %s on %s, %d threads",
+            "serving %s: %s, %s on %s, %d threads, about %.1f ms a run",
             artifact.manifest.name,
             ", ".join(artifact.manifest.tasks),
             artifact.precision,
             engine.provider,
             threads,
+            1000 * latency.run_s(1),
         )
     return models
 

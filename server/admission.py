@@ -1,57 +1,123 @@
-"""Yes or no before any work is done: readiness, and a bound on the work in flight."""
+"""Yes or no before any work is done: readiness, a bound on the work in flight, and whether there is time for more."""
 
 import contextlib
 from collections.abc import Iterator
 
-from server.errors import Overloaded
+from server.errors import Overloaded, Unavailable
 from server.metrics import Metrics
+from server.types import Clock, ServedModel, Urgency
 
-FIRST_GUESS_S = 0.05  # for one entry, until some have been answered
 SMOOTHING = 0.1  # weight of the newest answer in the running mean
+FAULTS_IN_A_ROW = 3  # runs that fail one after the other, until the server no longer calls itself ready
+BEYOND_DOUBT = 0.5  # of a run as it took at warm-up: an idle engine refuses only what has even less time
+
+
+class Ticket:
+    """A request's place in the work in flight."""
+
+    def __init__(self, admission: "Admission", urgency: Urgency, entries: int, entry_s: float) -> None:
+        self._admission = admission
+        self._urgency = urgency
+        self._entries = entries
+        self._entry_s = entry_s
+
+    def finish(self, entries: int = 1) -> None:
+        """Give back the place of entries that have been run."""
+        entries = min(entries, self._entries)
+        self._entries -= entries
+        self._admission.count(self._urgency, -entries, self._entry_s)
+
+    def release(self) -> None:
+        """Give back whatever is left."""
+        self.finish(self._entries)
 
 
 class Admission:
-    """Counts entries in flight and refuses those beyond capacity; an idle server always admits."""
+    """Counts entries in flight and the seconds that they will take; refuses what is too much or would be too late."""
 
-    def __init__(self, capacity: int, metrics: Metrics) -> None:
+    def __init__(self, capacity: int, metrics: Metrics, clock: Clock) -> None:
         self._capacity = capacity
         self._metrics = metrics
+        self._clock = clock
         self._in_flight = 0
-        self._seconds_per_entry = FIRST_GUESS_S
-        self.is_ready = False  # whether the server wants requests; those that arrive all the same are answered
+        self._work_s = dict.fromkeys(Urgency, 0.0)
+        self._prepare_s = 0.0  # what decoding and the like have taken of late
+        self._is_open = False
+        self._faults = 0
+        self.is_draining = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server wants requests; those that arrive all the same are answered."""
+        return self._is_open and self._faults < FAULTS_IN_A_ROW
 
     def open(self) -> None:
         """Become ready."""
-        self.is_ready = True
-        self._metrics.ready.set(1)
+        self._is_open = True
+        self._metrics.ready.set(self.is_ready)
 
     def close(self) -> None:
-        """Stop being ready."""
-        self.is_ready = False
-        self._metrics.ready.set(0)
+        """Stop being ready, for good."""
+        self._is_open, self.is_draining = False, True
+        self._metrics.ready.set(self.is_ready)
+
+    def report(self, is_sound: bool) -> None:
+        """Learn how a run went: readiness falls after several faults in a row and comes back with the first success."""
+        self._faults = 0 if is_sound else self._faults + 1
+        self._metrics.ready.set(self.is_ready)
 
     @contextlib.contextmanager
-    def admit(self, entries: int) -> Iterator[None]:
+    def admit(self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float) -> Iterator[Ticket]:
         """Hold room for a request's entries while it is answered.
 
-        Raises: Overloaded: too much work is in flight.
+        Raises: Overloaded: too many entries are in flight. Unavailable: the deadline would pass before the answer.
         """
+        latency, most = model.latency, model.max_batch_size
+        queued_s = self._work_s[Urgency.INTERACTIVE]
+        if urgency is Urgency.RANK:
+            together = latency.slice_size(most)
+            queued_s += self._work_s[Urgency.RANK]
+        else:
+            together = latency.batch_size(self._in_flight + entries, most)
+            queued_s += latency.run_s(1) if self._work_s[Urgency.RANK] else 0.0  # the slice that is running
+        entry_s = latency.run_s(together) / together
+        estimate_s = queued_s + entries * entry_s + self._prepare_s
+        remaining_s = deadline_s - self._clock()
+        details_ms = {
+            "queued_ms": round(1000 * queued_s, 1),
+            "estimate_ms": round(1000 * estimate_s, 1),
+            "deadline_ms": round(1000 * remaining_s, 1),
+        }
         if self._in_flight and self._in_flight + entries > self._capacity:
+            excess = self._in_flight + entries - self._capacity
             raise Overloaded(
                 "overloaded",
                 f"{self._in_flight} entries are in flight and at most {self._capacity} are taken on: come back later.",
-                retry_after_s=self._in_flight * self._seconds_per_entry,
+                retry_after_s=min(excess, self._in_flight) * entry_s,
+                details=details_ms,
             )
-        self._count(entries)
+        if remaining_s < (estimate_s if self._in_flight else BEYOND_DOUBT * latency.fitted_s(1)):
+            raise Unavailable(
+                "deadline_unreachable",
+                f"The answer would take about {1000 * estimate_s:.0f} ms and {1000 * remaining_s:.0f} ms are left:"
+                " come back later, or allow more time.",
+                retry_after_s=max(0.0, min(estimate_s - remaining_s, queued_s)),
+                details=details_ms,
+            )
+        ticket = Ticket(self, urgency, entries, entry_s)
+        self.count(urgency, entries, entry_s)
         try:
-            yield
+            yield ticket
         finally:
-            self._count(-entries)
+            ticket.release()
 
-    def answered(self, entries: int, inference_s: float) -> None:
-        """Learn from an answer how fast the backlog shrinks."""
-        self._seconds_per_entry += SMOOTHING * (inference_s / entries - self._seconds_per_entry)
+    def prepared(self, seconds: float) -> None:
+        """Learn from an answer how long a request takes beside the queue and the run."""
+        self._prepare_s += SMOOTHING * (seconds - self._prepare_s)
 
-    def _count(self, entries: int) -> None:
+    def count(self, urgency: Urgency, entries: int, entry_s: float) -> None:
+        """Add entries to the work in flight, or take them out."""
         self._in_flight += entries
+        self._work_s[urgency] = max(0.0, self._work_s[urgency] + entries * entry_s) if self._in_flight else 0.0
         self._metrics.in_flight.set(self._in_flight)
+        self._metrics.work_seconds.set(sum(self._work_s.values()))

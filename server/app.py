@@ -25,25 +25,36 @@ from server.errors import BadRequest, MethodNotAllowed, NotFound, ServerError
 from server.metrics import CONTENT_TYPE, Metrics
 from server.pipeline import Limits, Pipeline
 from server.routes import TaskRoutes, record
-from server.schemas import ModelInfo, ModelsResponse
+from server.schemas import Calibration, CalibrationResponse, MeasuredRun, ModelInfo, ModelsResponse
 from server.settings import Settings
 from server.types import ServedModel
 
 log = logging.getLogger(__name__)
-NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "draining"}}
+NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "draining, or the model fails again and again"}}
 
 
 def create_app(settings: Settings, models: Sequence[ServedModel], admission: Admission, metrics: Metrics) -> ASGIApp:
     """Wire loaded models into an application."""
     clock = time.perf_counter
-    pool = ThreadPoolExecutor(settings.decode_threads or usable_cpus(), "decode")
-    batcher = Batcher(clock, metrics)
+    decode_threads = settings.decode_threads or usable_cpus()
+    pool = ThreadPoolExecutor(decode_threads, "decode")
+    batcher = Batcher(clock, metrics, kept_logits=settings.logits_cache_entries, report=admission.report)
     limits = Limits(
         max_image_pixels=settings.max_image_pixels,
         max_text_chars=settings.max_text_chars,
         max_candidates=settings.max_candidates,
+        decoded_cache_bytes=int(settings.decoded_cache_mb * 1e6),
     )
-    pipeline = Pipeline(models, admission=admission, batcher=batcher, pool=pool, limits=limits, clock=clock)
+    pipeline = Pipeline(
+        models,
+        admission=admission,
+        batcher=batcher,
+        pool=pool,
+        decode_threads=decode_threads,
+        limits=limits,
+        metrics=metrics,
+        clock=clock,
+    )
     tasks = TaskRoutes(
         pipeline,
         metrics=metrics,
@@ -87,6 +98,11 @@ def _add_operator_routes(app: FastAPI, models: Sequence[ServedModel], admission:
         """List the models that are served; the first that serves a task is its default."""
         return ModelsResponse(models=[_describe(model) for model in models])
 
+    @app.get("/v1/calibration", summary="How long runs take", response_model=CalibrationResponse, **operation)
+    async def calibration() -> CalibrationResponse:
+        """Say what the server has measured of each model on this machine, and how far it is from that now."""
+        return CalibrationResponse(models=[_describe_latency(model) for model in models])
+
     @app.get("/livez", summary="Is the process alive?", **operation)
     async def livez() -> dict[str, str]:
         """Say that the process need not be restarted."""
@@ -96,7 +112,7 @@ def _add_operator_routes(app: FastAPI, models: Sequence[ServedModel], admission:
     @app.get("/health", summary="The same as /readyz", responses=NOT_READY, **operation)
     async def readyz() -> JSONResponse:
         """Say whether the server wants requests."""
-        status = "ready" if admission.is_ready else "draining"
+        status = "ready" if admission.is_ready else "draining" if admission.is_draining else "faulty"
         return JSONResponse({"status": status}, 200 if admission.is_ready else 503)
 
     @app.get("/metrics", summary="Metrics for Prometheus", **operation)
@@ -115,6 +131,7 @@ def _add_exception_handler(app: FastAPI, metrics: Metrics) -> None:
             "error": known.message,
             "code": known.code,
             "request_id": request.state.request_id,
+            **known.details,
         }
         headers = {**server_timing(timings_of(request)), **(getattr(error, "headers", None) or {})}
         if known.retry_after_s is not None:
@@ -139,6 +156,30 @@ def _as_server_error(error: Exception) -> ServerError:
             return BadRequest("client_disconnected", "The client went away before its body had arrived.")
         case _:
             return ServerError("internal_error", "Something failed that should not have; it has been logged.")
+
+
+def _describe_latency(model: ServedModel) -> Calibration:
+    latency, most = model.latency, model.max_batch_size
+    base, per_token, per_pair = latency.coefficients.tolist()
+    return Calibration(
+        model=model.name,
+        base_ms=1000 * base,
+        per_token_us=1e6 * per_token,
+        per_pair_of_tokens_ns=1e9 * per_pair,
+        drift=latency.drift,
+        typical_tokens=round(latency.typical_tokens),
+        rank_slice=latency.slice_size(most),
+        batch_size_by_waiting={waiting: latency.batch_size(waiting, most) for waiting in (1, 2, 4, 8, 16, 64)},
+        measured=[
+            MeasuredRun(
+                batch=one.batch,
+                tokens=one.tokens,
+                ms=1000 * one.seconds,
+                fitted_ms=1000 * latency.fitted_s(one.batch, one.tokens),
+            )
+            for one in latency.samples
+        ],
+    )
 
 
 def _describe(model: ServedModel) -> ModelInfo:

@@ -1,46 +1,80 @@
-"""One queue, and the loop that empties it: whatever waits when the engine is idle runs at once, no timer.
+"""The queue, and the loop that empties it: whatever waits when the engine is idle runs at once, no timer.
 
 Knows neither HTTP nor onnxruntime. Every entry's future is resolved: a result, or a named error.
 """
 
 import asyncio
 import logging
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
+import numpy as np
+
 from models.batch import collate
+from server.caches import Cache
 from server.errors import DeadlineExceeded, EngineFault, ServerError, Unavailable
 from server.metrics import Metrics
-from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
+from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Urgency
 
 log = logging.getLogger(__name__)
 
 LOOK_AHEAD = 64  # entries considered for a batch: enough to find equal grids, little to sort
+RANK_TURN = 8  # interactive runs after which a rank that waits gets a slice, so that a flood of questions starves none
 
 
 class Batcher:
     """Forms micro-batches at dispatch and runs them one after the other on its own thread."""
 
-    def __init__(self, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        kept_logits: int = 0,
+        report: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """Keep the logits of so many entries, and report of each run whether the engine was sound."""
         self._clock = clock
         self._metrics = metrics
-        self._queues: dict[Urgency, deque[Entry]] = {urgency: deque() for urgency in Urgency}
+        self._report = report
+        self._interactive: deque[Entry] = deque()
+        self._ranks: OrderedDict[str, deque[Entry]] = OrderedDict()  # by client; the one whose turn it is comes first
+        self._since_rank = 0
+        self._leaders: dict[Hashable, Entry] = {}
+        self._logits: Cache[Logits] = Cache(kept_logits, lambda _: 1)
         self._waiting = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "engine")
         self._closed = False
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return len(self._interactive) + sum(map(len, self._ranks.values()))
 
     async def submit(self, entry: Entry) -> EntryResult:
-        """Queue an entry and wait for its result.
+        """Queue an entry, or follow one that asks for the same, and wait for its result.
 
         Raises: DeadlineExceeded, EngineFault: as resolved by the loop. Unavailable: the loop has ended.
         """
         if self._closed:
-            raise Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0)
-        self._queues[entry.urgency].append(entry)
+            raise _shutting_down()
+        entry.queued_s = self._clock()
+        if entry.key is not None:
+            kept = self._logits.find(entry.key)
+            if kept is not None:
+                self._metrics.cache_hits.labels("logits").inc()
+                return EntryResult(kept, entry.queued_s, self._clock(), {}, 0)
+            leader = self._leaders.get((entry.key, entry.urgency))
+            if leader is not None:
+                self._metrics.cache_hits.labels("in_flight").inc()
+                leader.followers.append(entry)
+                return await entry.future
+            self._leaders[entry.key, entry.urgency] = entry
+        if entry.urgency is Urgency.INTERACTIVE:
+            self._interactive.append(entry)
+        else:
+            self._ranks.setdefault(entry.client, deque()).append(entry)
         self._metrics.queue_entries.set(len(self))
         self._waiting.set()
         return await entry.future
@@ -59,58 +93,78 @@ class Batcher:
         finally:
             self._closed = True
             self._thread.shutdown(wait=False)
-            for queue in self._queues.values():
-                while queue:
-                    _fail(
-                        queue.popleft(), Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0)
-                    )
+            for queue in (self._interactive, *self._ranks.values()):
+                for entry in queue:
+                    self._fail(entry, _shutting_down())
+                queue.clear()
 
     def form(self) -> list[Entry]:
-        """Take the next batch: the oldest of the most urgent entries, and those that fit it best.
+        """Take the next batch; an empty list means that nothing is waiting.
 
-        Equal grids first, then near lengths, so that little is padding. An empty list means an empty queue.
+        Questions go ahead of ranks, but for every RANK_TURN-th run. Ranks of several clients take turns.
         """
-        for urgency, queue in self._queues.items():
-            first = self._next_alive(queue)
-            if first is None:
+        if self._since_rank < RANK_TURN:
+            batch = self._take_interactive() or self._take_slice()
+        else:
+            batch = self._take_slice() or self._take_interactive()
+        self._metrics.queue_entries.set(len(self))
+        return batch
+
+    def _take_interactive(self) -> list[Entry]:
+        def size(model: ServedModel, tokens: int) -> int:
+            return model.latency.batch_size(1 + len(self._interactive), model.max_batch_size, tokens)
+
+        batch = self._take(self._interactive, size)
+        self._since_rank = self._since_rank + 1 if batch and self._ranks else 0
+        return batch
+
+    def _take_slice(self) -> list[Entry]:
+        def size(model: ServedModel, tokens: int) -> int:
+            return model.latency.slice_size(model.max_batch_size, tokens)
+
+        while self._ranks:
+            client, queue = self._ranks.popitem(last=False)
+            batch = self._take(queue, size)
+            if queue:
+                self._ranks[client] = queue  # to the end: the others' turn
+            if batch:
+                self._since_rank = 0
+                return batch
+        return []
+
+    def _take(self, queue: deque[Entry], size: Callable[[ServedModel, int], int]) -> list[Entry]:
+        """Take the oldest entry and those that fit it best: equal grids first, then near lengths."""
+        while queue:
+            first = queue.popleft()
+            if not self._is_alive(first, first.model.latency.run_s(1, first.tokens)):
                 continue
             model, grid = first.model, first.features.image.grid
-            length = len(first.features.text.input_ids)
-            limit = model.max_batch_size if urgency is Urgency.INTERACTIVE else model.max_rank_slice
+            limit = size(model, first.tokens)
             others = [entry for entry in islice(queue, LOOK_AHEAD) if entry.model is model]
-            others.sort(
-                key=lambda entry: (
-                    entry.features.image.grid != grid,
-                    abs(len(entry.features.text.input_ids) - length),
-                )
-            )
+            others.sort(key=lambda entry: (entry.features.image.grid != grid, abs(entry.tokens - first.tokens)))
             batch = [first]
             for entry in others:
                 if len(batch) == limit:
                     break
                 queue.remove(entry)
-                if self._is_alive(entry):
+                if self._is_alive(entry, model.latency.run_s(len(batch) + 1, first.tokens)):
                     batch.append(entry)
-            self._metrics.queue_entries.set(len(self))
             return batch
-        self._metrics.queue_entries.set(0)
         return []
 
-    def _next_alive(self, queue: deque[Entry]) -> Entry | None:
-        while queue:
-            entry = queue.popleft()
-            if self._is_alive(entry):
-                return entry
-        return None
-
-    def _is_alive(self, entry: Entry) -> bool:
-        """Drop, and count, an entry whose caller has gone or whose deadline has passed."""
-        if entry.future.done():
-            self._metrics.dropped.labels("cancelled").inc()
-            return False
-        if self._clock() >= entry.deadline_s:
-            self._metrics.dropped.labels("expired").inc()
-            _fail(entry, DeadlineExceeded())
+    def _is_alive(self, leader: Entry, run_s: float) -> bool:
+        """Drop, and count, whoever has gone or cannot be answered in time by a run that begins now."""
+        alone = not len(self)  # then only what is beyond doubt, or a wrong estimate could never be corrected
+        ends_s = self._clock() + (0.0 if alone else run_s)
+        for entry in leader.all():
+            if entry.future.done():
+                self._metrics.dropped.labels("cancelled").inc()
+            elif ends_s >= entry.deadline_s:
+                self._metrics.dropped.labels("expired").inc()
+                _resolve(entry, DeadlineExceeded())
+        leader.followers = [entry for entry in leader.followers if not entry.future.done()]
+        if leader.future.done() and not leader.followers:
+            self._forget(leader)
             return False
         return True
 
@@ -118,40 +172,65 @@ class Batcher:
         """Run a batch and resolve its futures; a failure is the batch's own, never the loop's."""
         model = batch[0].model
         try:
-            results = await loop.run_in_executor(self._thread, self._run, model, batch)
+            outcomes = await loop.run_in_executor(self._thread, self._run, model, batch)
         except asyncio.CancelledError:
             for entry in batch:
-                _fail(entry, Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0))
+                self._fail(entry, _shutting_down())
             raise
         except Exception:
             log.exception("a batch of %d failed in model %s", len(batch), model.name)
-            for entry in batch:
-                _fail(entry, EngineFault("engine_fault", "The model failed on this request; it has been logged."))
-            return
-        for entry, result in zip(batch, results, strict=True):
-            if not entry.future.done():
-                entry.future.set_result(result)
+            outcomes = [_fault() for _ in batch]
+        self._report(any(isinstance(outcome, EntryResult) for outcome in outcomes))
+        for leader, outcome in zip(batch, outcomes, strict=True):
+            self._forget(leader)
+            if isinstance(outcome, EntryResult) and leader.key is not None:
+                self._logits.keep(leader.key, outcome.logits)
+            for entry in leader.all():
+                _resolve(entry, outcome)
 
-    def _run(self, model: ServedModel, batch: list[Entry]) -> list[EntryResult]:
-        """Pad, run, and share out; on the engine's thread."""
+    def _run(self, model: ServedModel, batch: list[Entry]) -> list[EntryResult | ServerError]:
+        """Pad, run, and share out; on the engine's thread. A row that is not finite fails alone."""
         started_s = self._clock()
         feeds = collate([entry.features for entry in batch])
         output = model.engine.run(feeds)
         ended_s = self._clock()
+        rows, tokens = feeds.mask.shape
+        model.latency.observe(rows, tokens, ended_s - started_s)
+        self._metrics.drift.labels(model.name).set(model.latency.drift)
         self._metrics.batch_entries.labels(model.name).observe(len(batch))
         self._metrics.padding_ratio.labels(model.name).observe(feeds.padding_ratio)
-        return [
-            EntryResult(
-                logits={head: logits[row] for head, logits in output.logits.items()},
-                started_s=started_s,
-                ended_s=ended_s,
-                parts_s=output.parts_s,
-                batch_size=len(batch),
-            )
-            for row in range(len(batch))
-        ]
+        outcomes: list[EntryResult | ServerError] = []
+        for row in range(len(batch)):
+            logits = {head: values[row] for head, values in output.logits.items()}
+            if all(np.isfinite(values).all() for values in logits.values()):
+                outcomes.append(EntryResult(logits, started_s, ended_s, output.parts_s, len(batch)))
+            else:
+                log.error("a logit is not a finite number, in model %s", model.name)
+                outcomes.append(_fault())
+        return outcomes
+
+    def _fail(self, leader: Entry, error: ServerError) -> None:
+        self._forget(leader)
+        for entry in leader.all():
+            _resolve(entry, error)
+
+    def _forget(self, leader: Entry) -> None:
+        if leader.key is not None:
+            self._leaders.pop((leader.key, leader.urgency), None)
 
 
-def _fail(entry: Entry, error: ServerError) -> None:
-    if not entry.future.done():
-        entry.future.set_exception(error)
+def _resolve(entry: Entry, outcome: EntryResult | ServerError) -> None:
+    if entry.future.done():
+        return
+    if isinstance(outcome, EntryResult):  # to one that joined during the run, the run began then
+        entry.future.set_result(replace(outcome, started_s=max(outcome.started_s, entry.queued_s)))
+    else:
+        entry.future.set_exception(outcome)
+
+
+def _fault() -> EngineFault:
+    return EngineFault("engine_fault", "The model failed on this request; it has been logged.")
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0)

@@ -9,11 +9,13 @@ ServerError
 ├── Unusable              422  read, but no use: an image that does not decode, an empty question
 ├── Overloaded            429  more work is waiting than the server takes on
 ├── EngineFault           500  the model failed on these inputs
-├── Unavailable           503  not ready yet, or on its way down
+├── Unavailable           503  not ready yet, on its way down, or the deadline would be missed
 └── DeadlineExceeded      504  the request's time was over
 
 429 and 503 say when to come back. 503 and 504 only ever mean time, never content.
 """
+
+from collections.abc import Mapping
 
 
 class ServerError(Exception):
@@ -21,11 +23,19 @@ class ServerError(Exception):
 
     status = 500
 
-    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        details: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.retry_after_s = retry_after_s
+        self.details = details or {}  # more fields of the body
 
 
 class BadRequest(ServerError):

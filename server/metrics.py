@@ -39,6 +39,15 @@ class Metrics:
             registry=registry, buckets=RATIOS,
         )  # fmt: skip
         self.queue_entries = Gauge("vilt_queue_entries", "Entries waiting for the engine.", registry=registry)
+        self.work_seconds = Gauge(
+            "vilt_work_seconds", "Engine time that the entries in flight are estimated to take.", registry=registry
+        )
+        self.drift = Gauge(
+            "vilt_latency_drift", "How many times as long runs take now as at warm-up.", ["model"], registry=registry
+        )
+        self.cache_hits = Counter(
+            "vilt_cache_hits", "Work not done twice: decoded, in_flight or logits.", ["cache"], registry=registry
+        )
         self.in_flight = Gauge("vilt_in_flight_entries", "Entries admitted and not yet answered.", registry=registry)
         self.dropped = Counter(
             "vilt_dropped_entries", "Entries dropped when a batch was formed, by reason.", ["reason"], registry=registry

@@ -8,7 +8,8 @@ import base64
 import binascii
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,9 +19,11 @@ from models.batch import Features
 from models.errors import InputTooLarge, InvalidInput
 from models.image import ImagePatches, decode, to_patches
 from models.text import TextTokens
-from server.admission import Admission
+from server.admission import Admission, Ticket
 from server.batcher import Batcher
+from server.caches import Cache
 from server.errors import DeadlineExceeded, NotFound, TooLarge, Unusable
+from server.metrics import Metrics
 from server.schemas import Candidate, ItmBody, RankBody, VqaBody
 from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Timings, Urgency
 
@@ -31,11 +34,12 @@ PREPARED_AHEAD = 4  # candidates of a rank decoded before the engine asks for th
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an image, a text and a list may measure."""
+    """What an image, a text and a list may measure, and how much of decoded images is kept."""
 
     max_image_pixels: int
     max_text_chars: int
     max_candidates: int
+    decoded_cache_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,14 @@ class RankOutcome:
     results: list[RankedCandidate]
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One image and one text, prepared; the digest tells the image's bytes from all others."""
+
+    features: Features
+    digest: bytes
+
+
 class Pipeline:
     """Walks requests through admission, preparation, the queue and the model."""
 
@@ -87,7 +99,9 @@ class Pipeline:
         admission: Admission,
         batcher: Batcher,
         pool: ThreadPoolExecutor,
+        decode_threads: int,
         limits: Limits,
+        metrics: Metrics,
         clock: Clock,
     ) -> None:
         self._models = models
@@ -95,7 +109,11 @@ class Pipeline:
         self._batcher = batcher
         self._pool = pool  # its threads are the decode permits: no more images are open at once
         self._limits = limits
+        self._metrics = metrics
         self._clock = clock
+        self._decoded: Cache[ImagePatches] = Cache(limits.decoded_cache_bytes, lambda image: image.patches.nbytes)
+        # Of the decode threads all but one, so that a question's image never waits for those of a long rank.
+        self._rank_permits = asyncio.Semaphore(max(1, decode_threads - 1))
 
     async def answer(
         self, task: str, receive: Callable[[], Awaitable[VqaBody | ItmBody]], timings: Timings, deadline_s: float
@@ -109,17 +127,17 @@ class Pipeline:
             timings.mark("receive")
             model = self._choose(body.model, task)
             text = body.question if isinstance(body, VqaBody) else body.text
-            with self._admission.admit(1):
+            with self._admission.admit(model, Urgency.INTERACTIVE, 1, deadline_s):
                 timings.mark("admit")
-                features = await self._in_pool(lambda: self._prepare(model, body.image, text, timings))
-                entry = Entry(model=model, features=features, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s)
+                pair = await self._in_pool(lambda: self._prepare(model, body.image, text, timings))
+                entry = _entry(model, pair, Urgency.INTERACTIVE, deadline_s)
                 result = await self._batcher.submit(entry)
-                self._mark_run(timings, result, result, entries=result.batch_size)
+                self._mark_run(timings, result, result)
                 top_k = body.top_k if isinstance(body, VqaBody) else 0
-                return Outcome(model=model, truncated=features.text.truncated, logits=result.logits, top_k=top_k)
+                return Outcome(model=model, truncated=pair.features.text.truncated, logits=result.logits, top_k=top_k)
 
     async def rank(
-        self, receive: Callable[[], Awaitable[RankBody]], timings: Timings, deadline_s: float
+        self, receive: Callable[[], Awaitable[RankBody]], timings: Timings, deadline_s: float, client: str = ""
     ) -> RankOutcome:
         """Rank candidates, best first; they are prepared just in time, slice by slice.
 
@@ -132,42 +150,50 @@ class Pipeline:
             count, most = len(body.candidates), self._limits.max_candidates
             if count > most:
                 raise TooLarge("too_many_candidates", f"There are {count:,} candidates; at most {most:,} are ranked.")
-            with self._admission.admit(count):
+            with self._admission.admit(model, Urgency.RANK, count, deadline_s) as ticket:
                 timings.mark("admit")
                 first = await self._in_pool(lambda: self._prepare_first(model, body, timings))
-                results, truncated = await self._run_slices(model, first, body, deadline_s)
+                make_entry = functools.partial(
+                    _entry, model, urgency=Urgency.RANK, deadline_s=deadline_s, client=client
+                )
+                results, truncated = await self._run_slices(model, first, body, make_entry, ticket)
                 started_first = min(results, key=lambda result: result.started_s)
                 ended_last = max(results, key=lambda result: result.ended_s)
-                self._mark_run(timings, started_first, ended_last, entries=len(results))
+                self._mark_run(timings, started_first, ended_last)
                 ranked = _ranked(body.candidates, results)[: body.top_k]
                 return RankOutcome(model=model, truncated=truncated, results=ranked)
 
     async def _run_slices(
-        self, model: ServedModel, first: Features, body: RankBody, deadline_s: float
+        self, model: ServedModel, first: Pair, body: RankBody, make_entry: Callable[[Pair], Entry], ticket: Ticket
     ) -> tuple[list[EntryResult], bool]:
         """Prepare candidates a little ahead of the engine, whatever their number, and queue each as an entry."""
         results: dict[int, EntryResult] = {}
-        truncated = first.text.truncated
+        truncated = first.features.text.truncated
         indices = iter(range(len(body.candidates)))
 
-        def prepare(index: int) -> Features:
+        def prepare(index: int) -> Pair:
             candidate = body.candidates[index]
             with _refusing(f"candidates[{index}]"):
                 if candidate.image is not None:
-                    return Features(self._patches(model, candidate.image, Timings()), first.text)
-                return Features(first.image, self._tokens(model, candidate.text or ""))
+                    image, digest = self._patches(model, candidate.image, Timings())
+                    return Pair(Features(image, first.features.text), digest)
+                return Pair(Features(first.features.image, self._tokens(model, candidate.text or "")), first.digest)
 
         async def work() -> None:
             nonlocal truncated
             for index in indices:
-                features = first if index == 0 else await self._in_pool(functools.partial(prepare, index))
-                truncated |= features.text.truncated
-                entry = Entry(model=model, features=features, urgency=Urgency.RANK, deadline_s=deadline_s)
-                results[index] = await self._batcher.submit(entry)
+                pair = first
+                if index:
+                    async with self._rank_permits:
+                        pair = await self._in_pool(functools.partial(prepare, index))
+                truncated |= pair.features.text.truncated
+                results[index] = await self._batcher.submit(make_entry(pair))
+                ticket.finish()
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(len(body.candidates), model.max_rank_slice + PREPARED_AHEAD)):
+                ahead = model.latency.slice_size(model.max_batch_size) + PREPARED_AHEAD
+                for _ in range(min(len(body.candidates), ahead)):
                     group.create_task(work())
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures
@@ -180,34 +206,43 @@ class Pipeline:
         have = ", ".join(model.name for model in self._models if task in model.tasks) or "none"
         raise NotFound("unknown_model", f"No model {name or ''!r} serves {task}; there is: {have}.")
 
-    def _prepare(self, model: ServedModel, image: str | bytes, text: str, timings: Timings) -> Features:
+    def _prepare(self, model: ServedModel, image: str | bytes, text: str, timings: Timings) -> Pair:
         """Turn one pair into features; on a pool thread."""
         with _refusing():
-            patches = self._patches(model, image, timings)
+            patches, digest = self._patches(model, image, timings)
             tokens = self._tokens(model, text)
         timings.mark("tokenize")
-        return Features(patches, tokens)
+        return Pair(Features(patches, tokens), digest)
 
-    def _prepare_first(self, model: ServedModel, body: RankBody, timings: Timings) -> Features:
+    def _prepare_first(self, model: ServedModel, body: RankBody, timings: Timings) -> Pair:
         """Prepare a rank's query, of which there is one, with its first candidate."""
         query, candidate = body.query, body.candidates[0]
         asks_text = query.text is not None
         image, text = (candidate.image, query.text) if asks_text else (query.image, candidate.text)
         with _refusing("candidates[0]" if asks_text else "query"):
-            patches = self._patches(model, image or b"", timings)
+            patches, digest = self._patches(model, image or b"", timings)
         with _refusing("query" if asks_text else "candidates[0]"):
             tokens = self._tokens(model, text or "")
         timings.mark("tokenize")
-        return Features(patches, tokens)
+        return Pair(Features(patches, tokens), digest)
 
-    def _patches(self, model: ServedModel, image: str | bytes, timings: Timings) -> ImagePatches:
+    def _patches(self, model: ServedModel, image: str | bytes, timings: Timings) -> tuple[ImagePatches, bytes]:
+        """Decode and cut up an image, unless that has been done or is being done; tell its digest, too."""
         spec = model.artifact.manifest.spec
         data = _image_bytes(image)
-        rgb = decode(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
-        timings.mark("decode")
-        patches = to_patches(rgb, spec)
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+
+        def make() -> ImagePatches:
+            rgb = decode(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
+            timings.mark("decode")
+            return to_patches(rgb, spec)
+
+        patches, was_there = self._decoded.get_or_make((digest, spec), make)
+        if was_there:
+            self._metrics.cache_hits.labels("decoded").inc()
+            timings.mark("decode")
         timings.mark("preprocess")
-        return patches
+        return patches, digest
 
     def _tokens(self, model: ServedModel, text: str) -> TextTokens:
         if len(text) > self._limits.max_text_chars:
@@ -217,10 +252,10 @@ class Pipeline:
             )
         return model.artifact.text_encoder.encode(text)
 
-    def _mark_run(self, timings: Timings, first: EntryResult, last: EntryResult, *, entries: int) -> None:
+    def _mark_run(self, timings: Timings, first: EntryResult, last: EntryResult) -> None:
+        self._admission.prepared(sum(timings.stages_s[stage] for stage in ("decode", "preprocess", "tokenize")))
         timings.mark("queue", first.started_s)
         timings.mark("inference", last.ended_s)
-        self._admission.answered(entries, last.ended_s - first.started_s)
         for part, value in last.parts_s.items():
             timings.parts_s[part] = value
 
@@ -235,6 +270,11 @@ class Pipeline:
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _entry(model: ServedModel, pair: Pair, urgency: Urgency, deadline_s: float, client: str = "") -> Entry:
+    key: Hashable = (model.name, pair.digest, pair.features.text.input_ids.tobytes())
+    return Entry(model=model, features=pair.features, urgency=urgency, deadline_s=deadline_s, client=client, key=key)
 
 
 def _ranked(candidates: Sequence[Candidate], results: Sequence[EntryResult]) -> list[RankedCandidate]:

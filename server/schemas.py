@@ -116,11 +116,39 @@ class ModelsResponse(BaseModel):
     models: list[ModelInfo]
 
 
+class MeasuredRun(BaseModel):
+    batch: int
+    tokens: int = Field(description="of a row: text, the picture's cls token, patches, padding")
+    ms: float
+    fitted_ms: float
+
+
+class Calibration(BaseModel):
+    """ms = drift * (base + per token * batch * tokens + per pair of tokens * batch * tokens ** 2)."""
+
+    model: str
+    base_ms: float
+    per_token_us: float
+    per_pair_of_tokens_ns: float
+    drift: float = Field(description="how many times as long runs take now as at warm-up")
+    typical_tokens: int
+    rank_slice: int = Field(description="candidates of a rank that run together")
+    batch_size_by_waiting: dict[int, int] = Field(description="how many run together when so many wait")
+    measured: list[MeasuredRun]
+
+
+class CalibrationResponse(BaseModel):
+    models: list[Calibration]
+
+
 class ErrorResponse(BaseModel):
     error: str
     code: str
     request_id: str
     retry_after_ms: int | None = Field(default=None, description="with 429 and 503")
+    queued_ms: float | None = Field(default=None, description="work ahead, with overloaded and deadline_unreachable")
+    estimate_ms: float | None = Field(default=None, description="when the answer would have come, with the same")
+    deadline_ms: float | None = Field(default=None, description="time that was left, with the same")
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {

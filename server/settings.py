@@ -31,7 +31,21 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fp32"] = Field(default="auto", description="of the graphs; auto is fp32")
     threads: int = Field(default=0, ge=0, description="of the model; 0 takes the CPUs this process may use")
     decode_threads: int = Field(default=0, ge=0, description="images decoded at once; 0 takes the CPUs")
-    max_batch_size: int = Field(default=8, ge=1, le=256, description="most requests run together")
+    max_batch_size: int = Field(
+        default=8, ge=1, le=256, description="most requests run together; fewer where that is sooner done"
+    )
+    calibration_s: float = Field(
+        default=15.0, gt=0, description="longest time to measure the model at the first start on a machine"
+    )
+    cache_dir: Path | None = Field(
+        default=None, description="keeps what is measured on this machine; by default in the user's cache folder"
+    )
+    decoded_cache_mb: float = Field(
+        default=64.0, ge=0, description="patches of recent images that are kept: several questions, one decoding"
+    )
+    logits_cache_entries: int = Field(
+        default=0, ge=0, description="answers that are kept for the same image and text again; 0 keeps none"
+    )
     max_queue_entries: int = Field(
         default=1024, ge=1, description="work in flight before new requests get 429; a rank counts each candidate"
     )

@@ -2,16 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.batch import Features, Feeds
 from models.manifest import Artifact
+
+if TYPE_CHECKING:
+    from server.latency import LatencyModel
 
 Clock = Callable[[], float]  # monotonic seconds
 Logits = dict[str, NDArray[np.float32]]
@@ -66,12 +69,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ServedModel:
-    """An artifact with its engine, and how much of it may run together."""
+    """An artifact with its engine, what a run of it takes, and how many rows may run together."""
 
     artifact: Artifact
     engine: Engine
+    latency: "LatencyModel"
     max_batch_size: int
-    max_rank_slice: int
 
     @property
     def name(self) -> str:
@@ -102,10 +105,27 @@ class EntryResult:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Entry:
-    """A prepared request in the queue; its future is resolved whatever happens."""
+    """A prepared request in the queue; its future is resolved whatever happens.
+
+    Entries of one key ask for the same: one of them leads, and the others follow wherever it is by then.
+    """
 
     model: ServedModel
     features: Features
     urgency: Urgency
     deadline_s: float
+    client: str = ""
+    key: Hashable | None = None
+    queued_s: float = 0.0
+    followers: list["Entry"] = field(default_factory=list)
     future: asyncio.Future[EntryResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def tokens(self) -> int:
+        """Count the row's tokens: text, the picture's cls token, patches."""
+        return len(self.features.text.input_ids) + 1 + len(self.features.image.patches)
+
+    def all(self) -> Iterator["Entry"]:
+        """List the leader and those that follow it."""
+        yield self
+        yield from self.followers

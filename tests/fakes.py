@@ -1,6 +1,7 @@
 """Fakes we own: an engine that answers at once, fails, or waits; a clock that is set by hand."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from models.batch import Features, Feeds
 from models.image import ImagePatches
 from models.manifest import Artifact, load_artifact
 from models.text import TextTokens
+from server.latency import LatencyModel, Sample
 from server.settings import SHAPES
 from server.types import EngineOutput, ServedModel
 
@@ -29,7 +31,9 @@ class FakeEngine:
 
     provider = "fake"
 
-    def __init__(self, *, failures: int = 0) -> None:
+    def __init__(self, *, failures: int = 0, not_numbers: Sequence[int] = ()) -> None:
+        self.labels = len(artifact().labels)
+        self.not_numbers = list(not_numbers)
         self.batches: list[list[int]] = []
         self.failures = failures
         self.may_run = threading.Event()
@@ -40,16 +44,26 @@ class FakeEngine:
         self.batches.append(feeds.input_ids[:, 0].tolist())
         if self.failures:
             self.failures -= 1
-            raise FloatingPointError("a logit is not a finite number")
+            raise RuntimeError("the engine broke")
         first = feeds.input_ids[:, :1].astype(np.float32)
-        logits = {"vqa_logits": np.repeat(first, 22, axis=1), "itm_logits": np.repeat(first, 2, axis=1)}
+        first[np.isin(first, self.not_numbers)] = np.nan
+        logits = {"vqa_logits": np.repeat(first, self.labels, axis=1), "itm_logits": np.repeat(first, 2, axis=1)}
         parts_s = dict.fromkeys(("text_embedding", "visual_embedding", "interaction"), 0.001)
         return EngineOutput({**logits, "rank_logits": first}, parts_s)
 
 
-def served(engine: FakeEngine, *, max_batch_size: int = 4, name: str = "shapes") -> ServedModel:
+def latency(base_s: float = 0.01, per_token_s: float = 0.0, typical_tokens: float = 10) -> LatencyModel:
+    """Know runs that take a base and so much for each token; with only a base, batches pay as much as can be."""
+    shapes = [(batch, tokens) for batch in (1, 2, 4) for tokens in (5, 10, 40)]
+    samples = [Sample(batch, tokens, base_s + per_token_s * batch * tokens) for batch, tokens in shapes]
+    return LatencyModel(samples, typical_tokens)
+
+
+def served(
+    engine: FakeEngine, *, max_batch_size: int = 4, name: str = "shapes", runs: LatencyModel | None = None
+) -> ServedModel:
     """Serve the shipped artifact's tokenizer and labels with a fake engine."""
-    return ServedModel(artifact=artifact(name), engine=engine, max_batch_size=max_batch_size, max_rank_slice=1)
+    return ServedModel(artifact=artifact(name), engine=engine, latency=runs or latency(), max_batch_size=max_batch_size)
 
 
 def artifact(name: str = "shapes", folder: Path = SHAPES) -> Artifact:

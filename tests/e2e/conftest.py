@@ -43,6 +43,14 @@ def stop(running: Running) -> None:
     running.process.stderr.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What servers of these tests measure is kept from one to the next, and from the user's own."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VILT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Running]:
     running = start("--log-level", "info", "--log-format", "json")

@@ -1,13 +1,13 @@
 """The queue: who goes first, who goes together, and that every future is resolved."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import TypeVar
 
 import pytest
-from fakes import FakeClock, FakeEngine, features, served
+from fakes import FakeClock, FakeEngine, features, latency, served
 
-from server.batcher import Batcher
+from server.batcher import RANK_TURN, Batcher
 from server.errors import DeadlineExceeded, EngineFault, Unavailable
 from server.metrics import Metrics
 from server.types import Entry, Urgency
@@ -18,19 +18,36 @@ T = TypeVar("T")
 class Bench:
     """A batcher with a fake engine and a clock set by hand."""
 
-    def __init__(self, *, max_batch_size: int = 4, failures: int = 0) -> None:
-        self.engine = FakeEngine(failures=failures)
-        self.model = served(self.engine, max_batch_size=max_batch_size)
+    def __init__(
+        self,
+        *,
+        max_batch_size: int = 4,
+        failures: int = 0,
+        not_numbers: Sequence[int] = (),
+        per_token_s: float = 0.0,
+        kept_logits: int = 0,
+    ) -> None:
+        self.engine = FakeEngine(failures=failures, not_numbers=not_numbers)
+        self.model = served(self.engine, max_batch_size=max_batch_size, runs=latency(per_token_s=per_token_s))
         self.clock = FakeClock()
         self.metrics = Metrics()
-        self.batcher = Batcher(self.clock, self.metrics)
+        self.reports: list[bool] = []
+        self.batcher = Batcher(self.clock, self.metrics, kept_logits=kept_logits, report=self.reports.append)
 
     def entry(
-        self, number: int, *, rank: bool = False, columns: int = 1, length: int = 3, deadline_s: float = 1e9
+        self,
+        number: int,
+        *,
+        rank: bool = False,
+        columns: int = 1,
+        length: int = 3,
+        deadline_s: float = 1e9,
+        client: str = "",
+        key: Hashable | None = None,
     ) -> Entry:
         urgency = Urgency.RANK if rank else Urgency.INTERACTIVE
         pair = features(number, columns=columns, length=length)
-        return Entry(model=self.model, features=pair, urgency=urgency, deadline_s=deadline_s)
+        return Entry(model=self.model, features=pair, urgency=urgency, deadline_s=deadline_s, client=client, key=key)
 
     async def run_all(self, entries: list[Entry]) -> list[object]:
         """Queue entries while the engine is held, so that they are all waiting when it is not."""
@@ -44,6 +61,9 @@ class Bench:
         await asyncio.gather(loop, return_exceptions=True)
         return results
 
+    def hits(self, cache: str) -> float | None:
+        return self.metrics.registry.get_sample_value("vilt_cache_hits_total", {"cache": cache})
+
     def dropped(self, reason: str) -> float | None:
         return self.metrics.registry.get_sample_value("vilt_dropped_entries_total", {"reason": reason})
 
@@ -53,7 +73,7 @@ def run(scenario: Callable[[], Awaitable[T]]) -> T:
 
 
 def test_batch_of_waiting_entries_is_formed_at_once_and_answers_each() -> None:
-    """What waits runs together, up to the limit, oldest first; each gets its own logits."""
+    """What waits runs together, oldest first, in as few runs as the limit allows; each gets its own logits."""
 
     async def scenario() -> tuple[Bench, list[object]]:
         bench = Bench(max_batch_size=4)
@@ -61,7 +81,7 @@ def test_batch_of_waiting_entries_is_formed_at_once_and_answers_each() -> None:
 
     bench, results = run(scenario)
 
-    assert bench.engine.batches == [[1, 2, 3, 4], [5, 6]]
+    assert bench.engine.batches == [[1, 2, 3], [4, 5, 6]]
     assert [result.logits["rank_logits"][0] for result in results] == [1, 2, 3, 4, 5, 6]
 
 
@@ -90,10 +110,10 @@ def test_batch_prefers_equal_grids_then_near_lengths() -> None:
 
 
 def test_interactive_entry_goes_ahead_of_a_rank_s_slices() -> None:
-    """A question waits behind no slice that has not begun, and slices run one at a time."""
+    """A question waits behind no slice that has not begun; where batches do not pay, a slice is one candidate."""
 
     async def scenario() -> Bench:
-        bench = Bench()
+        bench = Bench(per_token_s=0.01)
         entries = [*[bench.entry(number, rank=True) for number in (1, 2, 3)], bench.entry(9)]
         await bench.run_all(entries)
         return bench
@@ -164,3 +184,141 @@ def test_ended_loop_resolves_what_waits_and_refuses_what_comes() -> None:
         return results
 
     assert [type(result) for result in run(scenario)] == [Unavailable] * 6
+
+
+def test_batch_is_as_large_as_makes_the_average_answer_soonest() -> None:
+    """Where a run costs little beside its rows, rows that wait for each other gain nothing."""
+
+    async def scenario() -> Bench:
+        bench = Bench(max_batch_size=4, per_token_s=1.0)
+        await bench.run_all([bench.entry(number) for number in range(1, 4)])
+        return bench
+
+    assert run(scenario).engine.batches == [[1], [2], [3]]
+
+
+def test_ranks_of_several_clients_take_turns() -> None:
+    """A client with many candidates does not keep one with few waiting."""
+
+    async def scenario() -> Bench:
+        bench = Bench(per_token_s=1.0)
+        entries = [bench.entry(number, rank=True, client="many") for number in (1, 2, 3)]
+        entries += [bench.entry(number, rank=True, client="few") for number in (7, 8)]
+        await bench.run_all(entries)
+        return bench
+
+    assert run(scenario).engine.batches == [[1], [7], [2], [8], [3]]
+
+
+def test_flood_of_questions_lets_a_rank_through_now_and_then() -> None:
+    """Neither starves: after RANK_TURN runs of questions, a slice has its turn."""
+
+    async def scenario() -> Bench:
+        bench = Bench(per_token_s=1.0)
+        entries = [bench.entry(100, rank=True), *[bench.entry(number) for number in range(1, 12)]]
+        await bench.run_all(entries)
+        return bench
+
+    assert run(scenario).engine.batches.index([100]) == RANK_TURN
+
+
+def test_same_image_and_text_in_flight_run_once_and_all_are_answered() -> None:
+    """Identical work is done once, whoever asked first."""
+
+    async def scenario() -> tuple[Bench, list[object]]:
+        bench = Bench()
+        return bench, await bench.run_all([bench.entry(5, key="same") for _ in range(3)])
+
+    bench, results = run(scenario)
+
+    assert bench.engine.batches == [[5]]
+    assert [result.logits["rank_logits"][0] for result in results] == [5, 5, 5]
+    assert bench.hits("in_flight") == 2
+
+
+def test_leader_that_is_cancelled_does_not_cancel_its_followers() -> None:
+    """Whoever asked first may leave; the others still wait."""
+
+    async def scenario() -> tuple[Bench, list[object]]:
+        bench = Bench()
+        entries = [bench.entry(5, key="same"), bench.entry(5, key="same")]
+        asyncio.get_running_loop().call_soon(entries[0].future.cancel)
+        return bench, await bench.run_all(entries)
+
+    bench, (first, second) = run(scenario)
+
+    assert isinstance(first, asyncio.CancelledError)
+    assert second.logits["rank_logits"][0] == 5
+    assert bench.engine.batches == [[5]]
+
+
+def test_follower_that_expires_does_not_expire_its_leader() -> None:
+    """Each has its own deadline."""
+
+    async def scenario() -> list[object]:
+        bench = Bench()
+        past_s = bench.clock.now_s - 1
+        return await bench.run_all([bench.entry(5, key="same"), bench.entry(5, key="same", deadline_s=past_s)])
+
+    first, second = run(scenario)
+
+    assert first.logits["rank_logits"][0] == 5
+    assert isinstance(second, DeadlineExceeded)
+
+
+def test_same_again_after_its_answer_runs_again_unless_logits_are_kept() -> None:
+    """Answers are remembered only where the operator says so."""
+
+    async def ask_twice(kept_logits: int) -> Bench:
+        bench = Bench(kept_logits=kept_logits)
+        loop = asyncio.create_task(bench.batcher.run())
+        for _ in range(2):
+            result = await bench.batcher.submit(bench.entry(5, key="same"))
+            assert result.logits["rank_logits"][0] == 5
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+        return bench
+
+    assert run(lambda: ask_twice(0)).engine.batches == [[5], [5]]
+    kept = run(lambda: ask_twice(10))
+    assert kept.engine.batches == [[5]]
+    assert kept.hits("logits") == 1
+
+
+def test_row_that_is_not_a_number_fails_alone() -> None:
+    """NaN never reaches an answer, and takes no neighbour with it."""
+
+    async def scenario() -> tuple[Bench, list[object]]:
+        bench = Bench(not_numbers=[2])
+        return bench, await bench.run_all([bench.entry(number) for number in (1, 2, 3)])
+
+    bench, (first, second, third) = run(scenario)
+
+    assert isinstance(second, EngineFault)
+    assert (first.logits["rank_logits"][0], third.logits["rank_logits"][0]) == (1, 3)
+    assert bench.reports == [True]
+
+
+def test_runs_are_reported_as_sound_or_not() -> None:
+    """Readiness hangs on it."""
+
+    async def scenario() -> Bench:
+        bench = Bench(max_batch_size=1, failures=2)
+        await bench.run_all([bench.entry(number) for number in (1, 2, 3)])
+        return bench
+
+    assert run(scenario).reports == [False, False, True]
+
+
+def test_entry_that_a_run_could_not_answer_in_time_is_dropped_before_it() -> None:
+    """A run takes 10 ms here and 5 are left: with others waiting, the engine has better things to do."""
+
+    async def scenario() -> tuple[Bench, list[object]]:
+        bench = Bench(max_batch_size=1)
+        soon_s = bench.clock.now_s + 0.005
+        return bench, await bench.run_all([bench.entry(1, deadline_s=soon_s), bench.entry(2)])
+
+    bench, (first, _) = run(scenario)
+
+    assert isinstance(first, DeadlineExceeded)
+    assert bench.engine.batches == [[2]]

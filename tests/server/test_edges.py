@@ -12,11 +12,9 @@ from fakes import FakeClock
 from pydantic import ValidationError
 
 from server import bodies
-from server.admission import FIRST_GUESS_S, Admission
 from server.cpus import usable_cpus
-from server.errors import BadRequest, Overloaded, TooLarge
+from server.errors import BadRequest, TooLarge
 from server.logs import FIELDS, ConsoleFormatter, JsonFormatter
-from server.metrics import Metrics
 from server.schemas import RankBody, VqaBody
 from server.settings import SHAPES, Settings
 from server.types import Timings
@@ -32,29 +30,6 @@ def test_timings_of_consecutive_marks_sum_to_the_total() -> None:
     timings.parts_s["interaction"] = 0.75
 
     assert timings.as_ms() == {"receive": 500, "admit": 250, "inference": 1000, "interaction": 750, "total": 1750}
-
-
-def test_admission_when_idle_admits_anything() -> None:
-    """A rank larger than the capacity runs when nothing else does."""
-    admission = Admission(4, Metrics())
-
-    with admission.admit(100):
-        pass
-
-
-def test_admission_beyond_capacity_refuses_and_says_when_to_come_back() -> None:
-    """The time to wait is the backlog's: entries in flight times what one takes."""
-    admission = Admission(4, Metrics())
-
-    with admission.admit(3):
-        with admission.admit(1):
-            pass
-        with pytest.raises(Overloaded) as refused, admission.admit(2):
-            pass
-
-    assert refused.value.retry_after_s == pytest.approx(3 * FIRST_GUESS_S)
-    with admission.admit(4):
-        pass
 
 
 def read(data: bytes, content_type: str, *, chunk: int, limit: int = 10_000) -> bodies.RawBody:

@@ -1,0 +1,131 @@
+"""Yes or no before any work: room, time, readiness."""
+
+import pytest
+from fakes import FakeClock, FakeEngine, latency, served
+
+from server.admission import FAULTS_IN_A_ROW, Admission
+from server.errors import Overloaded, Unavailable
+from server.metrics import Metrics
+from server.types import Urgency
+
+ONE_RUN_S = 0.1
+LATER = 1e9
+
+
+class Desk:
+    """An admission in front of a model whose runs take 0.1 s and gain nothing from batches."""
+
+    def __init__(self, capacity: int = 100) -> None:
+        self.clock = FakeClock()
+        self.metrics = Metrics()
+        self.admission = Admission(capacity, self.metrics, self.clock)
+        self.model = served(FakeEngine(), runs=latency(base_s=0.0, per_token_s=ONE_RUN_S / 10))
+
+    def admit(self, entries: int = 1, *, rank: bool = False, within_s: float = LATER):  # noqa: ANN201
+        urgency = Urgency.RANK if rank else Urgency.INTERACTIVE
+        return self.admission.admit(self.model, urgency, entries, self.clock.now_s + within_s)
+
+    def refusal(self, entries: int = 1, *, rank: bool = False, within_s: float = LATER) -> Overloaded | Unavailable:
+        with pytest.raises((Overloaded, Unavailable)) as refused, self.admit(entries, rank=rank, within_s=within_s):
+            pass
+        return refused.value
+
+    def in_flight(self) -> float | None:
+        return self.metrics.registry.get_sample_value("vilt_in_flight_entries")
+
+
+def test_idle_server_admits_more_than_its_capacity() -> None:
+    """A rank larger than the capacity runs when nothing else does."""
+    with Desk(capacity=4).admit(100, rank=True):
+        pass
+
+
+def test_beyond_capacity_is_refused_until_there_is_room() -> None:
+    """429 with the time until so many entries are done; room comes back with the answers."""
+    desk = Desk(capacity=4)
+
+    with desk.admit(3):
+        with desk.admit(1):
+            pass
+        refused = desk.refusal(2)
+
+    assert isinstance(refused, Overloaded)
+    assert refused.retry_after_s == pytest.approx(ONE_RUN_S)
+    with desk.admit(4):
+        pass
+    assert desk.in_flight() == 0
+
+
+def test_answer_that_would_come_too_late_is_refused_at_once_with_the_reason() -> None:
+    """503 before any work: five runs ahead take half a second, and 0.4 are left."""
+    desk = Desk()
+
+    with desk.admit(5):
+        refused = desk.refusal(within_s=0.4)
+        with desk.admit(within_s=0.7):
+            pass
+
+    assert isinstance(refused, Unavailable)
+    assert refused.code == "deadline_unreachable"
+    assert refused.details == {"queued_ms": 500, "estimate_ms": 600, "deadline_ms": 400}
+    assert refused.retry_after_s == pytest.approx(0.2)
+
+
+def test_question_does_not_count_the_rank_behind_it() -> None:
+    """Of a rank it waits for the slice that runs, not for two hundred candidates; another rank waits for them all."""
+    desk = Desk(capacity=1000)
+
+    with desk.admit(200, rank=True):
+        with desk.admit(within_s=0.3):
+            pass
+        refused = desk.refusal(rank=True, within_s=1)
+
+    assert refused.details["queued_ms"] == pytest.approx(20_000)
+
+
+def test_rank_gives_back_the_time_of_candidates_that_are_done() -> None:
+    """The estimate follows the work, not the request."""
+    desk = Desk(capacity=1000)
+
+    with desk.admit(200, rank=True) as ticket:
+        ticket.finish(195)
+        with desk.admit(rank=True, within_s=1):
+            pass
+
+    assert desk.in_flight() == 0
+
+
+def test_idle_engine_refuses_only_what_is_impossible_beyond_doubt() -> None:
+    """Or an estimate that is too long could never be corrected by a run."""
+    desk = Desk()
+    for _ in range(100):
+        desk.model.latency.observe(1, 10, 10 * ONE_RUN_S)  # now it seems to take a second
+
+    with desk.admit(within_s=0.2):
+        pass
+    refused = desk.refusal(within_s=0.04)
+
+    assert refused.code == "deadline_unreachable"
+
+
+def test_readiness_falls_after_repeated_faults_and_comes_back() -> None:
+    """One bad request takes nobody out of rotation; a broken engine does, until a run succeeds."""
+    admission = Desk().admission
+    admission.open()
+    seen = []
+    for is_sound in [False] * FAULTS_IN_A_ROW + [True]:
+        admission.report(is_sound)
+        seen.append(admission.is_ready)
+
+    assert seen == [True] * (FAULTS_IN_A_ROW - 1) + [False, True]
+
+
+def test_closed_server_stays_closed_after_a_sound_run() -> None:
+    """Draining is for good."""
+    admission = Desk().admission
+    admission.open()
+    admission.close()
+    admission.report(True)
+
+    assert not admission.is_ready
+    assert admission.is_draining

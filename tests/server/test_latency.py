@@ -1,0 +1,150 @@
+"""What a run takes: fitted, kept, corrected, and what follows from it for batches."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fakes import FakeClock, FakeEngine, latency
+
+from models.batch import Feeds
+from models.spec import ViltSpec
+from server.latency import LatencyModel, Sample, calibrated, measure
+from server.types import EngineOutput
+
+SPEC = ViltSpec(shortest_edge_px=160)
+IDENTITY: dict[str, object] = {"artifact": "abc", "threads": 2}
+
+
+class TimedEngine(FakeEngine):
+    """Takes 2 ms and 10 us a token, on a clock set by hand."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def run(self, feeds: Feeds) -> EngineOutput:
+        self.clock.now_s += 0.002 + 0.00001 * feeds.mask.size
+        return super().run(feeds)
+
+
+def test_fit_recovers_what_runs_take() -> None:
+    """Between and beyond the shapes that were measured."""
+    runs = LatencyModel([Sample(b, t, 0.002 + 1e-5 * b * t + 1e-8 * b * t * t) for b in (1, 8) for t in (50, 200)], 100)
+
+    assert runs.run_s(4, 120) == pytest.approx(0.002 + 1e-5 * 480 + 1e-8 * 4 * 120**2, rel=1e-3)
+
+
+def test_fit_of_noise_has_no_negative_term() -> None:
+    """More work never seems to take less time."""
+    runs = LatencyModel(
+        [Sample(1, 50, 0.010), Sample(1, 200, 0.009), Sample(8, 200, 0.0091), Sample(2, 50, 0.012)], 100
+    )
+
+    assert (runs.coefficients >= 0).all()
+    assert runs.run_s(8, 200) > 0
+
+
+def test_fit_of_one_sample_is_a_model_all_the_same() -> None:
+    """A budget that allowed one shape still gives an estimate."""
+    assert LatencyModel([Sample(1, 100, 0.5)], 100).run_s(1) == pytest.approx(0.5)
+
+
+def test_estimates_follow_runs_that_have_become_slower() -> None:
+    """A neighbour on the same cores shows as drift, and goes again."""
+    runs = latency(base_s=0.01)
+    for _ in range(200):
+        runs.observe(1, 10, 0.02)
+    slow = runs.run_s(1)
+    for _ in range(200):
+        runs.observe(1, 10, 0.01)
+
+    assert slow == pytest.approx(0.02, rel=0.01)
+    assert runs.run_s(1) == pytest.approx(0.01, rel=0.01)
+
+
+def test_batch_grows_with_the_backlog_where_runs_have_a_base_cost() -> None:
+    """Sharing a base cost pays once enough are waiting; where there is none, it never does."""
+    shared = latency(base_s=0.01, per_token_s=0.0002)
+    alone = latency(base_s=0.0, per_token_s=0.0002)
+
+    sizes = [shared.batch_size(waiting, 16) for waiting in (1, 2, 8, 64)]
+
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 1
+    assert sizes[-1] > 4
+    assert [alone.batch_size(waiting, 16) for waiting in (1, 2, 8, 64)] == [1, 1, 1, 1]
+
+
+def test_slice_of_a_rank_takes_hardly_longer_than_one_candidate() -> None:
+    """So that a question behind it hardly waits longer."""
+    runs = latency(base_s=0.01, per_token_s=0.0001)
+
+    size = runs.slice_size(16)
+
+    assert size > 1
+    assert runs.run_s(size) <= 1.5 * runs.run_s(1) < runs.run_s(size + 1)
+
+
+def test_measuring_stays_within_its_budget_and_takes_the_telling_shapes_first() -> None:
+    """A slow model is measured less, never longer."""
+    clock = FakeClock()
+    engine = TimedEngine(clock)
+
+    samples = measure(engine, SPEC, most=8, budget_s=0.030, clock=clock)
+
+    assert clock.now_s - 100 <= 0.030
+    assert (samples[0].batch, samples[0].tokens) == (1, 12 + 1 + 25)
+    assert len(samples) < 8
+
+
+def test_second_start_takes_what_the_first_one_measured(tmp_path: Path) -> None:
+    """Same artifact, machine and settings: nothing is measured again."""
+    clock = FakeClock()
+    engines = [TimedEngine(clock), TimedEngine(clock)]
+
+    first, second = (
+        calibrated(engine, SPEC, most=4, budget_s=15, identity=IDENTITY, cache=tmp_path, clock=clock)
+        for engine in engines
+    )
+
+    assert len(engines[0].batches) > 0
+    assert engines[1].batches == []
+    assert second.run_s(3, 77) == pytest.approx(first.run_s(3, 77))
+
+
+def test_another_artifact_is_measured_anew(tmp_path: Path) -> None:
+    """Times of one model say nothing of another."""
+    clock = FakeClock()
+    for name in ("abc", "def"):
+        engine = TimedEngine(clock)
+        calibrated(engine, SPEC, most=4, budget_s=15, identity={"artifact": name}, cache=tmp_path, clock=clock)
+        assert engine.batches
+
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", json.dumps({"samples": []}), json.dumps({"samples": [{"batch": 1}]})])
+def test_damaged_cache_is_measured_anew(tmp_path: Path, content: str) -> None:
+    """A file cut short by a full disk keeps no server from starting."""
+    clock = FakeClock()
+
+    def calibrate() -> LatencyModel:
+        return calibrated(TimedEngine(clock), SPEC, most=4, budget_s=15, identity=IDENTITY, cache=tmp_path, clock=clock)
+
+    calibrate()
+    (file,) = tmp_path.iterdir()
+    file.write_text(content)
+
+    assert calibrate().run_s(1, 38) == pytest.approx(0.002 + 0.00001 * 38, rel=0.01)
+
+
+def test_cache_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    """A read-only file system costs a measurement at every start, no more."""
+    (tmp_path / "file").write_text("")
+    clock = FakeClock()
+
+    runs = calibrated(
+        TimedEngine(clock), SPEC, most=4, budget_s=15, identity=IDENTITY, cache=tmp_path / "file" / "x", clock=clock
+    )
+
+    assert runs.run_s(1) > 0
