@@ -39,20 +39,20 @@ format: $(DEV)/installed ## Format and fix what can be fixed
 	$(DEV)/bin/ruff format .
 	$(DEV)/bin/ruff check --fix .
 
-accuracy: $(DEV)/installed ## Ask a server about 1,000 held-out scenes: accuracy per kind of question
-	$(DEV)/bin/python -m export.shapes.heldout --output $(HELD_OUT) --scenes 1000
+accuracy: $(DEV)/installed ## Ask a server about 2,000 held-out scenes: questions, matching, ranking; some minutes
+	$(DEV)/bin/python -m export.shapes.heldout --output $(HELD_OUT)
 	$(DEV)/bin/vilt-bench accuracy --data $(HELD_OUT)/data.jsonl --output $(HELD_OUT)/accuracy.json
 
 check-weights: $(DEV)/installed ## Compare the public checkpoints with published logits (IMAGE=000000039769.jpg, of COCO)
 	$(DEV)/bin/python -m export.check_weights $(ARGS) $(if $(IMAGE),'$(IMAGE)')
 
-shapes: $(DEV)/installed ## Train and export the shipped artifact again: 40 to 75 minutes on 2 cores, resumable
+shapes: $(DEV)/installed ## Train and export the shipped artifact again: two runs of 75 minutes on 2 cores, resumable
 	$(DEV)/bin/python -m export.shapes.train --output runs/shapes
 	mkdir -p export/shapes/checkpoint
 	cp runs/shapes/checkpoint/* export/shapes/checkpoint/
 	mv export/shapes/checkpoint/learning_curve.png models/artifacts/shapes/
 	$(DEV)/bin/vilt-export export/shapes/checkpoint --output models/artifacts/shapes --name shapes \
-		--description "Scenes of coloured shapes on a plain background; it knows nothing else."
+		--description "Scenes of coloured shapes; it knows nothing else."
 
 clean: ## Remove the virtual environments and what was made
 	rm -rf $(SERVE) $(DEV) runs

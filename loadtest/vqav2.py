@@ -58,7 +58,7 @@ def read(questions: dict[str, Any], annotations: dict[str, Any]) -> list[dict[st
 def accuracy(answer: str, given: Sequence[str]) -> float:
     """Score an answer, 0 to 1: leaving out each annotator in turn, the mean of a third for each other who agrees.
 
-    A third counts at most three times: of ten annotators one, two, three, four and more that agree give 0.3, 0.6, 0.9, 1.
+    A third counts at most three times: of ten annotators one, two, three, four that agree give 0.3, 0.6, 0.9, 1.
     """
     answer, *given = (one.replace("\n", " ").replace("\t", " ").strip() for one in (answer, *given))
     if len(set(given)) > 1:  # where all say the same, only the very same is right

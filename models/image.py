@@ -79,6 +79,14 @@ def to_patches(image: Image.Image, spec: ViltSpec) -> ImagePatches:
     return ImagePatches(patches, np.arange(first, first + len(patches)), grid)
 
 
+def warm_up(spec: ViltSpec) -> None:
+    """Write and read a small picture in every format, so that no request pays for loading its decoder."""
+    for name in FORMATS:
+        file = io.BytesIO()
+        Image.new("RGB", (2 * spec.patch_px, 2 * spec.patch_px)).save(file, name)
+        to_patches(decode(file.getvalue(), max_pixels=10**6, max_aspect_ratio=1.0), spec)
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; metadata that cannot be read turns nothing."""
     try:

@@ -13,6 +13,7 @@ from platformdirs import user_cache_path
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from models import image
 from models.errors import ArtifactError
 from models.manifest import load_artifact
 from server import logs
@@ -91,6 +92,8 @@ def load(settings: Settings) -> list[ServedModel]:
             raise ArtifactError(f"Two artifacts are named {artifact.manifest.name}: export one with another --name.")
         engine = OrtEngine(artifact)
         engine.warm_up()
+        image.warm_up(artifact.manifest.spec)
+        artifact.text_encoder.encode("warm up?")
         latency = calibrated(
             engine,
             artifact.manifest.spec,

@@ -39,7 +39,7 @@ class Admission:
         self._capacity = capacity
         self._metrics = metrics
         self._clock = clock
-        self._in_flight = 0
+        self._entries = dict.fromkeys(Urgency, 0)
         self._work_s = dict.fromkeys(Urgency, 0.0)
         self._prepare_s = 0.0  # what decoding and the like have taken of late
         self._is_open = False
@@ -78,25 +78,26 @@ class Admission:
             together = latency.slice_size(most)
             queued_s += self._work_s[Urgency.RANK]
         else:
-            together = latency.batch_size(self._in_flight + entries, most)
+            together = latency.batch_size(self._entries[urgency] + entries, most)
             queued_s += latency.run_s(1) if self._work_s[Urgency.RANK] else 0.0  # the slice that is running
         entry_s = latency.run_s(together) / together
         estimate_s = queued_s + entries * entry_s + self._prepare_s
         remaining_s = deadline_s - self._clock()
+        in_flight = sum(self._entries.values())
         details_ms = {
             "queued_ms": round(1000 * queued_s, 1),
             "estimate_ms": round(1000 * estimate_s, 1),
             "deadline_ms": round(1000 * remaining_s, 1),
         }
-        if self._in_flight and self._in_flight + entries > self._capacity:
-            excess = self._in_flight + entries - self._capacity
+        if in_flight and in_flight + entries > self._capacity:
+            excess = in_flight + entries - self._capacity
             raise Overloaded(
                 "overloaded",
-                f"{self._in_flight} entries are in flight and at most {self._capacity} are taken on: come back later.",
-                retry_after_s=min(excess, self._in_flight) * entry_s,
+                f"{in_flight} entries are in flight and at most {self._capacity} are taken on: come back later.",
+                retry_after_s=min(excess, in_flight) * entry_s,
                 details=details_ms,
             )
-        if remaining_s < (estimate_s if self._in_flight else BEYOND_DOUBT * latency.fitted_s(1)):
+        if remaining_s < (estimate_s if in_flight else BEYOND_DOUBT * latency.fitted_s(1)):
             raise Unavailable(
                 "deadline_unreachable",
                 f"The answer would take about {1000 * estimate_s:.0f} ms and {1000 * remaining_s:.0f} ms are left:"
@@ -117,7 +118,8 @@ class Admission:
 
     def count(self, urgency: Urgency, entries: int, entry_s: float) -> None:
         """Add entries to the work in flight, or take them out."""
-        self._in_flight += entries
-        self._work_s[urgency] = max(0.0, self._work_s[urgency] + entries * entry_s) if self._in_flight else 0.0
-        self._metrics.in_flight.set(self._in_flight)
+        self._entries[urgency] += entries
+        work_s = max(0.0, self._work_s[urgency] + entries * entry_s)  # sums of what is added and taken away drift
+        self._work_s[urgency] = work_s if self._entries[urgency] else 0.0
+        self._metrics.in_flight.set(sum(self._entries.values()))
         self._metrics.work_seconds.set(sum(self._work_s.values()))

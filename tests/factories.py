@@ -13,6 +13,7 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuesti
 
 State = dict[str, torch.Tensor]
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "color", "is", "the", "cat", "?", "a", "##s"]
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 def small_config(**changes: Any) -> ViltConfig:
@@ -84,3 +85,20 @@ def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
+
+
+def turned(upright: Image.Image, orientation: int, file_format: str, **options: Any) -> bytes:
+    """Write a picture as a camera held in one of eight ways does: pixels as they fell, and how to turn them back."""
+    fell = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(fell[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return encoded(stored, file_format, exif=exif, **options)

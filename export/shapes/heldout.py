@@ -1,44 +1,120 @@
-"""Write held-out scenes as pictures with questions and captions, for `vilt-bench accuracy`: never trained on."""
+"""Write held-out scenes as pictures with questions, captions and ranks, for `vilt-bench accuracy`: never trained on.
+
+Every candidate that should lose a rank is verified not to hold, from the objects of the scene. Of the captions to
+choose from for a picture, a few are its own but for one word, which makes them false; the others are true of
+other scenes.
+"""
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from export.shapes.language import KINDS, caption, question
-from export.shapes.scenes import draw, random_scene
+from export.shapes.language import KINDS, false_caption, question, true_caption
+from export.shapes.scenes import Scene, draw, random_scene
 
 HELD_OUT = 1  # first number of a scene's seed; training uses 0 and 2
 FIRST = 1_000_000  # beyond the scenes that the learning curve is measured on
+CANDIDATES = 20
+NEAR_MISSES = 4  # of the captions to choose from
+
+Record = dict[str, Any]
 
 
-def records(index: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """Draw one scene and yield one question of each kind that it allows, a true caption and a false one."""
-    seed = (HELD_OUT, FIRST + index)
-    scene, rng = random_scene(seed), np.random.default_rng((*seed, 2))
-    image = f"{index:05}.png"
-    draw(scene).save(folder / image)
-    for kind in KINDS:
-        asked = question(scene, kind, rng)
+def held_out_scene(index: int) -> Scene:
+    """Draw a scene that training never saw."""
+    return random_scene((HELD_OUT, FIRST + index))
+
+
+def name_of(index: int) -> str:
+    """Name the file of a held-out scene's picture."""
+    return f"{index:05}.png"
+
+
+def questions(index: int, count: int) -> Iterator[Record]:
+    """Ask so many questions about a scene, of different kinds, or as many as it allows."""
+    scene, rng = held_out_scene(index), np.random.default_rng((HELD_OUT, FIRST + index, 2))
+    for kind in rng.permutation(KINDS):
+        asked = question(scene, str(kind), rng) if count else None
         if asked is not None:
-            yield {"image": image, "question": asked.text, "answer": asked.answer, "kind": kind}
-    for match in (True, False):
-        yield {"image": image, "text": caption(scene, rng, true=match), "match": match}
+            yield {"image": name_of(index), "question": asked.text, "answer": asked.answer, "kind": asked.kind}
+            count -= 1
+
+
+def matches(index: int) -> Iterator[Record]:
+    """Say something true of a scene, and something that one word makes false."""
+    scene, rng = held_out_scene(index), np.random.default_rng((HELD_OUT, FIRST + index, 4))
+    yield {"image": name_of(index), "text": str(true_caption(scene, rng)), "match": True}
+    yield {"image": name_of(index), "text": str(false_caption(scene, rng)), "match": False}
+
+
+def rank_of_images(index: int, scenes: Sequence[Scene]) -> Record:
+    """Describe a scene among others of which the description does not hold."""
+    rng = np.random.default_rng((HELD_OUT, FIRST + index, 5))
+    while True:
+        caption = true_caption(scenes[index], rng)
+        wrong = [name_of(int(other)) for other in rng.permutation(len(scenes)) if caption.holds(scenes[other]) is False]
+        if len(wrong) >= CANDIDATES - 1:
+            return _record(rng, "images", name_of(index), wrong) | {"text": str(caption)}
+
+
+def rank_of_texts(index: int, scenes: Sequence[Scene]) -> Record:
+    """Choose a scene's caption from others that do not hold in it."""
+    scene, rng = scenes[index], np.random.default_rng((HELD_OUT, FIRST + index, 6))
+    right = str(true_caption(scene, rng))
+    wrong = list({str(false_caption(scene, rng)): None for _ in range(NEAR_MISSES)})
+    for other in rng.permutation(len(scenes)):
+        caption = true_caption(scenes[other], rng)
+        if caption.holds(scene) is False and str(caption) not in wrong:
+            wrong.append(str(caption))
+        if len(wrong) == CANDIDATES - 1:
+            break
+    return _record(rng, "texts", right, wrong) | {"image": name_of(index)}
+
+
+def _record(rng: np.random.Generator, kind: str, right: str, wrong: list[str]) -> Record:
+    """Put the right candidate anywhere among the first wrong ones."""
+    match = int(rng.integers(CANDIDATES))
+    candidates = wrong[: CANDIDATES - 1]
+    candidates.insert(match, right)
+    return {kind: candidates, "match": match}
+
+
+def write(folder: Path, *, scenes: int, asked: int, ranked: int) -> None:
+    """Draw scenes into a folder and write what to ask about them to data.jsonl beside them.
+
+    Raises: ValueError: too few scenes to rank among.
+    """
+    if ranked and scenes < 2 * CANDIDATES:
+        raise ValueError(f"ranking needs at least {2 * CANDIDATES} scenes")
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = [held_out_scene(index) for index in range(scenes)]
+    records: list[Record] = []
+    for index in tqdm(range(scenes), unit="scene", disable=None):
+        draw(drawn[index]).save(folder / name_of(index))
+        records += questions(index, asked * (index + 1) // scenes - asked * index // scenes)
+        records += matches(index)
+        if index < ranked:
+            records += [rank_of_images(index, drawn[:1000]), rank_of_texts(index, drawn[:1000])]
+    (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m export.shapes.heldout", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m export.shapes.heldout",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where pictures and data.jsonl go")
-    parser.add_argument("--scenes", type=int, default=1000, help="how many (default %(default)s)")
+    parser.add_argument("--scenes", type=int, default=2000, help="how many (default %(default)s)")
+    parser.add_argument("--questions", type=int, default=5200, help="about all of them (default %(default)s)")
+    parser.add_argument("--ranks", type=int, default=500, help="in each direction (default %(default)s)")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    with (options.output / "data.jsonl").open("w") as file:
-        for index in tqdm(range(options.scenes), unit="scene", disable=None):
-            file.writelines(json.dumps(record) + "\n" for record in records(index, options.output))
+    write(options.output, scenes=options.scenes, asked=options.questions, ranked=options.ranks)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Training goes through transformers' class, so that its checkpoint is a Hugging Face one and the export has an oracle.
 The helpers, which no checkpoint holds, are dense signals where an answer alone teaches slowly: half way up, every patch
-says what it shows and where it is; at the top, the pooled token says where the objects lie that a question names.
+says which object has its centre in it, and where; at the top, the pooled token says where the objects lie that a
+question names.
 """
 
 import json
@@ -15,14 +16,16 @@ from torch import Tensor, nn
 from transformers import ViltConfig, ViltModel
 
 from export.shapes.language import LABELS, MAX_TEXT_TOKENS, VOCABULARY
-from export.shapes.scenes import COLORS, GRID, SHAPES
+from export.shapes.scenes import COLORS, SHAPES, SHORT_SIDE
+from models.spec import Grid, ViltSpec
 
-PATCH_PX = 32
-IMAGE_PX = GRID * PATCH_PX
-HELPER_LAYER = 2
-PATCH_HELPERS = ("color", "shape", "row", "column")
+SPEC = ViltSpec(shortest_edge_px=int(SHORT_SIDE), patch_px=32, max_text_tokens=MAX_TEXT_TOKENS)
+GRID = SPEC.shortest_edge_px // SPEC.patch_px  # rows and columns of the position table, interpolated for other pictures
+HELPER_LAYER = 3
+BINS = 8  # of a picture's width and of its height, to say where something is
+PATCH_HELPERS = {"color": len(COLORS) + 1, "shape": len(SHAPES) + 1, "size": 4, "x": BINS, "y": BINS}  # classes of each
 POSITION_STD = 0.6  # of a row's and a column's vector: beside patches, which embed with 3, 0.02 would be lost
-PLACES = 4  # row and column of the first object that a question names, and of the second
+PLACES = 4  # x and y of the first object that a question names, and of the second
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *VOCABULARY]
 
 
@@ -33,14 +36,17 @@ def shapes_config() -> ViltConfig:
         vocab_size=len(TOKENS),
         max_position_embeddings=MAX_TEXT_TOKENS,
         hidden_size=192,
-        num_hidden_layers=5,
+        num_hidden_layers=6,
         num_attention_heads=6,
         intermediate_size=768,
-        image_size=IMAGE_PX,
-        patch_size=PATCH_PX,
+        image_size=SPEC.shortest_edge_px,
+        patch_size=SPEC.patch_px,
         id2label=dict(enumerate(LABELS)),
         label2id={label: index for index, label in enumerate(LABELS)},
     )
+
+
+Texts = dict[str, Tensor]  # input_ids and attention_mask, (S * K, L) each
 
 
 class ShapesModel(nn.Module):
@@ -57,11 +63,8 @@ class ShapesModel(nn.Module):
         self.rank_output = nn.Linear(hidden, 1)
         self.helpers = nn.ModuleDict(
             {
-                "color": nn.Linear(hidden, len(COLORS) + 1),
-                "shape": nn.Linear(hidden, len(SHAPES) + 1),
-                "row": nn.Linear(hidden, GRID),
-                "column": nn.Linear(hidden, GRID),
-                "places": nn.Linear(hidden, PLACES * GRID),
+                **{name: nn.Linear(hidden, classes) for name, classes in PATCH_HELPERS.items()},
+                "places": nn.Linear(hidden, PLACES * BINS),
             }
         )
         embeddings = self.vilt.embeddings
@@ -70,44 +73,58 @@ class ShapesModel(nn.Module):
         rows, columns = torch.randn(2, GRID, hidden) * POSITION_STD
         embeddings.position_embeddings.data[0, 1:] = (rows[:, None] + columns).flatten(0, 1)
 
-    def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """Compute every head's logits for several texts about each scene.
+    def forward(self, patches: Tensor, grid: Grid, questions: Texts, captions: Texts) -> dict[str, Tensor]:
+        """Compute the logits of the heads that read questions, of those that read captions, and of the helpers.
 
-        Shapes: pixels (S, 3, H, W) float in -1..1; input_ids and attention_mask (S * K, L), texts of a scene together.
+        Shapes: patches (S, P, 3072) uint8; each of the texts (S * K, L), those of a scene together.
         """
-        texts = input_ids.shape[0] // pixels.shape[0]
-        image = self._embed(pixels).repeat_interleave(texts, dim=0)  # (S * K, 1 + P, hidden)
-        output = self.vilt(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            image_embeds=image,
-            pixel_mask=torch.ones(image.shape[:2], dtype=torch.long),
-            output_hidden_states=True,
-        )
-        half_way = output.hidden_states[HELPER_LAYER][::texts, input_ids.shape[1] + 1 :]  # (S, P, hidden)
+        image = self._embed(patches, grid)
+        asked, half_way = self._read(image, questions)
+        said, _ = self._read(image, captions)
         return {
-            "vqa": self.classifier(output.pooler_output),
-            "itm": self.itm_score["fc"](output.pooler_output),
-            "rank": self.rank_output(output.pooler_output),
-            "places": self.helpers["places"](output.pooler_output).unflatten(-1, (PLACES, GRID)),
+            "vqa": self.classifier(asked),
+            "places": self.helpers["places"](asked).unflatten(-1, (PLACES, BINS)),
+            "itm": self.itm_score["fc"](said),
+            "rank": self.rank_output(said),
             **self._name_patches(half_way),
         }
 
-    def look(self, pixels: Tensor) -> dict[str, Tensor]:
+    def look(self, patches: Tensor, grid: Grid) -> dict[str, Tensor]:
         """Compute the helpers' logits of pictures alone, through the lower layers only.
 
-        Shapes: pixels (S, 3, H, W) -> each helper's (S, P, classes).
+        Shapes: patches (S, P, 3072) uint8 -> each helper's (S, P, classes).
         """
-        hidden = self._embed(pixels) + self.vilt.embeddings.token_type_embeddings.weight[1]
+        hidden = self._embed(patches, grid) + self.vilt.embeddings.token_type_embeddings.weight[1]
         for layer in self.vilt.encoder.layer[:HELPER_LAYER]:
             (hidden,) = layer(hidden)
         return self._name_patches(hidden[:, 1:])
 
-    def _embed(self, pixels: Tensor) -> Tensor:
+    def _read(self, image: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
+        """Run texts with their scenes' patches.
+
+        Shapes: image (S, 1 + P, hidden) -> pooled (S * K, hidden), patches half way up, once for each scene.
+        """
+        count = len(texts["input_ids"]) // len(image)
+        image = image.repeat_interleave(count, dim=0)  # (S * K, 1 + P, hidden)
+        output = self.vilt(
+            **texts,
+            image_embeds=image,
+            pixel_mask=torch.ones(image.shape[:2], dtype=torch.long),
+            output_hidden_states=True,
+        )
+        half_way = output.hidden_states[HELPER_LAYER][::count, texts["input_ids"].shape[1] + 1 :]  # (S, P, hidden)
+        return output.pooler_output, half_way
+
+    def _embed(self, patches: Tensor, grid: Grid) -> Tensor:
         embeddings = self.vilt.embeddings
-        patches = embeddings.patch_embeddings(pixels).flatten(2).transpose(1, 2)  # (S, P, hidden)
-        cls_token = embeddings.cls_token.expand(len(pixels), -1, -1)
-        return torch.cat([cls_token, patches], dim=1) + embeddings.position_embeddings  # (S, 1 + P, hidden)
+        convolution = embeddings.patch_embeddings.projection
+        weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)  # (hidden, 3072), HWC as the patches are
+        tokens = nn.functional.linear(patches.float() / 127.5 - 1, weight, convolution.bias)  # (S, P, hidden)
+        first, table = embeddings.position_embeddings.split((1, GRID * GRID), dim=1)
+        table = table.transpose(1, 2).unflatten(-1, (GRID, GRID))
+        table = nn.functional.interpolate(table, size=grid, mode="bilinear", align_corners=True)  # as transformers does
+        cls_token = (embeddings.cls_token + first).expand(len(patches), -1, -1)
+        return torch.cat([cls_token, tokens + table.flatten(2).transpose(1, 2)], dim=1)  # (S, 1 + P, hidden)
 
     def _name_patches(self, patches: Tensor) -> dict[str, Tensor]:
         # Normalised, or the helpers would be served best by ever larger patches, beside which all later layers whisper.
@@ -125,8 +142,8 @@ def save_checkpoint(model: ShapesModel, directory: Path) -> None:
     shapes_tokenizer().save(str(directory / "tokenizer.json"))
     processor = {
         "image_processor_type": "ViltImageProcessor",
-        "size": {"shortest_edge": IMAGE_PX},
-        "size_divisor": PATCH_PX,
+        "size": {"shortest_edge": SPEC.shortest_edge_px},
+        "size_divisor": SPEC.patch_px,
         "resample": 3,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],

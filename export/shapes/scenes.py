@@ -20,23 +20,29 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "pink": (250, 130, 190),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
+MAX_THINGS = 6
 
-GRID = 5  # cells a side; one cell is one 32-pixel patch of the resized picture
-CELL_PX = 64  # drawn at twice the model's resolution, so that edges are smooth once resized
-RADIUS_PX = (18, 28)  # of the circle around an object; it never leaves its cell
+# Lengths are in units of a scene whose shorter side is 160: pixels of what the model sees, one patch being 32.
+SHORT_SIDE = 160.0
+MAX_ASPECT = 1.8  # 16:9 and all below
+RADIUS = (10.0, 32.0)  # of the circle around an object
+SMALL_RADIUS, LARGE_RADIUS = 16.0, 24.0  # small up to, large from; between them, neither is said
+GAP = 2.0  # between the circles around two objects
+MIN_CENTRES_APART = 32.0  # along one axis or the other
+SCALES = (1.5, 2.0, 2.5, 3.0)  # pixels drawn for each unit: pictures of 240 to 864 pixels a side
+
+Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object: what it is and where its centre lies, in pixels of the drawn picture."""
+    """One object: what it is and where its centre lies."""
 
     color: str
     shape: str
-    column: int
-    row: int
-    x_px: float
-    y_px: float
-    radius_px: float
+    x: float
+    y: float
+    radius: float
 
     @property
     def name(self) -> str:
@@ -44,66 +50,111 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
+class Background:
+    """A small picture, stretched over the scene by a Pillow filter: plain, gradient, blotches, stripes or checks."""
+
+    rows: tuple[tuple[Color, ...], ...]
+    stretch: Image.Resampling
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
-    """Objects in distinct cells of a GRID x GRID board on a grey background."""
+    """Objects that do not touch each other, anywhere on a background that is nearly grey."""
 
     things: tuple[Thing, ...]
-    background: tuple[int, int, int]
+    background: Background
+    width: float
+    height: float
+    scale: float
     seed: tuple[int, ...]
 
 
-def random_scene(seed: tuple[int, ...], max_things: int = 5, min_things: int = 1) -> Scene:
-    """Draw a scene from a seed.
+def random_scene(
+    seed: tuple[int, ...],
+    *,
+    counts: tuple[int, int] = (1, MAX_THINGS),
+    size: tuple[float, float] | None = None,
+) -> Scene:
+    """Draw a scene from a seed, of any size up to MAX_ASPECT unless one is given.
 
     In half of the scenes colours or shapes come from a small palette, so that counts above one are common.
     """
     rng = np.random.default_rng(seed)
-    count = int(rng.integers(min_things, max_things + 1))
+    width, height = random_size(rng) if size is None else size
     colors, shapes = list(COLORS), list(SHAPES)
     if rng.random() < 0.5:
         colors = list(rng.choice(colors, size=int(rng.integers(1, 4)), replace=False))
     if rng.random() < 0.5:
         shapes = list(rng.choice(shapes, size=int(rng.integers(1, 4)), replace=False))
-    things = []
-    for cell in rng.choice(GRID * GRID, size=count, replace=False):
-        row, column = divmod(int(cell), GRID)
-        radius = float(rng.uniform(*RADIUS_PX))
-        slack = CELL_PX / 2 - radius - 1
-        things.append(
-            Thing(
-                color=str(rng.choice(colors)),
-                shape=str(rng.choice(shapes)),
-                column=column,
-                row=row,
-                x_px=(column + 0.5) * CELL_PX + float(rng.uniform(-slack, slack)),
-                y_px=(row + 0.5) * CELL_PX + float(rng.uniform(-slack, slack)),
-                radius_px=radius,
-            )
-        )
-    grey = rng.choice([rng.integers(20, 90), rng.integers(170, 246)])
-    background = np.clip(grey + rng.integers(-8, 9, size=3), 0, 255)
-    return Scene(tuple(things), tuple(int(channel) for channel in background), seed)
+    things: list[Thing] = []
+    for _ in range(int(rng.integers(counts[0], counts[1] + 1))):
+        color, shape = str(rng.choice(colors)), str(rng.choice(shapes))
+        room = _find_room(things, (width, height), rng)
+        if room is not None:
+            things.append(Thing(color, shape, *room))
+    return Scene(tuple(things), _random_background(rng), width, height, float(rng.choice(SCALES)), seed)
+
+
+def random_size(rng: np.random.Generator) -> tuple[float, float]:
+    """Draw the width and height of a scene: square, wide or tall."""
+    kind = int(rng.integers(3))
+    longer = SHORT_SIDE * float(rng.uniform(1, MAX_ASPECT))
+    return [(SHORT_SIDE, SHORT_SIDE), (longer, SHORT_SIDE), (SHORT_SIDE, longer)][kind]
 
 
 def draw(scene: Scene) -> Image.Image:
-    """Paint a scene: RGB, GRID * CELL_PX pixels a side, each object's colour a little off its name's."""
+    """Paint a scene: RGB, `scale` pixels for each unit, each object's colour a little off its name's."""
     rng = np.random.default_rng((*scene.seed, 1))
-    side = GRID * CELL_PX
-    image = Image.new("RGB", (side, side), scene.background)
+    size = (round(scene.width * scene.scale), round(scene.height * scene.scale))
+    small = Image.fromarray(np.array(scene.background.rows, np.uint8))
+    image = small.resize(size, scene.background.stretch)
     canvas = ImageDraw.Draw(image)
     for thing in scene.things:
         shade = np.clip(np.add(COLORS[thing.color], rng.integers(-14, 15, size=3)), 0, 255)
         fill = tuple(int(channel) for channel in shade)
         if thing.shape == "circle":
-            canvas.circle((thing.x_px, thing.y_px), thing.radius_px * 0.92, fill=fill)
+            x, y, radius = (scene.scale * value for value in (thing.x, thing.y, 0.92 * thing.radius))
+            canvas.circle((x, y), radius, fill=fill)
         else:
-            canvas.polygon(outline_of(thing), fill=fill)
+            canvas.polygon([(scene.scale * x, scene.scale * y) for x, y in outline_of(thing)], fill=fill)
     return image
 
 
 def outline_of(thing: Thing) -> list[tuple[float, float]]:
-    """List the corners of an object's polygon, in pixels."""
-    return [(thing.x_px + thing.radius_px * dx, thing.y_px + thing.radius_px * dy) for dx, dy in _OUTLINES[thing.shape]]
+    """List the corners of an object's polygon."""
+    return [(thing.x + thing.radius * dx, thing.y + thing.radius * dy) for dx, dy in _OUTLINES[thing.shape]]
+
+
+def _find_room(
+    things: list[Thing], size: tuple[float, float], rng: np.random.Generator
+) -> tuple[float, float, float] | None:
+    """Find x, y and radius of one more object, a smaller one at every attempt, or None where there is no room left."""
+    largest = RADIUS[1]
+    for _ in range(40):
+        radius = float(rng.uniform(RADIUS[0], largest))
+        x, y = (float(rng.uniform(radius + 1, side - radius - 1)) for side in size)
+        if all(
+            math.hypot(x - other.x, y - other.y) >= radius + other.radius + GAP
+            and max(abs(x - other.x), abs(y - other.y)) >= MIN_CENTRES_APART
+            for other in things
+        ):
+            return x, y, radius
+        largest = max(RADIUS[0], 0.95 * largest)
+    return None
+
+
+def _random_background(rng: np.random.Generator) -> Background:
+    """Draw tones near one dark or light grey, which no object's colour comes near."""
+    grids = ((1, 1), (2, 2), (4, 6), (1, int(rng.integers(3, 12))), (int(rng.integers(3, 12)), 1), (7, 9))
+    filters = [Image.Resampling.NEAREST] * 6
+    filters[1], filters[2] = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+    kind = int(rng.integers(len(grids)))
+    grey = int(rng.integers(25, 80) if rng.random() < 0.5 else rng.integers(180, 236))
+    tint = grey + rng.integers(-10, 11, size=3)
+    spread = int(rng.integers(2, 20))
+    tones = np.clip(tint + rng.integers(-spread, spread + 1, size=(*grids[kind], 1)), 0, 255)
+    rows = tuple(tuple((int(red), int(green), int(blue)) for red, green, blue in row) for row in tones)
+    return Background(rows, filters[kind])
 
 
 def _regular(corners: int, start_degrees: float, inner: float | None = None) -> list[tuple[float, float]]:

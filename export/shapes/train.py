@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from torch import Tensor, nn
@@ -19,67 +20,70 @@ from tqdm import tqdm
 from export.shapes.heldout import HELD_OUT
 from export.shapes.language import KINDS, LABELS
 from export.shapes.model import PATCH_HELPERS, ShapesModel, save_checkpoint, shapes_config
-from export.shapes.stream import IGNORED, TRAINING, SceneStream
+from export.shapes.stream import IGNORED, TRAINING, Batch, SceneStream
+from models.spec import Grid
 
-LOOK_SHARE = 8  # one step in so many, the first ones, looks at crowded pictures and reads nothing
+LOOK_SHARE = 0.4  # of the steps, the first ones, which look at crowded pictures and read nothing
+PATCH_WEIGHTS = {"shape": 2.0}  # of the helpers' losses: shapes are learnt last
 SAVE_EVERY_S = 300.0
 MEASURE_EVERY_STEPS = 500
 
 
-def run_model(model: ShapesModel, batch: dict[str, Tensor], *, bf16: bool) -> dict[str, Tensor]:
+def run_model(model: ShapesModel, grid: Grid, batch: Batch, *, bf16: bool) -> dict[str, Tensor]:
     """Run the model on a batch; bfloat16 where the processor multiplies it in hardware."""
-    pixels = batch["pictures"].permute(0, 3, 1, 2).float() / 127.5 - 1  # (S, 3, H, W)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        looks = "input_ids" not in batch
-        logits = model.look(pixels) if looks else model(pixels, batch["input_ids"], batch["attention_mask"])
+        if "questions" in batch:
+            logits = model(batch["patches"], grid, batch["questions"], batch["captions"])
+        else:
+            logits = model.look(batch["patches"], grid)
     return {name: value.float() for name, value in logits.items()}
 
 
-def loss_of(logits: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+def loss_of(logits: dict[str, Tensor], batch: Batch) -> Tensor:
     """Add up the losses: binary cross-entropy over answers as in the paper, matching, ranking, helpers."""
     helpers = sum(
-        nn.functional.cross_entropy(logits[name].flatten(0, 1), batch[name].flatten()) for name in PATCH_HELPERS
+        PATCH_WEIGHTS.get(name, 1.0)
+        * nn.functional.cross_entropy(logits[name].flatten(0, 1), batch[name].flatten(), ignore_index=IGNORED)
+        for name in PATCH_HELPERS
     )
     if "vqa" not in logits:
         return helpers
-    asked, said = batch["answers"] != IGNORED, batch["matches"] != IGNORED
-    targets = nn.functional.one_hot(batch["answers"][asked], len(LABELS)).float()
     bce = nn.functional.binary_cross_entropy_with_logits
-    matches = batch["matches"][said]
     return (
-        bce(logits["vqa"][asked], targets) * len(LABELS)
-        + nn.functional.cross_entropy(logits["itm"][said], matches)
-        + 0.5 * bce(logits["rank"][said, 0], matches.float())
+        bce(logits["vqa"], nn.functional.one_hot(batch["answers"], len(LABELS)).float()) * len(LABELS)
+        + nn.functional.cross_entropy(logits["itm"], batch["matches"])
+        + 0.5 * bce(logits["rank"][:, 0], batch["matches"].float())
         + 0.5 * helpers
         + nn.functional.cross_entropy(logits["places"].flatten(0, 1), batch["places"].flatten(), ignore_index=IGNORED)
     )
 
 
-def accuracy_of(logits: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, float]:
-    """Measure accuracy per question kind, over all questions, and of matching."""
+def accuracy_of(logits: dict[str, Tensor], batch: Batch) -> dict[str, float]:
+    """Measure accuracy per question kind, of matching, and of the helpers; NaN for a kind that was not asked."""
     right = (logits["vqa"].argmax(-1) == batch["answers"]).float()
-    said = batch["matches"] != IGNORED
-    busy = batch["shape"] > 0
+    busy = batch["color"] > 0
     return {
         **{kind: right[batch["kinds"] == index].mean().item() for index, kind in enumerate(KINDS)},
-        "vqa": right[batch["answers"] != IGNORED].mean().item(),
-        "itm": (logits["itm"].argmax(-1) == batch["matches"])[said].float().mean().item(),
-        "patch_color": (logits["color"].argmax(-1) == batch["color"])[busy].float().mean().item(),
-        "patch_shape": (logits["shape"].argmax(-1) == batch["shape"])[busy].float().mean().item(),
+        "itm": (logits["itm"].argmax(-1) == batch["matches"]).float().mean().item(),
+        **{
+            f"patch_{name}": (logits[name].argmax(-1) == batch[name])[busy].float().mean().item()
+            for name in PATCH_HELPERS
+        },
     }
 
 
 def measure(model: ShapesModel, *, batches: int, bf16: bool) -> dict[str, float]:
-    """Average accuracy over held-out scenes."""
+    """Average accuracy over held-out scenes; vqa is the mean of the kinds, however often each is asked."""
     stream = SceneStream(HELD_OUT, 0, 0)
     model.eval()
     rows = []
     with torch.inference_mode():
         for step in range(batches):
-            batch = stream.batch(step)
-            rows.append(accuracy_of(run_model(model, batch, bf16=bf16), batch))
+            grid, batch = stream.batch(step)
+            rows.append(accuracy_of(run_model(model, grid, batch, bf16=bf16), batch))
     model.train()
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    means = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+    return {**means, "vqa": float(np.nanmean([means[kind] for kind in KINDS]))}
 
 
 def schedule(step: int, steps: int) -> float:
@@ -121,10 +125,10 @@ class Run:
         )
         partial.replace(self.path)
 
-    def learn(self, batch: dict[str, Tensor]) -> float:
+    def learn(self, grid: Grid, batch: Batch) -> float:
         """Take one step and return its loss."""
         began_s = time.monotonic()
-        loss = loss_of(run_model(self.model, batch, bf16=self.bf16), batch)
+        loss = loss_of(run_model(self.model, grid, batch, bf16=self.bf16), batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -148,14 +152,14 @@ def train(state: Path, *, steps: int, minutes: float, learning_rate: float, thre
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     run = Run(state, steps=steps, learning_rate=learning_rate)
-    stream = SceneStream(TRAINING, run.step, steps // LOOK_SHARE)
+    stream = SceneStream(TRAINING, run.step, int(LOOK_SHARE * steps))
     stop_s = time.monotonic() + 60 * minutes
     save_s = time.monotonic() + SAVE_EVERY_S
     bar = tqdm(total=steps, initial=run.step, unit="step", smoothing=0.02)
-    for batch in DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=8):
+    for grid, batch in DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=8):
         if run.step >= steps or time.monotonic() > stop_s:
             break
-        loss = run.learn(batch)
+        loss = run.learn(grid, batch)
         bar.update()
         if run.step % MEASURE_EVERY_STEPS == 0 or run.step == steps:
             row = run.measure(loss)
@@ -195,7 +199,7 @@ def write_checkpoint(state: Path, directory: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m export.shapes.train", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/shapes"), help="where state and checkpoint go")
-    parser.add_argument("--steps", type=int, default=7500, help="steps of the whole recipe (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=13_600, help="steps of the whole recipe (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=75, help="stop this run after so long (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=7e-4, help="peak (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")

@@ -27,7 +27,6 @@ SIZES = [
     (101, 2000),
     (17, 300),
 ]
-ORIENTATION = 0x0112
 SRGB, LAB = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
 SMOOTH = factories.noise(64, 48)
 
@@ -125,20 +124,8 @@ def test_decode_of_transparency_shows_white_behind_it(mode: str) -> None:
 def test_decode_of_any_exif_orientation_gives_the_upright_picture(orientation: int) -> None:
     """The eight ways to hold a camera give the same pixels."""
     upright = factories.noise(60, 40)
-    back = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    stored = upright.transpose(back[orientation]) if orientation > 1 else upright
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
 
-    decoded = decode(factories.encoded(stored, "PNG", exif=exif), **LIMITS)
+    decoded = decode(factories.turned(upright, orientation, "PNG"), **LIMITS)
 
     assert np.array_equal(np.asarray(decoded), np.asarray(upright))
 
@@ -146,7 +133,7 @@ def test_decode_of_any_exif_orientation_gives_the_upright_picture(orientation: i
 def test_decode_of_a_turned_jpeg_turns_it() -> None:
     """What a telephone held upright writes: a lying JPEG, and how to turn it."""
     exif = Image.Exif()
-    exif[ORIENTATION] = 6
+    exif[factories.ORIENTATION] = 6
 
     decoded = decode(factories.encoded(Image.new("RGB", (60, 40)), "JPEG", exif=exif), **LIMITS)
 

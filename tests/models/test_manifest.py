@@ -37,7 +37,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a field too many": (lambda folder: _edit(folder, surprise=1), "not a manifest"),
     "no such file": (lambda folder: (folder / "tokenizer.json").unlink(), "lacks tokenizer.json"),
     "a flipped bit": (_flip_a_byte, "damaged: fp32/interaction.onnx"),
-    "another label count": (lambda folder: _edit(folder, heads={"vqa_logits": 7}), "22 labels for 7 logits"),
+    "another label count": (lambda folder: _edit(folder, heads={"vqa_logits": 7}), "29 labels for 7 logits"),
 }
 
 

@@ -6,7 +6,7 @@ from transformers.models.vilt.image_processing_pil_vilt import get_resize_output
 
 from models.spec import PADDING_ROW, ViltSpec
 
-SPECS = {"published": ViltSpec(), "shapes": ViltSpec(shortest_edge_px=160, max_text_tokens=16)}
+SPECS = {"published": ViltSpec(), "shapes": ViltSpec(shortest_edge_px=160, max_text_tokens=32)}
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
