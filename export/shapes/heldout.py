@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from export.shapes.language import KINDS, false_caption, question, true_caption
+from export.shapes.captions import false_caption, true_caption
+from export.shapes.questions import KINDS, question
 from export.shapes.scenes import Scene, draw, random_scene
 
 HELD_OUT = 1  # first number of a scene's seed; training uses 0 and 2

@@ -15,8 +15,9 @@ from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor, nn
 from transformers import ViltConfig, ViltModel
 
-from export.shapes.language import LABELS, MAX_TEXT_TOKENS, VOCABULARY
+from export.shapes.questions import LABELS
 from export.shapes.scenes import COLORS, SHAPES, SHORT_SIDE
+from export.shapes.words import MAX_TEXT_TOKENS, VOCABULARY
 from models.spec import Grid, ViltSpec
 
 SPEC = ViltSpec(shortest_edge_px=int(SHORT_SIDE), patch_px=32, max_text_tokens=MAX_TEXT_TOKENS)

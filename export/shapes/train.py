@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from export.shapes.heldout import HELD_OUT
-from export.shapes.language import KINDS, LABELS
 from export.shapes.model import PATCH_HELPERS, ShapesModel, save_checkpoint, shapes_config
+from export.shapes.questions import KINDS, LABELS
 from export.shapes.stream import IGNORED, TRAINING, Batch, SceneStream
 from models.spec import Grid
 

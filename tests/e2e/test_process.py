@@ -21,7 +21,7 @@ import onnx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from export.shapes.language import KINDS, question
+from export.shapes.questions import KINDS, question
 from export.shapes.scenes import draw, random_scene
 from models.manifest import describe_file
 from server.settings import SHAPES

@@ -12,9 +12,12 @@ import torch
 from transformers import ViltModel
 
 from export.shapes import heldout, stream, train
-from export.shapes.language import KINDS, LABELS, NUMBERS, VOCABULARY, false_caption, question, true_caption
+from export.shapes.captions import false_caption, true_caption
+from export.shapes.claims import NUMBERS
 from export.shapes.model import SPEC, ShapesModel, shapes_config, shapes_tokenizer
+from export.shapes.questions import KINDS, LABELS, question
 from export.shapes.scenes import COLORS, SHAPES, Scene, Thing, draw, random_scene
+from export.shapes.words import VOCABULARY
 
 SCENES = [random_scene((7, index)) for index in range(300)]
 PLURALS = {f"{noun}s": noun for noun in (*SHAPES, "object")} | {"crosses": "cross"}

@@ -1,0 +1,15 @@
+"""Every word of the recipe, and how many of them the model reads."""
+
+from export.shapes.claims import NUMBERS, SIDES, SIZES
+from export.shapes.scenes import COLORS, SHAPES
+
+MAX_TEXT_TOKENS = 32  # [CLS] and [SEP] included; "a picture of" six different objects takes 28
+VOCABULARY = sorted(
+    {
+        *COLORS, *SHAPES, *(f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES), *NUMBERS,
+        *"0123456", *SIZES, *SIDES, "object", "objects", "thing", "one", "above", "below", "over", "under", "of", "to",
+        "on", "at", "in", "what", "which", "where", "side", "color", "colour", "is", "are", "the", "shape", "size",
+        "number", "count", "how", "many", "big", "there", "do", "does", "can", "you", "see", "show", "have", "lie",
+        "tell", "me", "a", "an", "picture", "and", "both", "or", "?", ",", ":",
+    }
+)  # fmt: skip
