@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import platform
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from server.types import Clock, Engine
 
 log = logging.getLogger(__name__)
 
-REPEATS = 3  # measured runs of each shape, after one that is not
+REPEATS = 5  # measured runs of each shape, after one that is not
 TYPICAL_TEXT_TOKENS = 12
 SLICE_FACTOR = 1.5  # a slice of a rank may take so many times a run of one: a question waits no longer behind it
 DRIFT_SMOOTHING = 0.05  # weight of the newest run
@@ -32,7 +31,7 @@ DRIFT_LIMITS = (0.1, 10.0)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One shape, and the median time of its runs."""
+    """One shape, and the time of its fastest run: neighbours only ever add, and drift tells how much."""
 
     batch: int
     tokens: int  # of a row: text, the picture's cls token, patches, padding
@@ -131,8 +130,8 @@ def measure(engine: Engine, spec: ViltSpec, *, most: int, budget_s: float, clock
             continue
         feeds = _blank(spec, grid, batch)
         size = batch * feeds.mask.shape[1]
-        if samples:  # work grows with the number of tokens, or less
-            expected_s = samples[0].seconds * size / samples[0].tokens
+        if samples:  # a run takes longer with more tokens, but hardly shorter with fewer
+            expected_s = samples[0].seconds * max(1.0, size / samples[0].tokens)
             if clock() + (1 + REPEATS) * expected_s > until_s:
                 continue
         times_s = []
@@ -140,7 +139,7 @@ def measure(engine: Engine, spec: ViltSpec, *, most: int, budget_s: float, clock
             began_s = clock()
             engine.run(feeds)
             times_s.append(clock() - began_s)
-        samples.append(Sample(batch, feeds.mask.shape[1], max(statistics.median(times_s[1:]), 1e-6)))
+        samples.append(Sample(batch, feeds.mask.shape[1], max(min(times_s[1:]), 1e-6)))
     return samples
 
 
