@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from server.errors import Overloaded, Unavailable
+from server.errors import DeadlineExceeded, Overloaded, Unavailable
 from server.metrics import Metrics
 from server.types import Clock, ServedModel, Urgency
 
@@ -70,7 +70,8 @@ class Admission:
     def admit(self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float) -> Iterator[Ticket]:
         """Hold room for a request's entries while it is answered.
 
-        Raises: Overloaded: too many entries are in flight. Unavailable: the deadline would pass before the answer.
+        Raises: DeadlineExceeded: it has passed. Overloaded: too many entries are in flight. Unavailable: the deadline
+            would pass before the answer.
         """
         latency, most = model.latency, model.max_batch_size
         queued_s = self._work_s[Urgency.INTERACTIVE]
@@ -83,6 +84,8 @@ class Admission:
         entry_s = latency.run_s(together) / together
         estimate_s = queued_s + entries * entry_s + self._prepare_s
         remaining_s = deadline_s - self._clock()
+        if remaining_s <= 0:
+            raise DeadlineExceeded
         in_flight = sum(self._entries.values())
         details_ms = {
             "queued_ms": round(1000 * queued_s, 1),

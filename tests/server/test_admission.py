@@ -4,7 +4,7 @@ import pytest
 from fakes import FakeClock, FakeEngine, latency, served
 
 from server.admission import FAULTS_IN_A_ROW, Admission
-from server.errors import Overloaded, Unavailable
+from server.errors import DeadlineExceeded, Overloaded, Unavailable
 from server.metrics import Metrics
 from server.types import Urgency
 
@@ -69,6 +69,12 @@ def test_answer_that_would_come_too_late_is_refused_at_once_with_the_reason() ->
     assert refused.code == "deadline_unreachable"
     assert refused.details == {"queued_ms": 500, "estimate_ms": 600, "deadline_ms": 400}
     assert refused.retry_after_s == pytest.approx(0.2)
+
+
+def test_request_that_has_expired_on_arrival_is_told_so() -> None:
+    """504, as for any deadline that has passed; no work is done."""
+    with pytest.raises(DeadlineExceeded), Desk().admit(within_s=0):
+        pass
 
 
 def test_question_does_not_count_the_rank_behind_it() -> None:
