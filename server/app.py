@@ -5,12 +5,12 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
@@ -19,14 +19,24 @@ from starlette.types import ASGIApp
 
 from server.admission import Admission
 from server.batcher import Batcher
+from server.clients import ApiKeys, Places
 from server.context import RequestContext, server_timing, timings_of
 from server.cpus import usable_cpus
 from server.errors import BadRequest, MethodNotAllowed, NotFound, ServerError
 from server.metrics import CONTENT_TYPE, Metrics
 from server.pipeline import Limits, Pipeline
-from server.routes import TaskRoutes, record
-from server.schemas import Calibration, CalibrationResponse, MeasuredRun, ModelInfo, ModelsResponse
+from server.routes import TaskRoutes
+from server.schemas import (
+    ERRORS,
+    Calibration,
+    CalibrationResponse,
+    MeasuredRun,
+    ModelInfo,
+    ModelsResponse,
+    SlowestResponse,
+)
 from server.settings import Settings
+from server.slowest import Slowest
 from server.types import ServedModel
 
 log = logging.getLogger(__name__)
@@ -55,9 +65,12 @@ def create_app(settings: Settings, models: Sequence[ServedModel], admission: Adm
         metrics=metrics,
         clock=clock,
     )
+    slowest = Slowest()
     tasks = TaskRoutes(
         pipeline,
+        places=Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock),
         metrics=metrics,
+        slowest=slowest,
         pool=pool,
         deadline_ms=settings.deadline_ms,
         max_body_bytes=settings.max_body_bytes,
@@ -84,24 +97,38 @@ def create_app(settings: Settings, models: Sequence[ServedModel], admission: Adm
         swagger_ui_oauth2_redirect_url=None,
     )
     patch_fastapi(app, swagger_ui_parameters={"displayRequestDuration": True})
-    app.include_router(tasks.router())
-    _add_operator_routes(app, models, admission, metrics)
-    _add_exception_handler(app, metrics)
+    keys = settings.api_key.get_secret_value().split(",") if settings.api_key else []
+    guards = [Depends(ApiKeys(keys))] if keys else []
+    for router in (tasks.router(), _about_models_and_requests(models, slowest)):  # all of /v1, and nothing else
+        app.include_router(router, dependencies=guards)
+    _add_operator_routes(app, admission, metrics)
+    _add_exception_handler(app, tasks.record)
     return RequestContext(app)  # outside of the framework's own handler of the unexpected
 
 
-def _add_operator_routes(app: FastAPI, models: Sequence[ServedModel], admission: Admission, metrics: Metrics) -> None:
-    operation: dict[str, Any] = {"tags": ["operation"]}
+def _about_models_and_requests(models: Sequence[ServedModel], slowest: Slowest) -> APIRouter:
+    router = APIRouter(prefix="/v1", responses={401: ERRORS[401]}, tags=["operation"])
 
-    @app.get("/v1/models", summary="List the models", response_model=ModelsResponse, **operation)
+    @router.get("/models", summary="List the models", response_model=ModelsResponse)
     async def list_models() -> ModelsResponse:
         """List the models that are served; the first that serves a task is its default."""
         return ModelsResponse(models=[_describe(model) for model in models])
 
-    @app.get("/v1/calibration", summary="How long runs take", response_model=CalibrationResponse, **operation)
+    @router.get("/calibration", summary="How long runs take", response_model=CalibrationResponse)
     async def calibration() -> CalibrationResponse:
         """Say what the server has measured of each model on this machine, and how far it is from that now."""
         return CalibrationResponse(models=[_describe_latency(model) for model in models])
+
+    @router.get("/slowest", summary="The worst requests of late", response_model=SlowestResponse)
+    async def list_slowest() -> SlowestResponse:
+        """List the slowest requests of the last 5 to 10 minutes, up to 20 of each task, and where their time went."""
+        return SlowestResponse(requests=slowest.worst())
+
+    return router
+
+
+def _add_operator_routes(app: FastAPI, admission: Admission, metrics: Metrics) -> None:
+    operation: dict[str, Any] = {"tags": ["operation"]}
 
     @app.get("/livez", summary="Is the process alive?", **operation)
     async def livez() -> dict[str, str]:
@@ -121,7 +148,7 @@ def _add_operator_routes(app: FastAPI, models: Sequence[ServedModel], admission:
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
 
-def _add_exception_handler(app: FastAPI, metrics: Metrics) -> None:
+def _add_exception_handler(app: FastAPI, record: Callable[[Request, int, str], None]) -> None:
     async def handle(request: Request, error: Exception) -> JSONResponse:
         """Turn any failure into the contract's body."""
         known = _as_server_error(error)
@@ -137,7 +164,7 @@ def _add_exception_handler(app: FastAPI, metrics: Metrics) -> None:
         if known.retry_after_s is not None:
             content["retry_after_ms"] = math.ceil(1000 * known.retry_after_s)
             headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))
-        record(request, metrics, known.status, known.code)
+        record(request, known.status, known.code)
         return JSONResponse(content, known.status, headers)
 
     for kind in (ServerError, HTTPException, ClientDisconnect, Exception):
@@ -153,7 +180,7 @@ def _as_server_error(error: Exception) -> ServerError:
         case HTTPException(status_code=405):
             return MethodNotAllowed("method_not_allowed", "This route does not take that method.")
         case ClientDisconnect():
-            return BadRequest("client_disconnected", "The client went away before its body had arrived.")
+            return BadRequest("client_disconnected", "The client went away before it had its answer.")
         case _:
             return ServerError("internal_error", "Something failed that should not have; it has been logged.")
 

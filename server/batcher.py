@@ -199,11 +199,12 @@ class Batcher:
         self._metrics.drift.labels(model.name).set(model.latency.drift)
         self._metrics.batch_entries.labels(model.name).observe(len(batch))
         self._metrics.padding_ratio.labels(model.name).observe(feeds.padding_ratio)
+        together = frozenset(entry.request_id for leader in batch for entry in leader.all())
         outcomes: list[EntryResult | ServerError] = []
         for row in range(len(batch)):
             logits = {head: values[row] for head, values in output.logits.items()}
             if all(np.isfinite(values).all() for values in logits.values()):
-                outcomes.append(EntryResult(logits, started_s, ended_s, output.parts_s, len(batch)))
+                outcomes.append(EntryResult(logits, started_s, ended_s, output.parts_s, len(batch), together))
             else:
                 log.error("a logit is not a finite number, in model %s", model.name)
                 outcomes.append(_fault())

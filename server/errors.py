@@ -2,12 +2,13 @@
 
 ServerError
 ├── BadRequest            400  the request cannot be read: a body, a field, a header
+├── Unauthorized          401  no key, or a wrong one, where keys are required
 ├── NotFound              404  no such route, or no model of that name for the task
 ├── MethodNotAllowed      405
 ├── TooLarge              413  a body, an image, a text or a list beyond its limit
 ├── UnsupportedMediaType  415  a Content-Type that the route does not read
 ├── Unusable              422  read, but no use: an image that does not decode, an empty question
-├── Overloaded            429  more work is waiting than the server takes on
+├── Overloaded            429  more work is waiting than the server takes on, or than one client may have
 ├── EngineFault           500  the model failed on these inputs
 ├── Unavailable           503  not ready yet, on its way down, or the deadline would be missed
 └── DeadlineExceeded      504  the request's time was over
@@ -16,6 +17,7 @@ ServerError
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 
 class ServerError(Exception):
@@ -40,6 +42,14 @@ class ServerError(Exception):
 
 class BadRequest(ServerError):
     status = 400
+
+
+class Unauthorized(ServerError):
+    status = 401
+    headers: Mapping[str, str] = MappingProxyType({"WWW-Authenticate": "Bearer"})
+
+    def __init__(self, message: str) -> None:
+        super().__init__("unauthorized", message)
 
 
 class NotFound(ServerError):

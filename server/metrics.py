@@ -1,11 +1,12 @@
 """Every Prometheus instrument, on a registry that is passed in: the only file that imports prometheus-client."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (
-    0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0,
+    0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0,
+    16.0, 32.0, 64.0,
 )  # fmt: skip  # doubling: a stage takes from well under a millisecond to the deadline
 ENTRIES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 RATIOS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -52,6 +53,7 @@ class Metrics:
         self.dropped = Counter(
             "vilt_dropped_entries", "Entries dropped when a batch was formed, by reason.", ["reason"], registry=registry
         )
+        ProcessCollector(registry=registry)  # memory, open files, processor time; where there is a /proc
         self.ready = Gauge("vilt_ready", "1 while the server may be sent requests.", registry=registry)
 
     def render(self) -> bytes:

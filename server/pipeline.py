@@ -9,7 +9,7 @@ import binascii
 import contextlib
 import functools
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -50,6 +50,7 @@ class Outcome:
     truncated: bool
     logits: Logits
     top_k: int
+    ran: EntryResult
 
     def answers(self) -> list[RankedAnswer]:
         """List the best answers to a question."""
@@ -79,6 +80,7 @@ class RankOutcome:
     model: ServedModel
     truncated: bool
     results: list[RankedCandidate]
+    ran: EntryResult  # of the last slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,13 @@ class Pipeline:
         self._rank_permits = asyncio.Semaphore(max(1, decode_threads - 1))
 
     async def answer(
-        self, task: str, receive: Callable[[], Awaitable[VqaBody | ItmBody]], timings: Timings, deadline_s: float
+        self,
+        task: str,
+        receive: Callable[[], Awaitable[VqaBody | ItmBody]],
+        timings: Timings,
+        deadline_s: float,
+        *,
+        request_id: str = "",
     ) -> Outcome:
         """Answer one question, or match one text.
 
@@ -130,14 +138,21 @@ class Pipeline:
             with self._admission.admit(model, Urgency.INTERACTIVE, 1, deadline_s):
                 timings.mark("admit")
                 pair = await self._in_pool(lambda: self._prepare(model, body.image, text, timings))
-                entry = _entry(model, pair, Urgency.INTERACTIVE, deadline_s)
+                entry = _entry(model, pair, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s, request_id=request_id)
                 result = await self._batcher.submit(entry)
                 self._mark_run(timings, result, result)
                 top_k = body.top_k if isinstance(body, VqaBody) else 0
-                return Outcome(model=model, truncated=pair.features.text.truncated, logits=result.logits, top_k=top_k)
+                truncated = pair.features.text.truncated
+                return Outcome(model=model, truncated=truncated, logits=result.logits, top_k=top_k, ran=result)
 
     async def rank(
-        self, receive: Callable[[], Awaitable[RankBody]], timings: Timings, deadline_s: float, client: str = ""
+        self,
+        receive: Callable[[], Awaitable[RankBody]],
+        timings: Timings,
+        deadline_s: float,
+        *,
+        client: str = "",
+        request_id: str = "",
     ) -> RankOutcome:
         """Rank candidates, best first; they are prepared just in time, slice by slice.
 
@@ -153,15 +168,18 @@ class Pipeline:
             with self._admission.admit(model, Urgency.RANK, count, deadline_s) as ticket:
                 timings.mark("admit")
                 first = await self._in_pool(lambda: self._prepare_first(model, body, timings))
-                make_entry = functools.partial(
-                    _entry, model, urgency=Urgency.RANK, deadline_s=deadline_s, client=client
-                )
+
+                def make_entry(pair: Pair) -> Entry:
+                    return _entry(
+                        model, pair, urgency=Urgency.RANK, deadline_s=deadline_s, request_id=request_id, client=client
+                    )
+
                 results, truncated = await self._run_slices(model, first, body, make_entry, ticket)
                 started_first = min(results, key=lambda result: result.started_s)
                 ended_last = max(results, key=lambda result: result.ended_s)
                 self._mark_run(timings, started_first, ended_last)
                 ranked = _ranked(body.candidates, results)[: body.top_k]
-                return RankOutcome(model=model, truncated=truncated, results=ranked)
+                return RankOutcome(model=model, truncated=truncated, results=ranked, ran=ended_last)
 
     async def _run_slices(
         self, model: ServedModel, first: Pair, body: RankBody, make_entry: Callable[[Pair], Entry], ticket: Ticket
@@ -272,9 +290,18 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
-def _entry(model: ServedModel, pair: Pair, urgency: Urgency, deadline_s: float, client: str = "") -> Entry:
-    key: Hashable = (model.name, pair.digest, pair.features.text.input_ids.tobytes())
-    return Entry(model=model, features=pair.features, urgency=urgency, deadline_s=deadline_s, client=client, key=key)
+def _entry(
+    model: ServedModel, pair: Pair, *, urgency: Urgency, deadline_s: float, request_id: str, client: str = ""
+) -> Entry:
+    return Entry(
+        model=model,
+        features=pair.features,
+        urgency=urgency,
+        deadline_s=deadline_s,
+        client=client,
+        request_id=request_id,
+        key=(model.name, pair.digest, pair.features.text.input_ids.tobytes()),
+    )
 
 
 def _ranked(candidates: Sequence[Candidate], results: Sequence[EntryResult]) -> list[RankedCandidate]:

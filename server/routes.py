@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -13,7 +14,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from server import bodies
+from server.clients import Connection, Places, client_of
 from server.context import deadline_of, server_timing, timings_of
+from server.errors import Unavailable
 from server.logs import FIELDS
 from server.metrics import Metrics
 from server.pipeline import Outcome, Pipeline, RankOutcome
@@ -29,10 +32,12 @@ from server.schemas import (
     rank_forms,
     three_forms,
 )
+from server.slowest import Slowest, SlowRequest
 from server.types import Timings
 
 log = logging.getLogger(__name__)
 BodyT = TypeVar("BodyT", bound=Body)
+OutcomeT = TypeVar("OutcomeT", Outcome, RankOutcome)
 TASK_PATHS = {"/v1/vqa": "vqa", "/v1/itm": "itm", "/v1/rank": "rank"}
 SPARE_PARTS = 4  # multipart parts beside a body's fields or a rank's candidates, so that a wrong one is named
 
@@ -44,14 +49,18 @@ class TaskRoutes:
         self,
         pipeline: Pipeline,
         *,
+        places: Places,
         metrics: Metrics,
+        slowest: Slowest,
         pool: ThreadPoolExecutor,
         deadline_ms: float,
         max_body_bytes: int,
         max_candidates: int,
     ) -> None:
         self._pipeline = pipeline
+        self._places = places
         self._metrics = metrics
+        self._slowest = slowest
         self._pool = pool
         self._deadline_ms = deadline_ms
         self._max_body_bytes = max_body_bytes
@@ -71,24 +80,49 @@ class TaskRoutes:
 
     async def vqa(self, request: Request) -> Response:
         """Answer a question about an image."""
-        outcome = await self._pipeline.answer("vqa", self._receiver(request, VqaBody), *self._clock_of(request))
+        outcome = await self._walk(request, "vqa", VqaBody, self._answer(request, "vqa"))
         return self._respond(request, outcome, answers=[asdict(answer) for answer in outcome.answers()])
 
     async def itm(self, request: Request) -> Response:
         """Say whether a text belongs to an image."""
-        outcome = await self._pipeline.answer("itm", self._receiver(request, ItmBody), *self._clock_of(request))
+        outcome = await self._walk(request, "itm", ItmBody, self._answer(request, "itm"))
         score, match = outcome.match()
         return self._respond(request, outcome, score=score, match=match)
 
     async def rank(self, request: Request) -> Response:
         """Rank images for a text, or texts for an image."""
-        outcome = await self._pipeline.rank(self._receiver(request, RankBody), *self._clock_of(request))
+        request_id = request.state.request_id
+        rank = functools.partial(self._pipeline.rank, client=client_of(request), request_id=request_id)
+        outcome = await self._walk(request, "rank", RankBody, rank)
         return self._respond(request, outcome, results=[asdict(result) for result in outcome.results])
 
-    def _clock_of(self, request: Request) -> tuple[Timings, float]:
-        return timings_of(request), deadline_of(request, self._deadline_ms)
+    def _answer(
+        self, request: Request, task: str
+    ) -> Callable[[Callable[[], Awaitable[VqaBody | ItmBody]], Timings, float], Awaitable[Outcome]]:
+        return functools.partial(self._pipeline.answer, task, request_id=request.state.request_id)
 
-    def _receiver(self, request: Request, schema: type[BodyT]) -> Callable[[], Awaitable[BodyT]]:
+    async def _walk(
+        self,
+        request: Request,
+        task: str,
+        schema: type[BodyT],
+        walk: Callable[[Callable[[], Awaitable[BodyT]], Timings, float], Awaitable[OutcomeT]],
+    ) -> OutcomeT:
+        """Walk a request for as long as its client is there, in one of the client's places.
+
+        Raises: ServerError: of the kind that says why. ClientDisconnect: there is nobody left to answer.
+        """
+        with self._places.take(client_of(request), task):
+            deadline_s = deadline_of(request, self._deadline_ms)
+            try:
+                async with Connection(request) as connection:
+                    return await walk(self._receiver(request, schema, connection), timings_of(request), deadline_s)
+            except asyncio.CancelledError as error:  # by uvicorn, at the end of a drain that has taken too long
+                raise Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0) from error
+
+    def _receiver(
+        self, request: Request, schema: type[BodyT], connection: Connection
+    ) -> Callable[[], Awaitable[BodyT]]:
         """Make the walk's first step: read a body of any form and hold it to its schema."""
         is_rank = schema is RankBody
 
@@ -100,6 +134,7 @@ class TaskRoutes:
                 max_parts=(self._max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
                 accepts_image=not is_rank,
             )
+            connection.watch()
             parse = functools.partial(bodies.parse, body, dict(request.query_params), schema)
             if body.form == "json":  # a large one takes milliseconds
                 return await asyncio.get_running_loop().run_in_executor(self._pool, parse)
@@ -120,23 +155,37 @@ class TaskRoutes:
             "timing_ms": timings.as_ms(),
         }
         response = JSONResponse(content, headers=server_timing(timings))
-        record(request, self._metrics, response.status_code, "ok", model=outcome.model.name)
+        self.record(request, response.status_code, "ok", outcome)
         return response
 
+    def record(self, request: Request, status: int, code: str, outcome: Outcome | RankOutcome | None = None) -> None:
+        """Count, log and perhaps keep a task request that has its response; other routes are not worth a line.
 
-def record(request: Request, metrics: Metrics, status: int, code: str, *, model: str = "") -> None:
-    """Count and log a task request that has its response; other routes are not worth a line.
-
-    A request that was refused has no model: which one it would have been is not always known.
-    """
-    task = TASK_PATHS.get(request.url.path)
-    if task is None:
-        return
-    timings = timings_of(request)
-    elapsed_s = timings.elapsed_s()
-    metrics.requests.labels(task, model, str(status), code).inc()
-    metrics.request_seconds.labels(task, model).observe(elapsed_s)
-    stages_s = dict(timings.stages_s)  # after a 504 a pool thread may still be marking
-    stages_ms = {f"{stage}_ms": round(1000 * value, 2) for stage, value in stages_s.items()}
-    fields = {"request_id": request.state.request_id, "model": model, "status": status, "code": code}
-    log.info(task, extra={FIELDS: {**fields, "total_ms": round(1000 * elapsed_s, 2), **stages_ms}})
+        A request that was refused has no model: which one it would have been is not always known.
+        """
+        task = TASK_PATHS.get(request.url.path)
+        if task is None:
+            return
+        timings, request_id = timings_of(request), request.state.request_id
+        model = outcome.model.name if outcome else ""
+        elapsed_s = timings.elapsed_s()
+        self._metrics.requests.labels(task, model, str(status), code).inc()
+        self._metrics.request_seconds.labels(task, model).observe(elapsed_s)
+        stages_s = dict(timings.stages_s)  # after a 504 a pool thread may still be marking
+        stages_ms = {f"{stage}_ms": round(1000 * value, 2) for stage, value in stages_s.items()}
+        fields = {"request_id": request_id, "model": model, "status": status, "code": code}
+        log.info(task, extra={FIELDS: {**fields, "total_ms": round(1000 * elapsed_s, 2), **stages_ms}})
+        self._slowest.add(
+            SlowRequest(
+                request_id=request_id,
+                task=task,
+                model=model,
+                status=status,
+                code=code,
+                when=datetime.now(UTC),
+                total_ms=round(1000 * elapsed_s, 3),
+                timing_ms={stage: round(1000 * value, 3) for stage, value in {**stages_s, **timings.parts_s}.items()},
+                batch_size=outcome.ran.batch_size if outcome else None,
+                batch_mates=tuple(sorted(outcome.ran.ran_together - {request_id})) if outcome else (),
+            )
+        )

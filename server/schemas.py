@@ -4,6 +4,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from server.slowest import SlowRequest
+
 Image = Annotated[
     str | bytes,
     Field(description="an image file: base64 or a data: URI in JSON, the file itself in the other body forms"),
@@ -141,6 +143,10 @@ class CalibrationResponse(BaseModel):
     models: list[Calibration]
 
 
+class SlowestResponse(BaseModel):
+    requests: list[SlowRequest] = Field(description="slowest first; when is the instant of the response")
+
+
 class ErrorResponse(BaseModel):
     error: str
     code: str
@@ -152,7 +158,7 @@ class ErrorResponse(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 404, 405, 413, 415, 422, 429, 500, 503, 504)
+    status: {"model": ErrorResponse} for status in (400, 401, 404, 405, 413, 415, 422, 429, 500, 503, 504)
 }
 FILE = {"type": "string", "format": "binary"}
 

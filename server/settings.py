@@ -1,14 +1,16 @@
 """Every setting of the server: a flag of vilt-serve and an environment variable VILT_*, from one declaration."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
 
 SHAPES = Path(models.__file__).parent / "artifacts" / "shapes"
+KEYS = re.compile(r"[\w.~+/-]+=*(,[\w.~+/-]+=*)*", re.ASCII)  # what a Bearer header can hold: RFC 6750, section 2.1
 
 
 class Settings(BaseSettings):
@@ -46,6 +48,13 @@ class Settings(BaseSettings):
     logits_cache_entries: int = Field(
         default=0, ge=0, description="answers that are kept for the same image and text again; 0 keeps none"
     )
+    api_key: SecretStr | None = Field(
+        default=None,
+        description="Authorization: Bearer <key> is then needed for /v1; several, each a client, are separated by ','",
+    )
+    max_client_requests: int = Field(
+        default=0, ge=0, description="requests that a client may have in flight before it gets 429; 0 is any number"
+    )
     max_queue_entries: int = Field(
         default=1024, ge=1, description="work in flight before new requests get 429; a rank counts each candidate"
     )
@@ -63,6 +72,13 @@ class Settings(BaseSettings):
     drain_timeout_s: int = Field(default=30, ge=1, description="longest wait for requests in flight after that")
     log_format: Literal["console", "json"] = Field(default="console", description="of the log on standard error")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    @field_validator("api_key")
+    @classmethod
+    def _can_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not KEYS.fullmatch(value.get_secret_value()):  # an empty one is not "no key": say so
+            raise ValueError("a key is one or more of A-Z a-z 0-9 - . _ ~ + /, and = at its end")
+        return value
 
     @field_validator("model", mode="before")
     @classmethod

@@ -101,6 +101,7 @@ class EntryResult:
     ended_s: float
     parts_s: dict[str, float]
     batch_size: int
+    ran_together: frozenset[str] = frozenset()  # ids of the requests whose entries were in the batch
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -115,6 +116,7 @@ class Entry:
     urgency: Urgency
     deadline_s: float
     client: str = ""
+    request_id: str = ""
     key: Hashable | None = None
     queued_s: float = 0.0
     followers: list["Entry"] = field(default_factory=list)

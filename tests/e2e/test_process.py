@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,46 @@ def test_second_sigterm_ends_at_once(own_server: Running) -> None:
     own_server.process.send_signal(signal.SIGTERM)
 
     assert own_server.process.wait(timeout=10) == 0
+
+
+def unfinished_upload(running: Running) -> socket.socket:
+    """Send a request that is never whole; the server reads on for as long as it is let."""
+    address = httpx.URL(running.url)
+    connection = socket.create_connection((address.host, address.port or 80), timeout=60)
+    head = f"POST /v1/vqa HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n"
+    connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+    assert connection.recv(1024).startswith(b"HTTP/1.1 100 ")  # its body is being read
+    return connection
+
+
+def long_rank(running: Running) -> socket.socket:
+    """Send a rank that keeps the engine busy for seconds."""
+    texts = {"texts": ["a red star left of a blue circle"] * 1000}
+    made = httpx.Request("POST", f"{running.url}/v1/rank", files={"query_image": PNG}, data=texts)
+    connection = socket.create_connection((made.url.host, made.url.port or 80), timeout=60)
+    head = "".join(f"{name}: {value}\r\n" for name, value in made.headers.items())
+    connection.sendall(f"POST /v1/rank HTTP/1.1\r\n{head}\r\n".encode() + made.read())
+    while sample(running.url, "vilt_in_flight_entries") == 0:
+        pass
+    return connection
+
+
+@pytest.mark.parametrize("own_server", [["--drain-timeout-s", "300"]], indirect=True, ids=["long drain"])
+@pytest.mark.parametrize("occupy", [unfinished_upload, long_rank], ids=["upload", "rank"])
+def test_second_sigterm_ends_at_once_with_a_request_in_flight(
+    own_server: Running, occupy: Callable[[Running], socket.socket]
+) -> None:
+    """A drain waits for what is in flight; who asks twice does not, and the client is told."""
+    with occupy(own_server) as connection:
+        own_server.process.send_signal(signal.SIGTERM)
+        until_not_ready(own_server)
+
+        own_server.process.send_signal(signal.SIGTERM)
+
+        assert own_server.process.wait(timeout=5) == 0
+        answer = connection.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"shutting_down"' in answer
 
 
 @pytest.mark.parametrize("own_server", [["--deadline-ms", "1"]], indirect=True, ids=["1 ms"])

@@ -43,11 +43,20 @@ class Bench:
         length: int = 3,
         deadline_s: float = 1e9,
         client: str = "",
+        request_id: str = "",
         key: Hashable | None = None,
     ) -> Entry:
         urgency = Urgency.RANK if rank else Urgency.INTERACTIVE
         pair = features(number, columns=columns, length=length)
-        return Entry(model=self.model, features=pair, urgency=urgency, deadline_s=deadline_s, client=client, key=key)
+        return Entry(
+            model=self.model,
+            features=pair,
+            urgency=urgency,
+            deadline_s=deadline_s,
+            client=client,
+            request_id=request_id,
+            key=key,
+        )
 
     async def run_all(self, entries: list[Entry]) -> list[object]:
         """Queue entries while the engine is held, so that they are all waiting when it is not."""
@@ -234,6 +243,18 @@ def test_same_image_and_text_in_flight_run_once_and_all_are_answered() -> None:
     assert bench.engine.batches == [[5]]
     assert [result.logits["rank_logits"][0] for result in results] == [5, 5, 5]
     assert bench.hits("in_flight") == 2
+
+
+def test_result_names_the_requests_that_ran_together() -> None:
+    """Batch mates and followers: who is slow may be slow because of them."""
+
+    async def scenario() -> list[object]:
+        bench = Bench(max_batch_size=2)
+        entries = [bench.entry(1, request_id="a", key="same"), bench.entry(2, request_id="b")]
+        return await bench.run_all([*entries, bench.entry(1, request_id="c", key="same")])
+
+    for result in run(scenario):
+        assert (result.batch_size, result.ran_together) == (2, {"a", "b", "c"})
 
 
 def test_leader_that_is_cancelled_does_not_cancel_its_followers() -> None:

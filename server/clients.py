@@ -1,0 +1,137 @@
+"""Who asks: whether their key is right, who they are, how much they have in flight, whether they are still there.
+
+Knows HTTP's edge and nothing of models. A key is compared and forgotten: it is in no log, name or answer.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self
+
+from fastapi.security import HTTPBearer
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+
+from server.errors import Overloaded, Unauthorized
+from server.types import Clock
+
+SMOOTHING = 0.1  # weight of the newest request in the running mean
+
+
+def client_of(request: HTTPConnection) -> str:
+    """Name a request's client: by the key that let it in, or else by its peer's address.
+
+    Where no key is required, one that is sent is no name: anybody could make up as many as they like.
+    """
+    named: str | None = getattr(request.state, "client", None)
+    return named or (request.client.host if request.client else "")
+
+
+class ApiKeys(HTTPBearer):
+    """Lets in requests that carry one of the keys, and names their client; a security scheme in OpenAPI."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        super().__init__(scheme_name="API key", description="One of the server's keys.", auto_error=False)
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    async def __call__(self, request: HTTPConnection) -> None:  # async, or FastAPI would take a thread for it
+        """Leave the client's name in the request's state: the key's number, which gives nothing of it away.
+
+        Raises: Unauthorized: there is no key, or a wrong one.
+        """
+        given = await super().__call__(request)
+        if given is None:
+            raise Unauthorized("A key is needed here: send the header Authorization: Bearer <key>.")
+        digest = _digest(given.credentials.encode("latin-1"))  # as it came: headers are read as latin-1
+        numbers = [number for number, known in enumerate(self._digests, 1) if hmac.compare_digest(known, digest)]
+        if not numbers:
+            raise Unauthorized("The key is not one of this server's.")
+        request.state.client = f"key {numbers[0]}"
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()  # of one length, so that comparing tells nothing of the key's own
+
+
+class Places:
+    """Bounds how many requests a client has at once; knows a client only while it has one."""
+
+    def __init__(self, most: int, run_s: float, clock: Clock) -> None:
+        """Give each client so many places, 0 for any number; a request takes a run's time until more is known."""
+        self._most = most
+        self._run_s = run_s
+        self._clock = clock
+        self._taken: dict[str, dict[object, tuple[float, str]]] = {}  # since when and for which task, oldest first
+        self._mean_s: dict[str, float] = {}  # by task: how long its requests of late have held their places
+
+    @contextlib.contextmanager
+    def take(self, client: str, task: str) -> Iterator[None]:
+        """Hold one of a client's places while its request is answered.
+
+        Raises: Overloaded: it has none left.
+        """
+        if not self._most:
+            yield
+            return
+        taken = self._taken.setdefault(client, {})
+        if len(taken) >= self._most:
+            raise Overloaded(
+                "client_over_limit",
+                f"You have {len(taken)} requests in flight, as many as a client may: come back when one is answered.",
+                retry_after_s=self._until_free_s(taken),
+            )
+        place, since_s = object(), self._clock()
+        taken[place] = since_s, task
+        try:
+            yield
+        finally:
+            del taken[place]
+            if not taken:
+                del self._taken[client]
+            mean_s = self._mean_s.get(task, self._run_s)
+            self._mean_s[task] = mean_s + SMOOTHING * (self._clock() - since_s - mean_s)
+
+    def _until_free_s(self, taken: dict[object, tuple[float, str]]) -> float:
+        """Estimate when the oldest of a client's requests ends; if that is overdue, how often one of them does."""
+        since_s, task = next(iter(taken.values()))
+        mean_s = self._mean_s.get(task, self._run_s)
+        return max(since_s + mean_s - self._clock(), mean_s / len(taken))
+
+
+class Connection:
+    """Cancels the task inside when its client goes away: asyncio.timeout, with a disconnect in the place of time.
+
+    Raises: ClientDisconnect: in the place of that cancellation.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+        self._watching: asyncio.Task[None] | None = None
+        self._has_gone = False
+
+    def watch(self) -> None:
+        """Begin, once the body has been read: before that, whoever reads it learns of a disconnect."""
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._has_gone = True
+        self._task.cancel()
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in a task"  # noqa: S101 cannot happen
+        self._task, self._cancelling = task, task.cancelling()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._watching is not None:
+            self._watching.cancel()  # a wait for an event: it ends at once, and takes no message with it
+        ours = self._has_gone and self._task.uncancel() <= self._cancelling  # else somebody else cancelled it, too
+        if ours and kind is asyncio.CancelledError:
+            raise ClientDisconnect from error
