@@ -2,7 +2,7 @@
 
 import argparse
 
-from loadtest import accuracy, length
+from loadtest import accuracy, length, oracle
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
         description="Measure a server from outside, over HTTP; without --url, one is started for the occasion.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    for module in (accuracy, length):
+    for module in (accuracy, length, oracle):
         module.add_to(commands)
     options = parser.parse_args()
     options.run(options)
