@@ -10,8 +10,12 @@ SERVE := .venv-serve
 DEV := .venv
 HELD_OUT := runs/heldout
 
+SCENARIO ?= mix
+RATES ?=
+# Requests per second of make load; without any, it finds out what the server keeps up with.
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check lint types format accuracy check-weights shapes clean
+.PHONY: help serve test test-fast check lint types format accuracy load check-weights shapes clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +46,9 @@ format: $(DEV)/installed ## Format and fix what can be fixed
 accuracy: $(DEV)/installed ## Ask a server about 2,000 held-out scenes: questions, matching, ranking; some minutes
 	$(DEV)/bin/python -m export.shapes.heldout --output $(HELD_OUT)
 	$(DEV)/bin/vilt-bench accuracy --data $(HELD_OUT)/data.jsonl --output $(HELD_OUT)/accuracy.json
+
+load: $(DEV)/installed ## Load a server and report on it (SCENARIO=vqa|itm|rank|mix, RATES="20 50" a second); minutes
+	$(DEV)/bin/vilt-bench load --scenario $(SCENARIO) $(if $(RATES),--rate $(RATES)) --output runs/load $(ARGS)
 
 check-weights: $(DEV)/installed ## Compare the public checkpoints with published logits (IMAGE=000000039769.jpg, of COCO)
 	$(DEV)/bin/python -m export.check_weights $(ARGS) $(if $(IMAGE),'$(IMAGE)')

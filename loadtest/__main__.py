@@ -1,8 +1,8 @@
-"""The command vilt-bench: every measurement that is not a load test."""
+"""The command vilt-bench: every measurement, from outside."""
 
 import argparse
 
-from loadtest import accuracy, length, oracle
+from loadtest import accuracy, length, load, oracle
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
         description="Measure a server from outside, over HTTP; without --url, one is started for the occasion.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    for module in (accuracy, length, oracle):
+    for module in (accuracy, length, load, oracle):
         module.add_to(commands)
     options = parser.parse_args()
     options.run(options)

@@ -1,0 +1,164 @@
+"""Locust: users who ask a server about pictures, and look at the answers.
+
+    locust -f loadtest/locustfile.py                                  its page on port 8089; asks the mix
+    locust -f loadtest/locustfile.py --headless -u 50 -r 25 -t 30s    50 users, so 50 requests a second
+    locust -f loadtest/locustfile.py VqaUser                          or ItmUser, RankUser, MixUser
+
+Each user asks once a second, so the number of users is the offered load, as long as answers take less than a second:
+after that users wait for them (a closed loop), and what they would have asked meanwhile is not in the figures. Where
+that matters, measure with `vilt-bench load`.
+
+Every sample is asked alone first. An answer that differs from the one given then is a failure, and so is any status but
+200, 429 and 503; these two are rows of their own, "vqa refused: overloaded". The stages of Server-Timing are rows, too,
+but no requests: Aggregated leaves them out.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+from locust import FastHttpUser, constant_throughput, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.runners import MasterRunner
+
+from loadtest import rows, workload
+from loadtest.rows import Reply, Row
+from loadtest.workload import Request
+
+REFUSALS = {429, 503}
+
+
+class Asker(FastHttpUser):
+    """Asks what its scenario has, once a second."""
+
+    abstract = True
+    host = "http://127.0.0.1:8000"
+    wait_time = constant_throughput(1)
+    scenario: ClassVar[str]
+    requests: ClassVar[Iterator[Request]]
+    rows: ClassVar[list[Row]] = []  # of all users
+
+    def on_start(self) -> None:
+        """Begin at any time within a second, or all who are spawned together would ask together for ever."""
+        time.sleep(random.random())  # noqa: S311
+
+    @task
+    def ask(self) -> None:
+        """Send a request, look at the answer, and note the stages."""
+        request = next(self.requests)
+        headers = {"Content-Type": request.content_type}
+        deadline_ms = self.environment.parsed_options.deadline_ms
+        if deadline_ms:
+            headers["X-Deadline-Ms"] = f"{deadline_ms:g}"
+        sent_s = time.monotonic()
+        body: Any = request.body  # bytes are right, though declared otherwise
+        with self.client.post(request.path, data=body, headers=headers, catch_response=True) as response:
+            row = rows.row_of(
+                request,
+                Reply(
+                    status=response.status_code,
+                    code="" if response.status_code else rows.CONNECTION_FAILED,
+                    headers=response.headers or {},
+                    body=response.content or b"",
+                ),
+                scheduled_s=sent_s,
+                sent_s=sent_s,
+                done_s=sent_s + response.request_meta["response_time"] / 1000,
+                deadline_ms=deadline_ms or None,
+            )
+            response.request_meta["name"] = name_of(row)
+            failure = failure_of(row)
+            if failure:
+                response.failure(failure)
+            else:
+                response.success()
+        for stage, value in row.stages_ms.items():
+            self.environment.stats.get(f"stage {stage}", "").log(value, 0)
+        if self.environment.parsed_options.rows:
+            self.rows.append(row)
+
+
+class VqaUser(Asker):
+    """Asks questions about pictures."""
+
+    scenario = "vqa"
+
+
+class ItmUser(Asker):
+    """Asks whether texts match pictures."""
+
+    scenario = "itm"
+
+
+class RankUser(Asker):
+    """Ranks pictures for texts, and texts for pictures."""
+
+    scenario = "rank"
+
+
+class MixUser(Asker):
+    """Asks all of it: 80 % vqa, 15 % itm, 5 % rank."""
+
+    scenario = "mix"
+
+
+def name_of(row: Row) -> str:
+    """Name the row of Locust's table that a request counts in."""
+    return f"{row.kind} refused: {row.code}" if row.status in REFUSALS else row.kind
+
+
+def failure_of(row: Row) -> str | None:
+    """Say what is wrong with a reply. A refusal is not: the server said no, and nothing false."""
+    if row.correct is False:
+        return f"under load: {row.answer}; alone: {row.expected}"
+    return None if row.status == 200 or row.status in REFUSALS else f"{row.status or ''} {row.code}".strip()
+
+
+def declare(parser: LocustArgumentParser, **_: Any) -> None:
+    """Declare what is asked, as `vilt-bench load` does."""
+    parser.add_argument("--data", type=Path, default=workload.SAMPLES, help="JSON lines (default: loadtest/samples)")
+    parser.add_argument("--deadline-ms", type=float, default=0.0, help="sent as X-Deadline-Ms; 0: none (default)")
+    parser.add_argument("--identical", action="store_true", help="send pictures as they are: the server's caches help")
+    parser.add_argument("--rows", type=Path, help="write a line of JSON for each request, when the test stops")
+
+
+def choose_mix(environment: Any, **_: Any) -> None:
+    """Take the mix where no user class was named: all four together would be another one."""
+    options = environment.parsed_options
+    if not options.user_classes and not options.class_picker:
+        environment.user_classes = [MixUser]
+
+
+def learn(environment: Any, **_: Any) -> None:
+    """Ask every sample alone."""
+    if isinstance(environment.runner, MasterRunner):
+        return  # its workers do
+    options = environment.parsed_options
+    Asker.rows.clear()
+    try:
+        for user in environment.user_classes:
+            samples = workload.read(options.data, user.scenario)
+            learned = workload.learn(environment.host or user.host, samples)
+            user.requests = workload.stream(learned.samples, user.scenario, distinct=not options.identical)
+            print(f"{user.__name__}: alone, {learned.right} of {learned.known} answers are right")
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        sys.exit(f"locustfile: {environment.host or Asker.host}: {error}")
+
+
+def write_rows(environment: Any, **_: Any) -> None:
+    """Write the raw rows, where they were asked for."""
+    if environment.parsed_options.rows and not isinstance(environment.runner, MasterRunner):
+        rows.write(environment.parsed_options.rows, Asker.rows)
+
+
+for event, listener in (
+    (events.init_command_line_parser, declare),
+    (events.init, choose_mix),
+    (events.test_start, learn),
+    (events.test_stop, write_rows),
+):
+    event.add_listener(listener)  # type: ignore[no-untyped-call]

@@ -1,0 +1,166 @@
+"""An open loop: every request is sent at its scheduled time, however slowly earlier ones are answered.
+
+A client that waits for an answer before it sends again asks less of a server that stalls, and so leaves out the very
+requests that would have been slow (coordinated omission). Here latency counts from the scheduled time, on the client's
+clock, to the last byte. That the generator itself was late is recorded too, and spoils a run.
+
+    samples = workload.learn(url, workload.read(workload.SAMPLES, "mix")).samples
+    schedule = openloop.poisson(rate_per_s=50, seconds=10)
+    rows = await openloop.run(url, workload.stream(samples, "mix"), schedule, deadline_ms=100)
+    summary = summarise(rows, seconds=10)
+
+aiohttp, because the client's own time counts here: against a server that answers after 20 ms, 800 requests a second
+cost it 0.2 ms each and the median was 20 ms; they cost httpx 5 ms each, and the median was 9 s.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from tqdm import tqdm
+
+from loadtest.rows import ABANDONED, CONNECTION_FAILED, NOT_SENT, TIMED_OUT, Reply, Row, row_of
+from loadtest.workload import Request
+
+MAX_IN_FLIGHT = 1_000
+TIMEOUT_S = 30.0
+LEAD_S = 0.05  # from a run's first instant to its first scheduled time
+
+Deadline = float | Mapping[str, float] | None  # of all requests, or by kind
+
+
+def constant(rate_per_s: float, seconds: float) -> list[float]:
+    """Schedule requests evenly.
+
+    Units: seconds from the start.
+    """
+    return [index / rate_per_s for index in range(round(rate_per_s * seconds))]
+
+
+def poisson(rate_per_s: float, seconds: float, seed: int = 0) -> list[float]:
+    """Schedule requests as many clients that know nothing of each other do: at random, so sometimes close together.
+
+    Units: seconds from the start.
+    """
+    rng = random.Random(seed)  # noqa: S311 arrivals, not secrets
+    times = []
+    at_s = rng.expovariate(rate_per_s)
+    while at_s < seconds:
+        times.append(at_s)
+        at_s += rng.expovariate(rate_per_s)
+    return times
+
+
+class Client:
+    """Sends requests and tells what became of each. Its clock starts when it is entered."""
+
+    def __init__(self, url: str, *, deadline_ms: Deadline = None, timeout_s: float = TIMEOUT_S) -> None:
+        self._url = url
+        self._deadline_ms = deadline_ms
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))  # as many as are needed
+        self._start_s = time.perf_counter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    def now_s(self) -> float:
+        return time.perf_counter() - self._start_s
+
+    async def sleep_until(self, at_s: float) -> None:
+        if (left_s := at_s - self.now_s()) > 0:
+            await asyncio.sleep(left_s)
+
+    async def send(self, request: Request, scheduled_s: float | None = None) -> Row:
+        """Send a request now and wait for what becomes of it; without a scheduled time, now was the time."""
+        deadline_ms = self._deadline_of(request)
+        timeout_s = self._timeout_s if request.abandon_after_s is None else request.abandon_after_s
+        headers = {"Content-Type": request.content_type}
+        if deadline_ms is not None:
+            headers["X-Deadline-Ms"] = f"{deadline_ms:g}"
+        sent_s = self.now_s()
+        try:
+            async with self._session.post(
+                self._url + request.path,
+                data=request.body,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+            ) as response:
+                body = await response.read()
+                reply = Reply(status=response.status, headers=response.headers, body=body)
+        except TimeoutError:
+            reply = Reply(code=TIMED_OUT if request.abandon_after_s is None else ABANDONED)
+        except (aiohttp.ClientError, OSError):
+            reply = Reply(code=CONNECTION_FAILED)
+        return row_of(
+            request,
+            reply,
+            scheduled_s=sent_s if scheduled_s is None else scheduled_s,
+            sent_s=sent_s,
+            done_s=self.now_s(),
+            deadline_ms=deadline_ms,
+        )
+
+    def leave_out(self, request: Request, scheduled_s: float) -> Row:
+        """Make the row of a request that is not sent."""
+        now_s, deadline_ms, reply = self.now_s(), self._deadline_of(request), Reply(code=NOT_SENT)
+        return row_of(request, reply, scheduled_s=scheduled_s, sent_s=now_s, done_s=now_s, deadline_ms=deadline_ms)
+
+    def _deadline_of(self, request: Request) -> float | None:
+        return self._deadline_ms.get(request.kind) if isinstance(self._deadline_ms, Mapping) else self._deadline_ms
+
+
+async def run(
+    url: str,
+    requests: Iterable[Request],
+    schedule: Sequence[float],
+    *,
+    deadline_ms: Deadline = None,
+    timeout_s: float = TIMEOUT_S,
+    max_in_flight: int = MAX_IN_FLIGHT,
+    label: str | None = None,
+) -> list[Row]:
+    """Send a request at each scheduled time, and wait until every one has been answered or has timed out.
+
+    The deadline goes along as X-Deadline-Ms. A request that would be one too many in flight is not sent, and its row
+    says so. A label shows a progress bar of that name.
+    """
+    sent: list[asyncio.Task[Row]] = []
+    left_out: list[Row] = []
+    in_flight = 0
+    bar = tqdm(total=len(schedule), desc=label, unit="request", disable=None if label else True, leave=False)
+
+    def ended(_: "asyncio.Task[Row]") -> None:
+        nonlocal in_flight
+        in_flight -= 1
+        bar.update()
+
+    async with Client(url, deadline_ms=deadline_ms, timeout_s=timeout_s) as client:
+        for at_s, request in zip(schedule, requests, strict=False):  # there may be requests without end
+            scheduled_s = LEAD_S + at_s
+            await client.sleep_until(scheduled_s)
+            if in_flight >= max_in_flight:
+                left_out.append(client.leave_out(request, scheduled_s))
+                await asyncio.sleep(0)  # or one that is late for many sends no answer through
+                continue
+            in_flight += 1
+            sent.append(asyncio.create_task(client.send(request, scheduled_s)))
+            sent[-1].add_done_callback(ended)
+        rows = [*await asyncio.gather(*sent), *left_out]
+    bar.close()
+    return sorted(rows, key=lambda row: row.scheduled_s)
+
+
+async def alone(url: str, requests: Iterable[Request], *, timeout_s: float = TIMEOUT_S) -> list[Row]:
+    """Send requests one after the other: what each takes when nobody else asks."""
+    async with Client(url, timeout_s=timeout_s) as client:
+        return [await client.send(request) for request in requests]

@@ -1,0 +1,191 @@
+"""What to ask: pictures with questions, texts and candidates, made into requests without end.
+
+They are read from JSON lines with the pictures beside them, as `vilt-bench accuracy` does. Where there are no ranks,
+they are made of the texts that match. Knows what a body looks like, nothing of how or when it is sent.
+"""
+
+import itertools
+import mimetypes
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+from tqdm import tqdm
+
+from loadtest import accuracy
+from loadtest.accuracy import Record
+
+SAMPLES = Path(__file__).parent / "samples" / "data.jsonl"
+SCENARIOS = {"vqa": {"vqa": 1}, "itm": {"itm": 1}, "rank": {"rank": 1}, "mix": {"vqa": 16, "itm": 3, "rank": 1}}
+CANDIDATES = 8  # of a rank that is made here
+MOST = 100  # samples of a kind
+BOUNDARY = "vilt-bench-1d0c7a5e9f"
+TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A POST, and what a right answer to it is."""
+
+    kind: str
+    path: str
+    content_type: str
+    body: bytes
+    expected: str | None = None  # not known
+    abandon_after_s: float | None = None  # hang up so long after sending; None is never
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Something to ask many times: vqa and itm as the raw picture, the form fastest to read, a rank as multipart."""
+
+    kind: str
+    fields: tuple[tuple[str, str], ...]
+    images: tuple[tuple[str, str, bytes], ...]  # field, media type, file
+    expected: str | None = None
+
+    def request(self, nonce: bytes = b"") -> Request:
+        """Make a request of it, every picture with these bytes behind its end, where decoders do not look."""
+        images = [(field, media_type, data + nonce) for field, media_type, data in self.images]
+        if self.kind == "rank":
+            path, content_type, body = "/v1/rank", f"multipart/form-data; boundary={BOUNDARY}", _multipart(self, images)
+        else:
+            ((_, content_type, body),) = images
+            path = f"/v1/{self.kind}?{urlencode(self.fields)}"
+        return Request(kind=self.kind, path=path, content_type=content_type, body=body, expected=self.expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Samples with the answers that the server gave alone; how many were right, of how many the right one is known."""
+
+    samples: list[Sample]
+    right: int
+    known: int
+
+
+def answer_of(kind: str, body: Any) -> str:
+    """Read the answer off the JSON of a 200: the best answer, match or no match, the index of the best candidate."""
+    try:
+        if kind == "vqa":
+            return str(body["answers"][0]["answer"])
+        if kind == "itm":
+            return "match" if body["match"] else "no match"
+        return str(body["results"][0]["index"])
+    except (KeyError, IndexError, TypeError):
+        return f"not an answer: {str(body)[:80]}"
+
+
+def read(data: Path, scenario: str) -> list[Sample]:
+    """Read what a scenario asks, at most so many of a kind: all are asked alone before a run.
+
+    Raises: ValueError: the file has nothing of a kind that the scenario needs; OSError: it or a picture cannot be read.
+    """
+    records = accuracy.load(data, None)
+    if not isinstance(records, list):
+        raise ValueError(  # noqa: TRY004 the file is wrong, not the call
+            f"{data} is a caption file: give JSON lines (see vilt-bench accuracy --help)"
+        )
+    accuracy.check_images(records, data.parent)
+    by_kind: dict[str, list[Record]] = {"vqa": [], "itm": [], "rank": []}
+    for record in records:
+        by_kind["vqa" if "question" in record else "rank" if {"images", "texts"} & record.keys() else "itm"].append(
+            record
+        )
+    by_kind["rank"] = by_kind["rank"] or list(_ranks(by_kind["itm"]))
+    kinds = SCENARIOS[scenario]
+    missing = [kind for kind in kinds if not by_kind[kind]]
+    if missing:
+        raise ValueError(f"{data} has nothing to ask for {' or '.join(missing)}: choose another scenario")
+    rng = random.Random(0)  # noqa: S311 a choice, not a secret
+    chosen = [(kind, rng.sample(by_kind[kind], min(MOST, len(by_kind[kind])))) for kind in kinds]
+    return [_sample(kind, record, data.parent) for kind, some in chosen for record in some]
+
+
+def learn(url: str, samples: Sequence[Sample]) -> Learned:
+    """Ask each sample alone, and expect of each the answer that it got: what load may not change.
+
+    Raises: ValueError: the server refused one.
+    """
+    learned, right = [], 0
+    with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
+        for sample in tqdm(samples, desc="alone", unit="request", disable=None, leave=False):
+            request = sample.request()
+            headers = {"Content-Type": request.content_type}
+            response = client.post(request.path, content=request.body, headers=headers)
+            if response.status_code != httpx.codes.OK:
+                raise ValueError(f"the server refused /v1/{sample.kind}: {response.text}")
+            answer = answer_of(sample.kind, response.json())
+            right += sample.expected == answer
+            learned.append(replace(sample, expected=answer))
+    return Learned(learned, right, sum(sample.expected is not None for sample in samples))
+
+
+def stream(samples: Sequence[Sample], scenario: str, *, seed: int = 0, distinct: bool = True) -> Iterator[Request]:
+    """Draw requests without end: kinds by the scenario's weights, samples evenly.
+
+    Distinct requests share no picture, so the server finds nothing of one in its caches, nor joins it to another.
+    """
+    rng = random.Random(seed)  # noqa: S311 a workload, not a secret
+    weights = SCENARIOS[scenario]
+    by_kind = {kind: [sample for sample in samples if sample.kind == kind] for kind in weights}
+    nonce = nonces() if distinct else itertools.repeat(b"")
+    while True:
+        (kind,) = rng.choices(list(weights), list(weights.values()))
+        yield rng.choice(by_kind[kind]).request(next(nonce))
+
+
+def nonces() -> Iterator[bytes]:
+    """Count, with a beginning that no other run has."""
+    run = os.urandom(8)
+    for number in itertools.count():
+        yield run + number.to_bytes(8, "big")
+
+
+def _sample(kind: str, record: Record, folder: Path) -> Sample:
+    texts = [str(text) for text in record.get("texts", [])]
+    text_field = {"vqa": "question", "itm": "text", "rank": "query_text"}[kind]
+    fields = [("texts", text) for text in texts] or [(text_field, str(record["question" if kind == "vqa" else "text"]))]
+    image_field = "query_image" if texts else "images" if "images" in record else "image"
+    right = record.get("answer") if kind == "vqa" else record["match"]
+    if kind == "itm":
+        right = "match" if right else "no match"
+    return Sample(
+        kind=kind,
+        fields=tuple(fields),
+        images=tuple(_image(image_field, folder / name) for name in accuracy.images_of(record)),
+        expected=None if right is None else str(right),
+    )
+
+
+def _image(field: str, path: Path) -> tuple[str, str, bytes]:
+    return field, mimetypes.guess_type(path.name)[0] or "image/png", path.read_bytes()
+
+
+def _ranks(matches: Sequence[Record]) -> Iterator[Record]:
+    """Make ranks of pictures and texts that match, both ways. Others may match, too: the right answer is not known."""
+    rng = random.Random(0)  # noqa: S311
+    images = sorted({match["image"] for match in matches})
+    texts = sorted({match["text"] for match in matches})
+    for match in (match for match in matches if match["match"]):
+        for many, own, all_of_them in (("images", match["image"], images), ("texts", match["text"], texts)):
+            others = [other for other in all_of_them if other != own]
+            candidates = [own, *rng.sample(others, min(CANDIDATES - 1, len(others)))]
+            query = {"text": match["text"]} if many == "images" else {"image": match["image"]}
+            yield {**query, many: rng.sample(candidates, len(candidates)), "match": None}
+
+
+def _multipart(sample: Sample, images: Sequence[tuple[str, str, bytes]]) -> bytes:
+    parts = [
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in sample.fields
+    ]
+    for field, media_type, data in images:
+        head = f'Content-Disposition: form-data; name="{field}"; filename="image"\r\nContent-Type: {media_type}'
+        parts += [f"--{BOUNDARY}\r\n{head}\r\n\r\n".encode(), data, b"\r\n"]
+    return b"".join([*parts, f"--{BOUNDARY}--\r\n".encode()])

@@ -1,0 +1,104 @@
+"""The command, against a server that is known: what it writes, and that the report says what the rows say."""
+
+import json
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest import __main__ as command
+from loadtest import load, rows
+from loadtest.summary import by_kind, summarise
+
+RATES = (20.0, 40.0)
+SECONDS = 1.0
+
+
+def run(monkeypatch: pytest.MonkeyPatch, fake_server: Any, output: Path, *flags: str) -> dict[str, Any]:
+    """Run the command on two rates and read what it found."""
+    rates = [f"{rate:g}" for rate in RATES]
+    arguments = ["load", "--url", fake_server.url, "--output", str(output), "--seconds", str(SECONDS)]
+    monkeypatch.setattr(sys, "argv", ["vilt-bench", *arguments, "--rate", *rates, *flags])
+    command.main()
+    found: dict[str, Any] = json.loads((output / "load.json").read_text())
+    return found
+
+
+def under_load(seen: Any) -> bool:
+    """What is asked alone has no deadline."""
+    return "X-Deadline-Ms" in seen.headers
+
+
+@pytest.mark.slow
+def test_figures_equal_those_computed_from_the_raw_rows(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, said: Any, refused: Any, tmp_path: Path
+) -> None:
+    """In load.json to the last digit, in the page as it prints them; every third request under load is refused."""
+    fake_server.behave = lambda seen: refused if under_load(seen) and seen.number % 3 == 0 else said(seen)
+
+    found = run(monkeypatch, fake_server, tmp_path, "--deadline-ms", "500")
+
+    page = (tmp_path / "report.html").read_text()
+    assert [one["rate_per_s"] for one in found["loads"]] == list(RATES)
+    for one in found["loads"]:
+        asked = rows.read(tmp_path / one["rows"])
+        summary = summarise(asked, seconds=SECONDS)
+        assert one["summary"] == json.loads(json.dumps(asdict(summary)))
+        assert one["by_kind"].keys() == by_kind(asked, seconds=SECONDS).keys()
+        assert summary.outcomes["503 deadline_unreachable"] > 0
+        assert summary.latency_ms is not None
+        line = next(line for line in re.findall(r"<tr.*?</tr>", page) if f"<td>{one['rate_per_s']:g}</td>" in line)
+        assert f"<td>{summary.goodput_per_s:.1f}</td>" in line
+        assert f"<td>{summary.latency_ms.p99:,.1f}</td>" in line
+
+
+@pytest.mark.slow
+def test_answer_that_differs_under_load_fails_the_command(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, said: Any, tmp_path: Path
+) -> None:
+    """After the report has been written: it has the rows that show it."""
+
+    red = {"answers": [{"answer": "red", "score": 0.9}]}
+    fake_server.behave = lambda seen: said(seen, body=red) if under_load(seen) else said(seen)
+
+    with pytest.raises(SystemExit, match="answers under load were not those given alone"):
+        run(monkeypatch, fake_server, tmp_path, "--scenario", "vqa")
+
+    assert any(row.correct is False for row in rows.read(tmp_path / "rows-40.jsonl"))
+    assert (tmp_path / "report.html").exists()
+
+
+def test_data_that_is_missing_ends_the_command_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, tmp_path: Path
+) -> None:
+    """And the name of what is missing."""
+    with pytest.raises(SystemExit, match=r"vilt-bench load: .*nothing\.jsonl"):
+        run(monkeypatch, fake_server, tmp_path, "--data", str(tmp_path / "nothing.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("asked_ms", "found"),
+    [(None, {"vqa": 20.0, "rank": 120.0}), (50.0, {"vqa": 50.0, "rank": 50.0}), (0.0, {})],
+    ids=["four times alone", "as asked", "none"],
+)
+def test_deadline_is_four_times_what_a_kind_takes_alone_unless_asked_for(
+    asked_ms: float | None, found: dict[str, float]
+) -> None:
+    """A rank of eight candidates has more time than a question; 0 leaves it to the server."""
+    assert load.deadlines_ms(asked_ms, {"vqa": 5.0, "rank": 30.0}) == found
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf"])
+def test_rate_must_be_above_0(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Said before anything is started."""
+    monkeypatch.setattr(sys, "argv", ["vilt-bench", "load", "--output", str(tmp_path), "--rate", text])
+
+    with pytest.raises(SystemExit):
+        command.main()
+
+    assert f"{text} is not a number above 0" in capsys.readouterr().err
