@@ -1,10 +1,11 @@
 """Yes or no before any work is done: readiness, a bound on the work in flight, and whether there is time for more."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 
-from server.errors import DeadlineExceeded, Overloaded, Unavailable
+from server.errors import DeadlineExceeded, Overloaded, ServerError, Unavailable
 from server.metrics import Metrics
+from server.promises import SHARE, Promises
 from server.types import Clock, ServedModel, Urgency
 
 SMOOTHING = 0.1  # weight of the newest answer in the running mean
@@ -44,6 +45,7 @@ class Admission:
         self._prepare_s = 0.0  # what decoding and the like have taken of late
         self._is_open = False
         self._faults = 0
+        self._promises = Promises(clock)
         self.is_draining = False
 
     @property
@@ -67,12 +69,69 @@ class Admission:
         self._metrics.ready.set(self.is_ready)
 
     @contextlib.contextmanager
-    def admit(self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float) -> Iterator[Ticket]:
-        """Hold room for a request's entries while it is answered.
+    def admit(
+        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
+    ) -> Iterator[Ticket]:
+        """Hold room for a request's entries while it is answered; by its key one that was refused is known again.
 
         Raises: DeadlineExceeded: it has passed. Overloaded: too many entries are in flight. Unavailable: the deadline
             would pass before the answer.
         """
+        remaining_s = deadline_s - self._clock()
+        if remaining_s <= 0:
+            raise DeadlineExceeded
+        queued_s, entry_s = self._ahead(model, urgency, entries)
+        alone_s = entries * entry_s + self._prepare_s
+        in_flight = sum(self._entries.values())
+        kept_entries, kept_s = 0, 0.0  # for those whose turn it is to come back
+        key = None
+        if self._promises:
+            key = key_of()
+            if not self._promises.is_due(key):
+                kept_entries, kept_s = self._promises.due(
+                    queued_s + alone_s, int(SHARE * self._capacity), SHARE * remaining_s
+                )
+        estimate_s = queued_s + kept_s + alone_s
+
+        def refusal(kind: type[Overloaded | Unavailable], code: str, why: str, wait_s: float) -> ServerError:
+            """Say no, and when to come back; what could not be done in time by an idle server gets no slot."""
+            if alone_s <= remaining_s:
+                wait_s = self._promises.make(key or key_of(), entries, entries * entry_s, wait_s)
+            details_ms = {
+                "queued_ms": round(1000 * (queued_s + kept_s), 1),
+                "estimate_ms": round(1000 * estimate_s, 1),
+                "deadline_ms": round(1000 * remaining_s, 1),
+            }
+            return kind(code, why, retry_after_s=wait_s, details=details_ms)
+
+        if in_flight and in_flight + kept_entries + entries > self._capacity:
+            excess = in_flight + kept_entries + entries - self._capacity
+            raise refusal(
+                Overloaded,
+                "overloaded",
+                f"{in_flight} entries are in flight and at most {self._capacity} are taken on: come back later.",
+                min(excess, in_flight) * entry_s,
+            )
+        if remaining_s < (estimate_s if in_flight else BEYOND_DOUBT * model.latency.fitted_s(1)):
+            advice = "come back later, or allow more time" if alone_s <= remaining_s else "allow more time"
+            raise refusal(
+                Unavailable,
+                "deadline_unreachable",
+                f"The answer would take about {1000 * estimate_s:.0f} ms and {1000 * remaining_s:.0f} ms are left:"
+                f" {advice}.",
+                max(0.0, min(estimate_s - remaining_s, queued_s)),
+            )
+        if key is not None:
+            self._promises.forget(key)
+        ticket = Ticket(self, urgency, entries, entry_s)
+        self.count(urgency, entries, entry_s)
+        try:
+            yield ticket
+        finally:
+            ticket.release()
+
+    def _ahead(self, model: ServedModel, urgency: Urgency, entries: int) -> tuple[float, float]:
+        """Estimate the engine time of what goes ahead of a request, and of each of its own entries."""
         latency, most = model.latency, model.max_batch_size
         queued_s = self._work_s[Urgency.INTERACTIVE]
         if urgency is Urgency.RANK:
@@ -81,39 +140,7 @@ class Admission:
         else:
             together = latency.batch_size(self._entries[urgency] + entries, most)
             queued_s += latency.run_s(1) if self._work_s[Urgency.RANK] else 0.0  # the slice that is running
-        entry_s = latency.run_s(together) / together
-        estimate_s = queued_s + entries * entry_s + self._prepare_s
-        remaining_s = deadline_s - self._clock()
-        if remaining_s <= 0:
-            raise DeadlineExceeded
-        in_flight = sum(self._entries.values())
-        details_ms = {
-            "queued_ms": round(1000 * queued_s, 1),
-            "estimate_ms": round(1000 * estimate_s, 1),
-            "deadline_ms": round(1000 * remaining_s, 1),
-        }
-        if in_flight and in_flight + entries > self._capacity:
-            excess = in_flight + entries - self._capacity
-            raise Overloaded(
-                "overloaded",
-                f"{in_flight} entries are in flight and at most {self._capacity} are taken on: come back later.",
-                retry_after_s=min(excess, in_flight) * entry_s,
-                details=details_ms,
-            )
-        if remaining_s < (estimate_s if in_flight else BEYOND_DOUBT * latency.fitted_s(1)):
-            raise Unavailable(
-                "deadline_unreachable",
-                f"The answer would take about {1000 * estimate_s:.0f} ms and {1000 * remaining_s:.0f} ms are left:"
-                " come back later, or allow more time.",
-                retry_after_s=max(0.0, min(estimate_s - remaining_s, queued_s)),
-                details=details_ms,
-            )
-        ticket = Ticket(self, urgency, entries, entry_s)
-        self.count(urgency, entries, entry_s)
-        try:
-            yield ticket
-        finally:
-            ticket.release()
+        return queued_s, latency.run_s(together) / together
 
     def prepared(self, seconds: float) -> None:
         """Learn from an answer how long a request takes beside the queue and the run."""

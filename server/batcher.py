@@ -183,13 +183,19 @@ class Batcher:
         self._report(any(isinstance(outcome, EntryResult) for outcome in outcomes))
         for leader, outcome in zip(batch, outcomes, strict=True):
             self._forget(leader)
-            if isinstance(outcome, EntryResult) and leader.key is not None:
-                self._logits.keep(leader.key, outcome.logits)
+            if isinstance(outcome, EntryResult):
+                self._metrics.engine_seconds.labels(_use(leader, outcome)).inc(
+                    (outcome.ended_s - outcome.started_s) / len(batch)
+                )
+                if leader.key is not None:
+                    self._logits.keep(leader.key, outcome.logits)
             for entry in leader.all():
                 _resolve(entry, outcome)
 
     def _run(self, model: ServedModel, batch: list[Entry]) -> list[EntryResult | ServerError]:
         """Pad, run, and share out; on the engine's thread. A row that is not finite fails alone."""
+        if all(entry.future.done() for leader in batch for entry in leader.all()):
+            self._metrics.wasted_batches.inc()  # they left between forming and now
         started_s = self._clock()
         feeds = collate([entry.features for entry in batch])
         output = model.engine.run(feeds)
@@ -227,6 +233,13 @@ def _resolve(entry: Entry, outcome: EntryResult | ServerError) -> None:
         entry.future.set_result(replace(outcome, started_s=max(outcome.started_s, entry.queued_s)))
     else:
         entry.future.set_exception(outcome)
+
+
+def _use(leader: Entry, result: EntryResult) -> str:
+    """Tell what became of the time that an entry took."""
+    if any(not entry.future.done() for entry in leader.all()):
+        return "answered"
+    return "late" if any(entry.deadline_s <= result.ended_s for entry in leader.all()) else "abandoned"
 
 
 def _fault() -> EngineFault:

@@ -53,6 +53,15 @@ class Metrics:
         self.dropped = Counter(
             "vilt_dropped_entries", "Entries dropped when a batch was formed, by reason.", ["reason"], registry=registry
         )
+        self.engine_seconds = Counter(
+            "vilt_engine_seconds",
+            "Engine time by what became of it: answered; late or abandoned, so nobody waited for it any more.",
+            ["use"],
+            registry=registry,
+        )
+        self.wasted_batches = Counter(
+            "vilt_wasted_batches", "Batches that began when nobody waited for any of their entries.", registry=registry
+        )
         ProcessCollector(registry=registry)  # memory, open files, processor time; where there is a /proc
         self.ready = Gauge("vilt_ready", "1 while the server may be sent requests.", registry=registry)
 

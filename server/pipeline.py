@@ -9,7 +9,7 @@ import binascii
 import contextlib
 import functools
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -29,6 +29,7 @@ from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Timings
 
 T = TypeVar("T")
 MATCH_FROM = 0.5  # a pair is said to match from this score on
+TELLING = 256  # bytes at the end of an image that tell it from others
 PREPARED_AHEAD = 4  # candidates of a rank decoded before the engine asks for them
 
 
@@ -124,6 +125,7 @@ class Pipeline:
         timings: Timings,
         deadline_s: float,
         *,
+        client: str = "",
         request_id: str = "",
     ) -> Outcome:
         """Answer one question, or match one text.
@@ -135,7 +137,8 @@ class Pipeline:
             timings.mark("receive")
             model = self._choose(body.model, task)
             text = body.question if isinstance(body, VqaBody) else body.text
-            with self._admission.admit(model, Urgency.INTERACTIVE, 1, deadline_s):
+            asked = functools.partial(_asked, client, body)
+            with self._admission.admit(model, Urgency.INTERACTIVE, 1, deadline_s, asked):
                 timings.mark("admit")
                 pair = await self._in_pool(lambda: self._prepare(model, body.image, text, timings))
                 entry = _entry(model, pair, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s, request_id=request_id)
@@ -165,7 +168,8 @@ class Pipeline:
             count, most = len(body.candidates), self._limits.max_candidates
             if count > most:
                 raise TooLarge("too_many_candidates", f"There are {count:,} candidates; at most {most:,} are ranked.")
-            with self._admission.admit(model, Urgency.RANK, count, deadline_s) as ticket:
+            asked = functools.partial(_asked, client, body)
+            with self._admission.admit(model, Urgency.RANK, count, deadline_s, asked) as ticket:
                 timings.mark("admit")
                 first = await self._in_pool(lambda: self._prepare_first(model, body, timings))
 
@@ -288,6 +292,22 @@ class Pipeline:
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _asked(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:
+    """Tell a request from others that the client may make, in microseconds: by texts, and by images' ends."""
+
+    def end_of(content: str | bytes | None) -> Hashable:
+        return content and (len(content), content[-TELLING:])
+
+    match body:
+        case RankBody():
+            items = (body.query, body.candidates[-1])
+            return client, len(body.candidates), *(end_of(part) for one in items for part in (one.text, one.image))
+        case VqaBody():
+            return client, "vqa", body.question, end_of(body.image)
+        case ItmBody():
+            return client, "itm", body.text, end_of(body.image)
 
 
 def _entry(

@@ -91,15 +91,15 @@ class TaskRoutes:
 
     async def rank(self, request: Request) -> Response:
         """Rank images for a text, or texts for an image."""
-        request_id = request.state.request_id
-        rank = functools.partial(self._pipeline.rank, client=client_of(request), request_id=request_id)
+        rank = functools.partial(self._pipeline.rank, client=client_of(request), request_id=request.state.request_id)
         outcome = await self._walk(request, "rank", RankBody, rank)
         return self._respond(request, outcome, results=[asdict(result) for result in outcome.results])
 
     def _answer(
         self, request: Request, task: str
     ) -> Callable[[Callable[[], Awaitable[VqaBody | ItmBody]], Timings, float], Awaitable[Outcome]]:
-        return functools.partial(self._pipeline.answer, task, request_id=request.state.request_id)
+        about = {"client": client_of(request), "request_id": request.state.request_id}
+        return functools.partial(self._pipeline.answer, task, **about)
 
     async def _walk(
         self,

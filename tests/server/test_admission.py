@@ -1,5 +1,7 @@
 """Yes or no before any work: room, time, readiness."""
 
+import itertools
+
 import pytest
 from fakes import FakeClock, FakeEngine, latency, served
 
@@ -21,12 +23,17 @@ class Desk:
         self.admission = Admission(capacity, self.metrics, self.clock)
         self.model = served(FakeEngine(), runs=latency(base_s=0.0, per_token_s=ONE_RUN_S / 10))
 
-    def admit(self, entries: int = 1, *, rank: bool = False, within_s: float = LATER):  # noqa: ANN201
+    def admit(self, entries: int = 1, *, rank: bool = False, within_s: float = LATER, key: str = ""):  # noqa: ANN201
         urgency = Urgency.RANK if rank else Urgency.INTERACTIVE
-        return self.admission.admit(self.model, urgency, entries, self.clock.now_s + within_s)
+        return self.admission.admit(self.model, urgency, entries, self.clock.now_s + within_s, lambda: key)
 
-    def refusal(self, entries: int = 1, *, rank: bool = False, within_s: float = LATER) -> Overloaded | Unavailable:
-        with pytest.raises((Overloaded, Unavailable)) as refused, self.admit(entries, rank=rank, within_s=within_s):
+    def refusal(
+        self, entries: int = 1, *, rank: bool = False, within_s: float = LATER, key: str = ""
+    ) -> Overloaded | Unavailable:
+        with (
+            pytest.raises((Overloaded, Unavailable)) as refused,
+            self.admit(entries, rank=rank, within_s=within_s, key=key),
+        ):
             pass
         return refused.value
 
@@ -112,6 +119,55 @@ def test_idle_engine_refuses_only_what_is_impossible_beyond_doubt() -> None:
     refused = desk.refusal(within_s=0.04)
 
     assert refused.code == "deadline_unreachable"
+
+
+def test_who_comes_back_in_time_finds_the_room_that_newcomers_leave() -> None:
+    """With three runs ahead and 0.45 s left there is room for one more; who was promised it gets it."""
+    desk = Desk()
+    with desk.admit(5):
+        wait_s = desk.refusal(within_s=0.45, key="early").retry_after_s or 0.0
+
+    desk.clock.now_s += wait_s
+    with desk.admit(3):
+        newcomer = desk.refusal(within_s=0.45, key="new")
+        with desk.admit(within_s=0.45, key="early"):
+            pass
+
+    assert newcomer.details == {"queued_ms": 400, "estimate_ms": 500, "deadline_ms": 450}
+    assert (newcomer.retry_after_s or 0.0) > 0
+
+
+def test_those_who_are_refused_together_are_told_to_come_back_one_after_the_other() -> None:
+    """Or they would only be refused together again."""
+    desk = Desk()
+    with desk.admit(5):
+        waits_s = [desk.refusal(within_s=0.5, key=str(number)).retry_after_s for number in range(10)]
+
+    gaps_s = [after - before for before, after in itertools.pairwise(filter(None, waits_s))]
+    assert len(gaps_s) == 9
+    assert all(gap_s > ONE_RUN_S for gap_s in gaps_s[1:])
+
+
+def test_idle_engine_waits_for_nobody_who_was_promised_room() -> None:
+    """Work-conserving: what is there goes first."""
+    desk = Desk()
+    with desk.admit(5):
+        desk.refusal(within_s=0.5, key="early")
+
+    with desk.admit(within_s=0.11, key="new"):
+        pass
+
+
+def test_deadline_that_no_server_could_meet_is_told_to_allow_more_time() -> None:
+    """Coming back would not help, so no room is kept."""
+    desk = Desk()
+
+    with desk.admit():
+        refused = desk.refusal(within_s=0.09, key="hasty")
+        with desk.admit(within_s=0.2, key="new"):
+            pass
+
+    assert refused.message.endswith("left: allow more time.")
 
 
 def test_readiness_falls_after_repeated_faults_and_comes_back() -> None:
