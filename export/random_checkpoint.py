@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import ViltConfig, ViltForQuestionAnswering
+from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering
 
 VOCABULARY = 30_522  # of bert-base-uncased
 WORDS = """
@@ -48,10 +48,13 @@ def redraw(module: nn.Module, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m export.random_checkpoint", description=__doc__)
     parser.add_argument("output", type=Path, metavar="DIR", help="the checkpoint folder to write")
+    parser.add_argument(
+        "--task", choices=("vqa", "rank"), default="vqa", help="which head it has (default: %(default)s)"
+    )
     options = parser.parse_args()
     answers = {index: f"answer {index}" for index in range(3129)}  # as many as the public VQA checkpoint has
     config = ViltConfig(id2label=answers, label2id={answer: index for index, answer in answers.items()})
-    model = ViltForQuestionAnswering(config)
+    model = ViltForQuestionAnswering(config) if options.task == "vqa" else ViltForImageAndTextRetrieval(config)
     redraw(model, seed=0)
     model.save_pretrained(options.output)
     (options.output / "vocab.txt").write_text("\n".join(vocabulary()) + "\n")

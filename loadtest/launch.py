@@ -6,11 +6,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import httpx
 
 READY_WITHIN_S = 120.0
 POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A server of our own, and its process."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+    ready_after_s: float
 
 
 @contextlib.contextmanager
@@ -23,15 +33,26 @@ def server(url: str | None, flags: Sequence[str] = ()) -> Iterator[str]:
         _wait(url, None)
         yield url
         return
+    with started(flags) as own:
+        yield own.url
+
+
+@contextlib.contextmanager
+def started(flags: Sequence[str] = ()) -> Iterator[Started]:
+    """Start `vilt-serve` with these flags, yield it when it is ready, and stop it afterwards if it still runs.
+
+    Raises: SystemExit: it does not become ready; the message says why.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "server", "--port", str(port), "--log-level", "warning", *flags]
+    began_s = time.monotonic()
     with subprocess.Popen(command) as process:  # noqa: S603 our own command
         try:
-            started = f"http://127.0.0.1:{port}"
-            _wait(started, process)
-            yield started
+            url = f"http://127.0.0.1:{port}"
+            _wait(url, process)
+            yield Started(url, process, time.monotonic() - began_s)
         finally:
             process.terminate()
 

@@ -168,6 +168,12 @@ class Batcher:
             return False
         return True
 
+    def _put_back(self, batch: list[Entry]) -> None:
+        """Leave it to the next forming to drop those who have gone; whoever follows one of them by now is served."""
+        for leader in reversed(batch):
+            ranks = self._ranks.setdefault(leader.client, deque()) if leader.urgency is Urgency.RANK else None
+            (self._interactive if ranks is None else ranks).appendleft(leader)
+
     async def _resolve(self, batch: list[Entry], loop: asyncio.AbstractEventLoop) -> None:
         """Run a batch and resolve its futures; a failure is the batch's own, never the loop's."""
         model = batch[0].model
@@ -180,6 +186,9 @@ class Batcher:
         except Exception:
             log.exception("a batch of %d failed in model %s", len(batch), model.name)
             outcomes = [_fault() for _ in batch]
+        if outcomes is None:
+            self._put_back(batch)
+            return
         self._report(any(isinstance(outcome, EntryResult) for outcome in outcomes))
         for leader, outcome in zip(batch, outcomes, strict=True):
             self._forget(leader)
@@ -192,10 +201,13 @@ class Batcher:
             for entry in leader.all():
                 _resolve(entry, outcome)
 
-    def _run(self, model: ServedModel, batch: list[Entry]) -> list[EntryResult | ServerError]:
-        """Pad, run, and share out; on the engine's thread. A row that is not finite fails alone."""
+    def _run(self, model: ServedModel, batch: list[Entry]) -> list[EntryResult | ServerError] | None:
+        """Pad, run, and share out; on the engine's thread. A row that is not finite fails alone.
+
+        Returns None, and runs nothing, if all have gone since the batch was formed.
+        """
         if all(entry.future.done() for leader in batch for entry in leader.all()):
-            self._metrics.wasted_batches.inc()  # they left between forming and now
+            return None
         started_s = self._clock()
         feeds = collate([entry.features for entry in batch])
         output = model.engine.run(feeds)

@@ -59,9 +59,6 @@ class Metrics:
             ["use"],
             registry=registry,
         )
-        self.wasted_batches = Counter(
-            "vilt_wasted_batches", "Batches that began when nobody waited for any of their entries.", registry=registry
-        )
         ProcessCollector(registry=registry)  # memory, open files, processor time; where there is a /proc
         self.ready = Gauge("vilt_ready", "1 while the server may be sent requests.", registry=registry)
 

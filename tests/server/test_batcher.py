@@ -257,6 +257,35 @@ def test_result_names_the_requests_that_ran_together() -> None:
         assert (result.batch_size, result.ran_together) == (2, {"a", "b", "c"})
 
 
+def test_batch_of_those_who_left_after_it_was_formed_does_not_run() -> None:
+    """The engine's thread looks once more; one who followed meanwhile is answered, and nothing counts as a fault."""
+    bench = Bench()
+
+    async def scenario() -> object:
+        waiting = [asyncio.create_task(bench.batcher.submit(bench.entry(number, key=number))) for number in (1, 2)]
+        await asyncio.sleep(0)
+        batch = bench.batcher.form()
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        follower = asyncio.create_task(bench.batcher.submit(bench.entry(1, key=1)))
+        run = bench.batcher._run
+        assert run(bench.model, [entry for entry in batch if not entry.followers]) is None
+        await asyncio.sleep(0)
+        bench.batcher._put_back(batch)
+        loop = asyncio.create_task(bench.batcher.run())
+        result = await asyncio.wait_for(follower, 5)
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+        return result
+
+    run(scenario)
+
+    assert bench.engine.batches == [[1]]
+    assert bench.dropped("cancelled") == 2
+    assert bench.reports == [True]
+
+
 def test_leader_that_is_cancelled_does_not_cancel_its_followers() -> None:
     """Whoever asked first may leave; the others still wait."""
 

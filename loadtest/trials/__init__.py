@@ -1,0 +1,1 @@
+"""What must hold under strain, each shown by a command of its own."""

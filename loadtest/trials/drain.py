@@ -1,0 +1,97 @@
+"""SIGTERM at full load, from clients that keep their connections and go on asking; then kill -9 and another start.
+
+Until the server stops listening every request has to get a whole response, and the exit code has to be 0. After kill -9
+the server has to be ready within 5 s, because what it measured of the model is kept.
+"""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+
+from loadtest import workload
+from loadtest.launch import Started, started
+from loadtest.trials import trial
+from loadtest.trials.trial import Claim, Figures, at_least, at_most, equal
+
+CLIENTS = 32
+BEFORE_S = 5.0
+EXIT_WITHIN_S = 60.0
+LOST = "lost"
+NOT_CONNECTED = "not connected"  # nobody listens any more: nothing was accepted
+
+
+def add_to(commands: Any) -> None:
+    """Declare `vilt-bench drain`."""
+    trial.add(commands, "drain", __doc__, run)
+
+
+async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
+    learned = workload.learn(own.url, workload.read(workload.SAMPLES, "vqa"))
+    requests = workload.stream(learned.samples, "vqa")
+    before: Counter[str] = Counter()
+    after: Counter[str] = Counter()
+    is_over = False
+
+    async def client() -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+            while True:
+                request = next(requests)
+                outcome = await _send(session, own.url, request)
+                (after if is_over else before)[outcome] += 1
+                if outcome in {NOT_CONNECTED, LOST}:
+                    return
+
+    asking = [asyncio.create_task(client()) for _ in range(CLIENTS)]
+    await asyncio.sleep(BEFORE_S)
+    own.process.send_signal(signal.SIGTERM)
+    is_over, at_s = True, time.monotonic()
+    exit_code = await asyncio.to_thread(own.process.wait, EXIT_WITHIN_S)
+    took_s = time.monotonic() - at_s
+    await asyncio.wait_for(asyncio.gather(*asking), EXIT_WITHIN_S)
+
+    killed = await asyncio.to_thread(_kill_and_start, list(map(str, own.process.args[5:])))  # type: ignore[index]
+    figures = {
+        "before": before,
+        "after": after,
+        "exit_code": exit_code,
+        "exit_after_s": took_s,
+        "ready_after_kill_s": killed,
+    }
+    claims = [
+        equal("requests lost", before[LOST] + after[LOST], 0),
+        at_least("answered after SIGTERM", after["200"], CLIENTS),
+        equal("responses that are neither an answer nor a refusal", len({*before, *after} - EXPECTED), 0),
+        equal("exit code", exit_code, 0),
+        at_most("ready after kill -9", killed, 5.0, "s"),
+    ]
+    return figures, claims
+
+
+EXPECTED = {"200", "503", "429", LOST, NOT_CONNECTED}
+
+
+async def _send(session: aiohttp.ClientSession, url: str, request: workload.Request) -> str:
+    """Send, and tell the status; or that there was no connection, or none any more before the response was whole."""
+    headers = {"Content-Type": request.content_type}
+    try:
+        async with session.post(url + request.path, data=request.body, headers=headers) as response:
+            await response.read()
+            return str(response.status)
+    except aiohttp.ClientConnectorError:
+        return NOT_CONNECTED
+    except (aiohttp.ClientError, OSError):
+        return LOST
+
+
+def _kill_and_start(flags: Sequence[str]) -> float:
+    """Start a server, end it with kill -9, start it again: how long until it is ready, in seconds?"""
+    with started(flags) as first:
+        first.process.kill()
+        first.process.wait()
+    with started(flags) as second:
+        return second.ready_after_s

@@ -1,0 +1,116 @@
+"""Sixteen people who go on sending 40-megapixel photos, while something asks whether the process is alive.
+
+Decoding must not hold up the event loop, or an orchestrator restarts a healthy process: /livez has to answer within
+100 ms (p99). Memory has to stay within what the decode permits allow, a picture and a copy of it for each, and the
+bodies that wait.
+"""
+
+import asyncio
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+from PIL import Image
+
+from loadtest import openloop, workload
+from loadtest.launch import Started
+from loadtest.rows import Row
+from loadtest.summary import percentile, percentiles
+from loadtest.trials import trial
+from loadtest.trials.trial import Claim, Figures, at_most, equal
+from loadtest.workload import Request
+
+WIDTH_PX, HEIGHT_PX = 8_000, 5_000
+AT_ONCE = 16
+SECONDS = 30.0
+POLL_S = 0.02
+PERMITS = 2
+PIXEL_BYTES = 4  # as Pillow keeps RGB
+PICTURES = 2  # in a decode thread at once
+BODIES = 3  # of a body: the parts that came in, these joined, the picture taken out
+MB = 1e6
+
+
+def add_to(commands: Any) -> None:
+    """Declare `vilt-bench storm`."""
+    trial.add(commands, "storm", __doc__, run, ["--decode-threads", str(PERMITS)])
+
+
+async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
+    body = photo()
+    nonce = workload.nonces()
+    path = "/v1/vqa?question=how+many+circles+are+there"
+    async with openloop.Client(own.url, timeout_s=120) as client, aiohttp.ClientSession() as session:
+        first = await client.send(Request(kind="vqa", path=path, content_type="image/jpeg", body=small()))
+        before_mb = resident_mb(own.process.pid, "VmHWM")
+        until_s = client.now_s() + SECONDS
+        rows: list[Row] = []
+        alive_ms: list[float] = []
+
+        async def person() -> None:
+            while client.now_s() < until_s:
+                request = Request(kind="vqa", path=path, content_type="image/jpeg", body=body + next(nonce))
+                rows.append(await client.send(request))
+
+        async def probe() -> None:
+            while client.now_s() < until_s:
+                at_s = client.now_s()
+                async with session.get(f"{own.url}/livez") as response:
+                    await response.read()
+                    alive_ms.append(1000 * (client.now_s() - at_s) if response.status == 200 else float("inf"))
+                await asyncio.sleep(POLL_S)
+
+        await asyncio.gather(probe(), *(person() for _ in range(AT_ONCE)))
+    peak_mb = resident_mb(own.process.pid, "VmHWM")
+    pictures_bytes = PERMITS * PICTURES * PIXEL_BYTES * WIDTH_PX * HEIGHT_PX
+    allowed_mb = before_mb + (pictures_bytes + AT_ONCE * BODIES * len(body)) / MB
+    figures = {
+        "photo_bytes": len(body),
+        "outcomes": Counter(row.code for row in rows),
+        "livez_ms": percentiles(alive_ms),
+        "before_mb": before_mb,
+        "peak_mb": peak_mb,
+        "permits": PERMITS,
+    }
+    claims = [
+        equal("a question before", first.code, "ok"),
+        at_most("p99 of /livez", percentile(alive_ms, 0.99), 100, "ms"),
+        at_most("peak memory", peak_mb, allowed_mb, "MB"),
+        Claim(
+            says="photos answered or refused for lack of time",
+            figure=f"{dict(Counter(row.status for row in rows))}",
+            bound="200, 503, 504",
+            holds={row.status for row in rows} <= {200, 503, 504},
+        ),
+    ]
+    return figures, claims
+
+
+def photo() -> bytes:
+    """Make a photo of 40 megapixels: smooth, with the grain of a camera."""
+    y, x = np.mgrid[0:HEIGHT_PX, 0:WIDTH_PX].astype(np.float32)
+    waves = [np.sin(x / 300 + phase) * np.cos(y / 200 - phase) for phase in (0.0, 1.0, 2.0)]
+    pixels = np.stack([110 + 80 * wave for wave in waves], axis=-1)
+    pixels += np.random.default_rng(0).normal(0, 4, pixels.shape[:2]).astype(np.float32)[..., None]
+    file = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def small() -> bytes:
+    """Make one of the usual size."""
+    file = io.BytesIO()
+    Image.new("RGB", (640, 480), "red").save(file, "JPEG")
+    return file.getvalue()
+
+
+def resident_mb(pid: int, field: str) -> float:
+    """Read a process's memory, on Linux: VmRSS is now, VmHWM the most so far."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024 / MB
+    raise ValueError(f"/proc/{pid}/status has no {field}")
