@@ -14,8 +14,11 @@ SCENARIO ?= mix
 RATES ?=
 # Requests per second of make load; without any, it finds out what the server keeps up with.
 
+MODELS ?=
+TRIALS ?= deadline users storm drain abandon blocking overload
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check lint types format accuracy load check-weights shapes clean
+.PHONY: help serve test test-fast check lint types format accuracy load trials check-weights shapes clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +52,13 @@ accuracy: $(DEV)/installed ## Ask a server about 2,000 held-out scenes: question
 
 load: $(DEV)/installed ## Load a server and report on it (SCENARIO=vqa|itm|rank|mix, RATES="20 50" a second); minutes
 	$(DEV)/bin/vilt-bench load --scenario $(SCENARIO) $(if $(RATES),--rate $(RATES)) --output runs/load $(ARGS)
+
+trials: $(DEV)/installed ## What must hold under strain (MODELS="DIR ...", default shapes): overload, long ranks, storms, SIGTERM
+	mkdir -p runs/trials
+	failed=; for trial in $(TRIALS); do \
+		echo "$$trial:"; \
+		$(DEV)/bin/vilt-bench $$trial $(addprefix --model ,$(MODELS)) --output runs/trials/$$trial.json || failed=1; \
+	done; test -z "$$failed"
 
 check-weights: $(DEV)/installed ## Compare the public checkpoints with published logits (IMAGE=000000039769.jpg, of COCO)
 	$(DEV)/bin/python -m export.check_weights $(ARGS) $(if $(IMAGE),'$(IMAGE)')

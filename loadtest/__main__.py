@@ -3,7 +3,7 @@
 import argparse
 
 from loadtest import accuracy, length, load, oracle
-from loadtest.trials import abandon, blocking, deadline, drain, overload, storm
+from loadtest.trials import abandon, blocking, deadline, drain, overload, storm, users
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
         description="Measure a server from outside, over HTTP; without --url, one is started for the occasion.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    for module in (accuracy, length, load, oracle, overload, blocking, abandon, storm, drain, deadline):
+    for module in (accuracy, length, load, oracle, overload, blocking, abandon, storm, drain, deadline, users):
         module.add_to(commands)
     options = parser.parse_args()
     options.run(options)

@@ -1,0 +1,83 @@
+"""Locust without its page, at three numbers of users: does its table say what the raw rows say?
+
+Each user asks once a second. Requests and mean times of Locust's own table, refusals and stages included, have to equal
+those computed from the rows that it wrote, one for each request.
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from loadtest import rows
+from loadtest.launch import Started
+from loadtest.rows import Row
+from loadtest.summary import percentiles
+from loadtest.trials import trial
+from loadtest.trials.trial import Claim, Figures, at_most, equal
+
+LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
+USERS = (5, 20, 60)
+SECONDS = 20
+REFUSED = {429, 503}
+TOLERANCE_MS = 0.01  # of a mean: Locust rounds none, rows are written in seconds
+
+
+def add_to(commands: Any) -> None:
+    """Declare `vilt-bench users`."""
+    trial.add(commands, "users", __doc__, run)
+
+
+async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
+    figures, claims = {}, []
+    for users in USERS:
+        table, asked = await _locust(own.url, users)
+        expected = table_of(asked)
+        differences = [abs(found - fmean(expected[name])) for name, (_, found) in table.items() if name in expected]
+        counts = {name: len(values) for name, values in expected.items()}
+        claims += [
+            equal(
+                f"{users} users: lines of the table as in the rows",
+                {name: n for name, (n, _) in table.items()} == counts,
+                True,
+            ),
+            at_most(f"{users} users: means of the table from those of the rows", max(differences), TOLERANCE_MS, "ms"),
+            equal(f"{users} users: wrong answers", sum(row.correct is False for row in asked), 0),
+        ]
+        figures[f"{users} users"] = {
+            "requests": counts,
+            "latency_ms": percentiles([row.latency_ms for row in asked if row.status == 200]),
+        }
+    return figures, claims
+
+
+def table_of(asked: Sequence[Row]) -> dict[str, list[float]]:
+    """Compute each line's times, in milliseconds, from rows."""
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    for row in asked:
+        times[f"{row.kind} refused: {row.code}" if row.status in REFUSED else row.kind].append(row.latency_ms)
+        for stage, value in row.stages_ms.items():
+            times[f"stage {stage}"].append(value)
+    return times
+
+
+async def _locust(url: str, users: int) -> tuple[dict[str, tuple[int, float]], list[Row]]:
+    """Run Locust; read its table, requests and mean by line, and its rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        table, raw = Path(folder, "table"), Path(folder, "rows.jsonl")
+        command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--host", url]
+        command += ["-u", str(users), "-r", str(users), "-t", f"{SECONDS}s"]
+        command += ["--json-file", str(table), "--rows", str(raw), "--only-summary", "--loglevel", "WARNING"]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+        async with asyncio.timeout(10 * SECONDS):
+            await process.wait()
+        lines = json.loads(table.with_suffix(".json").read_text())
+        found = {
+            line["name"]: (line["num_requests"], line["total_response_time"] / line["num_requests"]) for line in lines
+        }
+        return found, rows.read(raw)
