@@ -225,8 +225,10 @@ class Pipeline:
         for model in self._models:
             if task in model.tasks and name in (None, model.name):
                 return model
-        have = ", ".join(model.name for model in self._models if task in model.tasks) or "none"
-        raise NotFound("unknown_model", f"No model {name or ''!r} serves {task}; there is: {have}.")
+        serving = [model.name for model in self._models if task in model.tasks]
+        if not serving:
+            raise NotFound("unknown_model", f"No model here serves {task}: none has the head for it.")
+        raise NotFound("unknown_model", f"No model {name!r} serves {task}; there is: {', '.join(serving)}.")
 
     def _prepare(self, model: ServedModel, image: str | bytes, text: str, timings: Timings) -> Pair:
         """Turn one pair into features; on a pool thread."""

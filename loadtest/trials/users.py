@@ -75,7 +75,8 @@ async def _locust(url: str, users: int) -> tuple[dict[str, tuple[int, float]], l
         command += ["--json-file", str(table), "--rows", str(raw), "--only-summary", "--loglevel", "WARNING"]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
         async with asyncio.timeout(10 * SECONDS):
-            await process.wait()
+            if await process.wait():
+                raise ValueError("Locust failed; above it says why")
         lines = json.loads(table.with_suffix(".json").read_text())
         found = {
             line["name"]: (line["num_requests"], line["total_response_time"] / line["num_requests"]) for line in lines
