@@ -3,6 +3,7 @@
 import argparse
 
 from loadtest import accuracy, length, load, oracle
+from loadtest.peers import command as peers
 from loadtest.trials import abandon, blocking, deadline, drain, overload, storm, users
 
 
@@ -12,7 +13,7 @@ def main() -> None:
         description="Measure a server from outside, over HTTP; without --url, one is started for the occasion.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    for module in (accuracy, length, load, oracle, overload, blocking, abandon, storm, drain, deadline, users):
+    for module in (accuracy, length, load, oracle, peers, overload, blocking, abandon, storm, drain, deadline, users):
         module.add_to(commands)
     options = parser.parse_args()
     options.run(options)
