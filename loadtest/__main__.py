@@ -2,7 +2,7 @@
 
 import argparse
 
-from loadtest import accuracy, length, load, oracle
+from loadtest import accuracy, length, load, oracle, stages
 from loadtest.peers import command as peers
 from loadtest.trials import abandon, blocking, deadline, drain, overload, storm, users
 
@@ -13,7 +13,21 @@ def main() -> None:
         description="Measure a server from outside, over HTTP; without --url, one is started for the occasion.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    for module in (accuracy, length, load, oracle, peers, overload, blocking, abandon, storm, drain, deadline, users):
+    for module in (
+        accuracy,
+        length,
+        load,
+        oracle,
+        stages,
+        peers,
+        overload,
+        blocking,
+        abandon,
+        storm,
+        drain,
+        deadline,
+        users,
+    ):
         module.add_to(commands)
     options = parser.parse_args()
     options.run(options)

@@ -18,7 +18,7 @@ QUESTIONS = (  # one of each length, of words that are one token each, in BERT's
     "is the car behind the big bus red or blue?",
     "is the cat on the left of the big brown chair?",
     "what kind of food is on the plate next to the fork?",
-    "is there a bird in the sky above the blue house and the tree?",
+    "is there a bird in the sky above the blue house and tree?",
     "what is the woman in the white dress doing in front of the window?",
 )
 

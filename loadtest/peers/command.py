@@ -8,6 +8,7 @@ artifact. Before anything is timed, all are asked the same: whoever answers some
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import uvloop
 from loadtest import photo
 from loadtest.peers import agreement, plot, result, turns
 from loadtest.peers.agreement import Agreement
+from loadtest.peers.result import Measured
 from loadtest.peers.servers import PEERS, Server, missing, ours, running, theirs
 from loadtest.stamp import stamp
 
@@ -43,57 +45,54 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     try:
-        found = compare(options)
+        picture = photo.read(options.image)
+        chosen, left_out = available([*theirs(options.peers, options.checkpoint), *ours(options.model)])
+        measured = compare(chosen, picture, options.rounds)
     except (OSError, ValueError, httpx.HTTPError) as error:
         sys.exit(f"vilt-bench peers: {error}")
+    print(result.text_of(measured))
     if options.output:
+        described, size = stamp(), photo.size_of(picture)
+        found = {
+            "benchmark": "vilt-bench peers",
+            **described,
+            "image": f"{size} JPEG, {len(picture):,} bytes, sent as multipart",
+            "questions": photo.QUESTIONS,
+            "rounds": options.rounds,
+            "requests_of_a_turn": turns.REQUESTS,
+            "left_out": left_out,
+            "servers": [asdict(one) for one in measured],
+        }
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(found, indent=2) + "\n")
+        machine = described["machine"]
+        title = f"One {size} JPEG and a question; {machine['cpus']} CPUs, {machine['processor']}"
+        plot.draw(measured, title, options.output.with_suffix(".png"))
 
 
-def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Start all, check that they answer the same, take turns, print what they took.
+def compare(servers: Sequence[Server], picture: bytes, rounds: int) -> list[Measured]:
+    """Start all, check that they answer the same, let them take turns.
 
     Raises: ValueError: one refuses, or answers something else.
     """
-    picture = photo.read(options.image)
-    chosen, left_out = available([*theirs(options.peers, options.checkpoint), *ours(options.model)])
-    with running(chosen) as urls:
-        agreements = check(chosen, urls, picture)
+    with running(servers) as urls:
+        agreements = check(servers, urls, picture)
         requests = {name: photo.requests(picture, multipart=True) for name in urls}
-        timed = uvloop.run(turns.take(urls, requests, options.rounds))
-    measured = result.summarise(chosen, agreements, timed)
-    print(result.text_of(measured))
-    described = stamp()
-    size = photo.size_of(picture)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        machine = described["machine"]
-        title = f"ViLT, one {size} JPEG, {machine['cpus']} CPUs: {machine['processor']}"
-        plot.draw(measured, title, options.output.with_suffix(".png"))
-    return {
-        "benchmark": "vilt-bench peers",
-        **described,
-        "image": f"{size} JPEG, {len(picture):,} bytes",
-        "questions": photo.QUESTIONS,
-        "rounds": options.rounds,
-        "requests_of_a_turn": turns.REQUESTS,
-        "left_out": left_out,
-        "servers": [asdict(one) for one in measured],
-    }
+        timed = uvloop.run(turns.take(urls, requests, rounds))
+    return result.summarise(servers, agreements, timed)
 
 
-def available(servers: list[Server]) -> tuple[list[Server], dict[str, str]]:
+def available(servers: Sequence[Server]) -> tuple[list[Server], dict[str, str]]:
     """Tell those that can be started from those whose packages are not installed, and say which."""
     left_out = {}
     for server in servers:
         if lacking := missing(server):
             left_out[server.name] = f"{' and '.join(lacking)} not installed"
-            print(f"{server.name} is left out: {left_out[server.name]} (pip install 'vilt-server[export,peers]').")
+            print(f"{server.name} is left out: {left_out[server.name]} (pip install '.[export,peers]').")
     return [server for server in servers if server.name not in left_out], left_out
 
 
-def check(servers: list[Server], urls: dict[str, str], picture: bytes) -> dict[str, Agreement]:
+def check(servers: Sequence[Server], urls: Mapping[str, str], picture: bytes) -> dict[str, Agreement]:
     """Ask all the same, compare them with the first, print how far they agree.
 
     Raises: ValueError: one that is exact answers something else.

@@ -13,7 +13,7 @@ SHADES = {"ours": BLUE, "theirs": GREY}
 
 def draw(measured: Sequence[Measured], title: str, path: Path) -> None:
     """Draw p50 as bars with p99 as their whiskers, and throughput by clients as groups of bars; write a PNG."""
-    figure = Figure(figsize=(11, 0.8 + 0.62 * len(measured)), layout="constrained")
+    figure = Figure(figsize=(11, 0.8 + 0.72 * len(measured)), layout="constrained")
     latency, throughput = figure.subplots(1, 2, sharey=True)
     places = range(len(measured))
     p50 = [one.p50_ms for one in measured]
@@ -26,7 +26,7 @@ def draw(measured: Sequence[Measured], title: str, path: Path) -> None:
         )
     latency.set_yticks(places, [one.what for one in measured])
     latency.invert_yaxis()
-    latency.set_xlabel("ms, one client: p50, and p99 as the whisker")
+    latency.set_xlabel("ms, one client: p50; whisker: p99")
     counts = list(measured[0].throughput_per_s)
     height = 0.8 / len(counts)
     for index, clients in enumerate(counts):
@@ -38,14 +38,14 @@ def draw(measured: Sequence[Measured], title: str, path: Path) -> None:
             bar.set_alpha(share)
         for offset, rate in zip(offsets, rates, strict=True):
             throughput.annotate(
-                f"{rate:.1f}  {clients}",
+                f"{rate:.1f} with {clients}",
                 (rate, offset),
                 xytext=(3, 0),
                 textcoords="offset points",
                 va="center",
-                fontsize=6,
+                fontsize=7,
             )
-    throughput.set_xlabel("answers per second; the small figure is how many clients ask at once")
+    throughput.set_xlabel("answers per second, with 1 to 8 clients")
     for axes in (latency, throughput):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.25)

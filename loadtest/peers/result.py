@@ -19,6 +19,7 @@ class Throughput:
     median: float
     lowest: float
     highest: float
+    turns: list[float]  # in order: a round that something else disturbed shows in all servers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class Measured:
     p99_ms: float
     throughput_per_s: dict[int, Throughput]  # by clients
     faster_than: dict[str, Ratio]  # the tutorial's servers
-    latencies_ms: list[float]  # all of one client, in order
+    latencies_ms: list[float]  # of all turns with one client, in order
 
 
 def summarise(
@@ -56,10 +57,7 @@ def summarise(
             agreement=agreements[server.name],
             p50_ms=_latency(timed[server.name], 0.5),
             p99_ms=_latency(timed[server.name], 0.99),
-            throughput_per_s={
-                clients: Throughput(median=statistics.median(rates), lowest=min(rates), highest=max(rates))
-                for clients, rates in timed[server.name].rates_per_s.items()
-            },
+            throughput_per_s={clients: _throughput(rates) for clients, rates in timed[server.name].rates_per_s.items()},
             faster_than={base: _ratio(timed[server.name], timed[base]) for base in bases if base != server.name},
             latencies_ms=[round(value, 3) for value in timed[server.name].latencies_ms[1]],
         )
@@ -83,6 +81,15 @@ def text_of(measured: Sequence[Measured]) -> str:
                 rates = "".join(f"{ratio.throughput[count]:7.2f}" for count in clients)
                 lines.append(f"{one.name:16}{ratio.p50:8.2f}{ratio.p99:8.2f}{rates}")
     return "\n".join(lines)
+
+
+def _throughput(rates: Sequence[float]) -> Throughput:
+    return Throughput(
+        median=statistics.median(rates),
+        lowest=min(rates),
+        highest=max(rates),
+        turns=[round(rate, 3) for rate in rates],
+    )
 
 
 def _latency(timed: Timed, share: float) -> float:
