@@ -44,6 +44,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    described = stamp()  # as it is now: a run takes a while
     try:
         picture = photo.read(options.image)
         chosen, left_out = available([*theirs(options.peers, options.checkpoint), *ours(options.model)])
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(f"vilt-bench peers: {error}")
     print(result.text_of(measured))
     if options.output:
-        described, size = stamp(), photo.size_of(picture)
+        size = photo.size_of(picture)
         found = {
             "benchmark": "vilt-bench peers",
             **described,

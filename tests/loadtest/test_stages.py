@@ -1,5 +1,6 @@
 """One request's time: what the figures are, that they sum up, and what the command writes."""
 
+import asyncio
 import json
 import sys
 from collections.abc import Sequence
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 
 from loadtest import __main__ as command
+from loadtest import photo
 from loadtest.breakdown import OUTSIDE, REST, Breakdown
 from loadtest.rows import Reply, Row, row_of
+from loadtest.stages import LEFT_OUT, TURN, measure
 from loadtest.workload import Request
 
 MODEL = {"name": "<fake>", "precision": "fp32"}
@@ -84,6 +87,19 @@ def test_command_writes_figures_and_a_plot_beside_them(
     assert (tmp_path / "stages.png").read_bytes().startswith(b"\x89PNG")
     assert "HTTP less inference" in capsys.readouterr().out
     assert len({seen.body for seen in fake_server.seen}) == len(fake_server.seen)
+
+
+def test_servers_take_turns_and_their_first_requests_are_left_out(fake_server: Any) -> None:
+    """What follows another server's turn is not what a server takes alone."""
+    repeat = TURN + 1
+
+    found = asyncio.run(measure([fake_server.url] * 2, photo.draw(), repeat))
+
+    assert [len(rows) for rows in found] == [repeat, repeat]
+    paths = [seen.path for seen in fake_server.seen]
+    length = TURN + LEFT_OUT
+    assert len(paths) == 2 * (repeat + 2 * LEFT_OUT)
+    assert paths[:length] == paths[length : 2 * length]
 
 
 def test_server_that_refuses_ends_the_command_with_a_sentence(
