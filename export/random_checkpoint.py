@@ -45,17 +45,21 @@ def redraw(module: nn.Module, seed: int) -> None:
             parameter.normal_(1.0 if is_scale else 0.0, 0.02, generator=generator)
 
 
+def write(folder: Path, config: ViltConfig) -> None:
+    """Write weights, vocabulary and image processor settings of a question answering model."""
+    model = ViltForQuestionAnswering(config)
+    redraw(model, seed=0)
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary()[: config.vocab_size]) + "\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 384}}) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m export.random_checkpoint", description=__doc__)
     parser.add_argument("output", type=Path, metavar="DIR", help="the checkpoint folder to write")
     options = parser.parse_args()
     answers = {index: f"answer {index}" for index in range(3129)}  # as many as the public VQA checkpoint has
-    config = ViltConfig(id2label=answers, label2id={answer: index for index, answer in answers.items()})
-    model = ViltForQuestionAnswering(config)
-    redraw(model, seed=0)
-    model.save_pretrained(options.output)
-    (options.output / "vocab.txt").write_text("\n".join(vocabulary()) + "\n")
-    (options.output / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 384}}) + "\n")
+    write(options.output, ViltConfig(id2label=answers, label2id={answer: index for index, answer in answers.items()}))
 
 
 if __name__ == "__main__":
