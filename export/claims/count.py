@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import onnx
 import onnxscript.optimizer
 
-CONSTANTS = ("anchors", "causal", "attention_bias")  # held by the graph, but nothing that was learned
 DICTIONARIES = ("words", "positions")  # look-ups, which ViLT's Table 6 excludes: 23.47 million for BERT
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul", "GRU"})
 SMALL = 1024  # elements: such constants may be shapes, and stay
@@ -39,11 +38,7 @@ def count(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Coun
 
     Raises: ValueError: the shape of a weighted operator's output does not follow from the inputs'.
     """
-    parameters = {"learned": 0, "dictionary": 0}
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and not tensor.name.split(".")[-1].startswith(CONSTANTS):
-            kind = "dictionary" if tensor.name.startswith(DICTIONARIES) else "learned"
-            parameters[kind] += math.prod(tensor.dims)
+    parameters = _parameters(model)
     fixed = _fix(model, shapes)
     found = _shapes(fixed)
     macs = {"convolution": 0, "product": 0}
@@ -56,6 +51,17 @@ def count(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Coun
         convolution_macs=macs["convolution"],
         product_macs=macs["product"],
     )
+
+
+def _parameters(model: onnx.ModelProto) -> dict[str, int]:
+    """Add up what was learned; a causal mask and a table of anchors, gathered and without a name, were not."""
+    found = {"learned": 0, "dictionary": 0}
+    gathered = {node.input[0] for node in model.graph.node if node.op_type.startswith("Gather")}
+    for tensor in model.graph.initializer:
+        constant = tensor.name.endswith("attention_bias") or (tensor.name in gathered and tensor.name.startswith("val_"))
+        if tensor.data_type == onnx.TensorProto.FLOAT and not constant:
+            found["dictionary" if tensor.name.startswith(DICTIONARIES) else "learned"] += math.prod(tensor.dims)
+    return found
 
 
 def _fix(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:

@@ -153,7 +153,7 @@ class Predictor(nn.Module):
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes: (R, C) -> class probabilities (R, classes + 1), box deltas, attribute logits (R, attributes)."""
         logits = self.classes(regions)
-        named = self.class_embedding[logits.argmax(dim=1)]  # (R, 256)
+        named = nn.functional.embedding(logits.argmax(dim=1), self.class_embedding)  # (R, 256)
         attributes = self.attributes(torch.relu(self.attribute_hidden(torch.cat([regions, named], dim=1))))
         return torch.softmax(logits, dim=1), self.deltas(regions), attributes
 
