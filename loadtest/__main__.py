@@ -9,8 +9,8 @@ from loadtest.claims import command as claims
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="vilt-bench",
-        description="Measure a server from outside, over HTTP; without --url, one is started for the occasion. claims needs"
-        " no server: it times ViLT beside the designs it is compared with.",
+        description="Measure a server from outside, over HTTP; without --url, one is started for the occasion."
+        " claims needs no server: it times ViLT beside the designs it is compared with.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
     for module in (accuracy, claims, length, load, oracle):

@@ -58,7 +58,9 @@ def _parameters(model: onnx.ModelProto) -> dict[str, int]:
     found = {"learned": 0, "dictionary": 0}
     gathered = {node.input[0] for node in model.graph.node if node.op_type.startswith("Gather")}
     for tensor in model.graph.initializer:
-        constant = tensor.name.endswith("attention_bias") or (tensor.name in gathered and tensor.name.startswith("val_"))
+        constant = tensor.name.endswith("attention_bias") or (
+            tensor.name in gathered and tensor.name.startswith("val_")
+        )
         if tensor.data_type == onnx.TensorProto.FLOAT and not constant:
             found["dictionary" if tensor.name.startswith(DICTIONARIES) else "learned"] += math.prod(tensor.dims)
     return found
@@ -106,5 +108,3 @@ def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
         transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
         return output * first[0 if transposed else 1]
     return output * first[-1]
-
-

@@ -223,9 +223,7 @@ def _pixels(image_px: tuple[int, int]) -> Shape:
     return (1, 3, *image_px)
 
 
-def _c4(
-    sizes: Sizes, kept: int, config: ResNetConfig = RESNET101, *, class_agnostic: bool = False
-) -> tuple[Step, ...]:
+def _c4(sizes: Sizes, kept: int, config: ResNetConfig = RESNET101, *, class_agnostic: bool = False) -> tuple[Step, ...]:
     """Detect with a C4 head: res5 runs on every proposal."""
     backbone, channels = _c4_backbone(sizes, config), resnet.channels(sizes, "res4")
     cells = {resnet.STRIDE["res4"]: _cells(REGION_PX, resnet.STRIDE["res4"])}

@@ -50,7 +50,9 @@ class FpnBackbone(nn.Module):
 class RegionProposal(nn.Module):
     """Score and refine the anchors of every cell, keep the best of each level."""
 
-    def __init__(self, channels: int, cells: dict[int, tuple[int, int]], anchors_px: dict[int, tuple[int, ...]]) -> None:
+    def __init__(
+        self, channels: int, cells: dict[int, tuple[int, int]], anchors_px: dict[int, tuple[int, ...]]
+    ) -> None:
         """Take each level's stride with its rows and columns of cells, and its anchors' sizes."""
         super().__init__()
         per_cell = len(ASPECT_RATIOS) * len(next(iter(anchors_px.values())))

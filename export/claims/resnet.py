@@ -1,7 +1,7 @@
 """ResNet and ResNeXt, cut where detectors cut them.
 
 Source: He et al. 2016; Xie et al. 2017; detectron2 modeling/backbone/resnet.py.
-Deviates: a frozen batch norm is a constant scale and shift; it is folded into its convolution, as engines do on loading.
+Deviates: a frozen batch norm is a constant scale and shift, folded into its convolution, as engines do on loading.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 and a shortcut."""
 
     def __init__(
-        self, config: ResNetConfig, groups: int, in_channels: int, channels: int, out_channels: int, stride: int
+        self, config: ResNetConfig, *, groups: int, in_channels: int, channels: int, out_channels: int, stride: int
     ) -> None:
         super().__init__()
         first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
@@ -83,7 +83,16 @@ def stage(config: ResNetConfig, sizes: Sizes, name: str) -> nn.Sequential:
     blocks = []
     for block in range(sizes.depth(config.blocks[index])):
         stride = 2 if index > 0 and block == 0 else 1
-        blocks.append(Bottleneck(config, groups, in_channels, bottleneck, out_channels, stride))
+        blocks.append(
+            Bottleneck(
+                config,
+                groups=groups,
+                in_channels=in_channels,
+                channels=bottleneck,
+                out_channels=out_channels,
+                stride=stride,
+            )
+        )
         in_channels = out_channels
     return nn.Sequential(*blocks)
 

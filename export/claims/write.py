@@ -1,4 +1,4 @@
-"""Designs to a folder: one ONNX file a graph, and `claims.json`, which says what runs when and what it holds and does."""
+"""Designs to a folder: one ONNX file a graph, and `claims.json`: what runs when, what it holds and does."""
 
 import json
 from collections.abc import Callable, Iterable

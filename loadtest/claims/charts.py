@@ -1,7 +1,8 @@
-"""The figures: stages side by side as in the paper's Figure 1, the wait from the JPEG on, a rank of 1,000, suppression."""
+"""The figures: stages side by side as in the paper's Figure 1, the wait from a JPEG, a rank of 1,000, suppression."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from loadtest.claims.plan import VILT
 from loadtest.claims.summary import RANKED, VILT_INT8, Measured
 
-INK, GREY, FAINT = "#22303c", "#9aa5b1", "#eef1f4"
+INK, FADED, GREY, FAINT = "#22303c", "#5c6670", "#9aa5b1", "#eef1f4"
 COLOURS = {
     "decode": "#c9b8a8",
     "preprocess": "#8f7a66",
@@ -25,7 +26,7 @@ COLOURS = {
     "interaction": "#e0a32b",
     "head": "#5c6670",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
@@ -43,7 +44,9 @@ FORMATS = ("png", "svg")
 DPI = 150
 
 
-def draw_all(found: Sequence[Measured], nms_curve: Mapping[int, float], levels_ms: Mapping[str, float], folder: Path) -> None:
+def draw_all(
+    found: Sequence[Measured], nms_curve: Mapping[int, float], levels_ms: Mapping[str, float], folder: Path
+) -> None:
     """Write every figure that there are measurements for, as PNG and SVG."""
     if found:
         _save(stages(found), folder / "claims-stages")
@@ -76,14 +79,22 @@ def rank(found: Sequence[Measured]) -> Figure:
             axes.plot(kept_s, row, "o", color=COLOURS["interaction"], markersize=7)
             axes.annotate(_seconds(new_s), (new_s, row), (8, 0), textcoords="offset points", va="center", fontsize=8)
             axes.annotate(
-                _seconds(kept_s), (kept_s, row), (-8, 0), textcoords="offset points", va="center", ha="right", fontsize=8
+                _seconds(kept_s),
+                (kept_s, row),
+                (-8, 0),
+                textcoords="offset points",
+                va="center",
+                ha="right",
+                fontsize=8,
             )
         axes.plot([], [], "o", color=COLOURS["interaction"], label="pictures' side computed before and kept")
         axes.plot([], [], "o", color=COLOURS["visual_backbone"], label="new pictures, from their JPEGs")
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         axes.set_xlim(low / 6, high * 6)  # room for the figures
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _seconds(value)))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:,.0f} s" if value >= 1 else f"{1000 * value:g} ms")
+        )
         axes.set_xlabel(f"to rank {RANKED:,} pictures for one text (logarithmic)")
         axes.grid(axis="x", alpha=0.3)
 
@@ -95,14 +106,14 @@ def rank(found: Sequence[Measured]) -> Figure:
 
 
 def suppression(curve: Mapping[int, float], levels_ms: Mapping[str, float]) -> Figure:
-    """Draw how per-class suppression grows with the classes that are detected; `levels_ms` are other ways to suppress."""
+    """Draw how per-class suppression grows with the classes detected; `levels_ms` are other ways to suppress."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         axes.plot(list(curve), list(curve.values()), "o-", color=COLOURS["nms"])
         axes.annotate(
             "per class, 20 boxes in each detected class",
-            (list(curve)[-1], list(curve.values())[-1]),
+            (max(curve), curve[max(curve)]),
             (-6, 8),
             textcoords="offset points",
             ha="right",
@@ -113,7 +124,7 @@ def suppression(curve: Mapping[int, float], levels_ms: Mapping[str, float]) -> F
             axes.axhline(value, color=colour, linewidth=1.2, linestyle="--")
             axes.annotate(
                 f"{label}: {value:.3g} ms",
-                (list(curve)[0], value),
+                (min(curve), value),
                 (0, 4),
                 textcoords="offset points",
                 color=colour,
@@ -145,7 +156,7 @@ def _stacked(found: Sequence[Measured], layers: Sequence[Mapping[str, float]], t
             axes.grid(axis="x", alpha=0.3)
             axes.set_axisbelow(True)
         used = [stage for stage in COLOURS if any(one.get(stage, 0) > 0 for one in layers)]
-        handles = [Patch(color=COLOURS[stage], label=stage.replace("_", " ")) for stage in used]
+        handles = [Patch(color=COLOURS[stage], label=named(stage)) for stage in used]
         figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
         figure.suptitle(f"{title} (structures with random weights)", fontsize=11)
     return figure
@@ -176,12 +187,28 @@ def _rows(found: Sequence[Measured], panels: int) -> tuple[Figure, Sequence[Axes
             if shaded:
                 axes.axhspan(row - 0.5, row + 0.5, color=FAINT, zorder=0, linewidth=0)
         axes.tick_params(axis="y", length=0)
+    for family in dict.fromkeys(one.family for one in found):
+        rows = [row for row, one in enumerate(found) if one.family == family]
+        axes_of_panels[-1].text(
+            1.015,
+            sum(rows) / len(rows),
+            family.replace(", ", ",\n").replace(" ", "\n", 1 if len(rows) > 1 else 0),
+            transform=axes_of_panels[-1].get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+            color=FADED,
+        )
     first = axes_of_panels[0]
     first.set_yticks(range(len(found)), [one.title for one in found])
     for label, one in zip(first.get_yticklabels(), found, strict=True):
         label.set_fontweight("bold" if one.name in {VILT, VILT_INT8} else "normal")
     first.set_ylim(len(found) - 0.5, -0.5)
     return figure, axes_of_panels
+
+
+def named(stage: str) -> str:
+    """Write a stage's name as people do."""
+    return stage.replace("_", " ").replace("roi", "RoI").replace("nms", "NMS")
 
 
 def _milliseconds(value: float) -> str:

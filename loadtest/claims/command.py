@@ -82,7 +82,9 @@ def timed_designs(designs: Sequence[Design], sessions: Sessions) -> dict[str, Ti
     for design in designs:
         if design.name == VILT:
             if sessions.provider != "cpu":
-                raise ValueError("the server's engine, which ViLT is timed in, runs on the CPU: leave vilt out of --models")
+                raise ValueError(
+                    "the server's engine, which ViLT is timed in, runs on the CPU: leave vilt out of --models"
+                )
             timed[VILT] = runner.timed_vilt(design, "fp32", jpeg)
             timed[VILT_INT8] = runner.timed_vilt(design, "int8", jpeg)
         else:
@@ -128,7 +130,9 @@ def _more(
 ) -> tuple[dict[str, list[float]], dict[int, float], dict[str, float]]:
     """Time what takes one run for 1,000 pictures, and suppression by the classes detected."""
     pairs_s = {
-        design.name: runner.time_pairs(design, sessions, RANKED, repeat) for design in designs if design.family == SHALLOW
+        design.name: runner.time_pairs(design, sessions, RANKED, repeat)
+        for design in designs
+        if design.family == SHALLOW
     }
     with_nms = next((design for design in designs if "class_scores" in design.sources), None)
     if with_nms is None:
@@ -145,5 +149,8 @@ def _more(
 def _nms_levels(found: Sequence[Measured]) -> dict[str, float]:
     """Name the other ways to suppress: every box in every class, and all classes at once."""
     by_name = {one.name: one.stages_ms["nms"] for one in found if "nms" in one.stages_ms}
-    labels = {"uniter": "per class, every box in every class (the designs above)", "vinvl": "all classes at once (VinVL)"}
+    labels = {
+        "uniter": "per class, every box in every class (the designs above)",
+        "vinvl": "all classes at once (VinVL)",
+    }
     return {label: by_name[name] for name, label in labels.items() if name in by_name}

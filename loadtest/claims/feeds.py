@@ -1,7 +1,7 @@
 """The inputs of every design, drawn from one seed: pixels, words, boxes and scores.
 
-With random weights a detector would find nothing, or everything. Non-maximum suppression takes as long as there are boxes
-to compare, so boxes and scores are not the graphs' own but a fixed set:
+With random weights a detector would find nothing, or everything. Non-maximum suppression takes as long as there are
+boxes to compare, so boxes and scores are not the graphs' own but a fixed set:
     - 60 objects lie anywhere in the picture, 16 to 600 px large, log-uniform.
     - Every proposal is one of them, moved by a normal 15 % of its size and scaled by a log-normal 20 %.
     - A proposal's scores over the classes are the softmax of standard normal logits: every class scores something, as
@@ -33,7 +33,7 @@ def draw(sources: Mapping[str, Source], image_px: tuple[int, int]) -> Tensors:
         rng = np.random.default_rng(SEED)
         if name == "grid_boxes":
             found[name] = grid_boxes(len_of(source), image_px)
-        elif name == "candidate_boxes" or name == "proposals":
+        elif name in {"candidate_boxes", "proposals"}:
             found[name] = boxes(rng, len_of(source))
         elif name == "class_scores":
             found[name] = softmax(rng.standard_normal(source.shape))
@@ -87,7 +87,8 @@ def detections(rng: np.random.Generator, count: int, classes: int, detected: int
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float32]:
     """Shapes: (N, classes) -> the same; rows sum to 1."""
     exponentials = np.exp(logits)
-    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return shares.astype(np.float32)
 
 
 def len_of(source: Source) -> int:

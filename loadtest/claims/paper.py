@@ -1,7 +1,7 @@
-"""What the paper measured: Kim, Son, Kim 2021, Tables 6 and 7 and Figure 1.
+"""What the paper measured: Kim, Son, Kim 2021, Table 6.
 
-On a Xeon E5-2650 and an NVIDIA P40, batch 1: visual embedder and transformer, without text embedding, decoding or resizing.
-Parameters leave out embedding dictionaries.
+On a Xeon E5-2650 and an NVIDIA P40, batch 1: visual embedder and transformer, without text embedding, decoding or
+resizing. Parameters leave out embedding dictionaries.
 """
 
 from dataclasses import dataclass
@@ -31,9 +31,4 @@ TABLE6 = {
     "pixel-bert-x152": Row(144.3, 185.8, 160),
     "pixel-bert-r50": Row(94.9, 136.8, 60),
     "vilt": Row(87.4, 55.9, 15),
-}
-FIGURE1_MS = {  # visual embedding and the transformer; UNITER's regions are one bar there
-    "uniter": {"visual_backbone": 75, "region_proposal, roi_head, nms": 810, "interaction": 15},
-    "pixel-bert-r50": {"visual_backbone": 45, "interaction": 15},
-    "vilt": {"visual_embedding": 0.4, "interaction": 15},
 }

@@ -76,7 +76,9 @@ def parameters(found: Sequence[Measured]) -> str:
         row = paper.TABLE6.get(one.name)
         cells = (_millions(one.parameters[stage]) if stage in one.parameters else "" for stage in STAGES)
         total = _millions(sum(one.parameters.values()))
-        rows.append([one.title, *cells, total, f"{row.parameters_m}" if row else "", _millions(one.dictionary_parameters)])
+        rows.append(
+            [one.title, *cells, total, f"{row.parameters_m}" if row else "", _millions(one.dictionary_parameters)]
+        )
     names = [stage.replace("_", " ") for stage in STAGES]
     return _table(["design", *names, "total", "paper's", "look-ups, not in the total"], rows)
 

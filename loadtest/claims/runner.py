@@ -88,7 +88,9 @@ def timed_vilt(design: Design, precision: str, jpeg: bytes) -> Timed:
     spec = artifact.manifest.spec
     engine = OrtEngine(artifact)
     rng = np.random.default_rng(feeds.SEED)
-    grid = min((grid for grid in spec.grids if grid[0] * grid[1] >= design.visual_tokens), key=lambda grid: grid[0] * grid[1])
+    grid = min(
+        (grid for grid in spec.grids if grid[0] * grid[1] >= design.visual_tokens), key=lambda grid: grid[0] * grid[1]
+    )
     patches = rng.integers(0, 256, (design.visual_tokens, spec.patch_values), dtype=np.uint8)
     first = spec.first_position_row(grid)
     position_ids = np.arange(first, first + design.visual_tokens, dtype=np.int64)
@@ -122,6 +124,8 @@ def time_nms(design: Design, sessions: Sessions, detected: int, repeat: int) -> 
     """Time per-class suppression where so many classes are detected, by 20 boxes each, in seconds."""
     graph = next(step.graph for step in design.steps if step.stage == "nms")
     count, classes = design.sources["class_scores"].shape
-    values: dict[str, Any] = feeds.detections(np.random.default_rng(feeds.SEED), count, classes, detected, BOXES_PER_CLASS)
+    values: dict[str, Any] = feeds.detections(
+        np.random.default_rng(feeds.SEED), count, classes, detected, BOXES_PER_CLASS
+    )
     values["score_threshold"] = np.array([SCORE_THRESHOLD], np.float32)
     return [sessions.run(graph, values) for _ in range(repeat + 1)][1:]

@@ -68,7 +68,7 @@ class Measured:
 
     @property
     def paper_gflops(self) -> float:
-        """What the paper's figures add up to: detectors and backbones by the MAC, the rest twice, and a word for each token.
+        """Count detectors and backbones by the MAC, the rest twice, with a prediction of a word for each token.
 
         Source: our reading of Table 6; docs/claims.md shows how well it fits.
         """
@@ -78,7 +78,9 @@ class Measured:
         return visual + 2 * (rest + words)
 
 
-def summarise(design: Design, samples: Sequence[Stages], *, name: str, title: str, pairs_s: Sequence[float]) -> Measured:
+def summarise(
+    design: Design, samples: Sequence[Stages], *, name: str, title: str, pairs_s: Sequence[float]
+) -> Measured:
     """Take medians over the rounds.
 
     Raises: statistics.StatisticsError: there are no samples.
@@ -140,7 +142,9 @@ def as_json(found: Sequence[Measured]) -> list[dict[str, Any]]:
                 "gmacs": rounded(one.gmacs),
                 "gflops": round(one.gflops, 1),
                 "gflops_as_the_paper_counts": round(one.paper_gflops, 1),
-                "paper": {"parameters_m": row.parameters_m, "gflops": row.gflops, "time_ms": row.time_ms} if row else None,
+                "paper": {"parameters_m": row.parameters_m, "gflops": row.gflops, "time_ms": row.time_ms}
+                if row
+                else None,
             }
         )
     return rows
