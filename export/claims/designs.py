@@ -61,9 +61,10 @@ class Design:
 
 def designs(sizes: Sizes) -> list[Design]:
     """List every design but ViLT, which is an artifact."""
-    region, streams, cells, shallow = "region", "region, two streams", "grid", "shallow interaction"
+    region, streams, cells = "region features", "region features, two streams", "grid features"
+    shallow = "shallow interaction"
     size_and_area, corners = transformer.SIZE_AND_AREA, transformer.CORNERS
-    image = 800, 1333
+    image = REGION_PX
     return [
         Design(
             name="uniter",
@@ -161,10 +162,10 @@ def designs(sizes: Sizes) -> list[Design]:
             name="pixel-bert-r50",
             title="Pixel-BERT-R50",
             family=cells,
-            image_px=(800, 1333),
+            image_px=image,
             visual_tokens=260,
             text_tokens=40,
-            steps=_pixel_bert("resnet50", RESNET50, sizes, (800, 1333), 260),
+            steps=_pixel_bert("resnet50", RESNET50, sizes, image, 260),
         ),
         Design(
             name="pixel-bert-x152",

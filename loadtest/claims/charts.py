@@ -39,21 +39,24 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "claims",  # the same figures make the same file
 }
 ROW_HEIGHT = 0.36  # inches
-ENLARGED = 8  # times ViLT's total that the right panel shows at least
+ENLARGED = 12  # times ViLT's total that the right panel shows at least
 FORMATS = ("png", "svg")
 DPI = 150
 
 
 def draw_all(
-    found: Sequence[Measured], nms_curve: Mapping[int, float], levels_ms: Mapping[str, float], folder: Path
+    found: Sequence[Measured],
+    nms_curves: Mapping[int, Mapping[int, float]],
+    levels_ms: Mapping[str, float],
+    folder: Path,
 ) -> None:
     """Write every figure that there are measurements for, as PNG and SVG."""
     if found:
         _save(stages(found), folder / "claims-stages")
         _save(wait(found), folder / "claims-wait")
         _save(rank(found), folder / "claims-rank")
-    if nms_curve:
-        _save(suppression(nms_curve, levels_ms), folder / "claims-nms")
+    if nms_curves:
+        _save(suppression(nms_curves, levels_ms), folder / "claims-nms")
 
 
 def stages(found: Sequence[Measured]) -> Figure:
@@ -105,38 +108,24 @@ def rank(found: Sequence[Measured]) -> Figure:
     return figure
 
 
-def suppression(curve: Mapping[int, float], levels_ms: Mapping[str, float]) -> Figure:
+def suppression(curves: Mapping[int, Mapping[int, float]], levels_ms: Mapping[str, float]) -> Figure:
     """Draw how per-class suppression grows with the classes detected; `levels_ms` are other ways to suppress."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
         axes = figure.subplots()
-        axes.plot(list(curve), list(curve.values()), "o-", color=COLOURS["nms"])
-        axes.annotate(
-            "per class, 20 boxes in each detected class",
-            (max(curve), curve[max(curve)]),
-            (-6, 8),
-            textcoords="offset points",
-            ha="right",
-            color=COLOURS["nms"],
-        )
-        colours = (COLOURS["visual_backbone"], COLOURS["roi_head"])
-        for (label, value), colour in zip(levels_ms.items(), colours, strict=False):
-            axes.axhline(value, color=colour, linewidth=1.2, linestyle="--")
-            axes.annotate(
-                f"{label}: {value:.3g} ms",
-                (min(curve), value),
-                (0, 4),
-                textcoords="offset points",
-                color=colour,
-            )
+        for (per_class, curve), colour in zip(curves.items(), (COLOURS["interaction"], COLOURS["nms"]), strict=False):
+            label = f"{per_class} boxes in each class that is detected"
+            axes.plot(list(curve), list(curve.values()), "o-", color=colour, label=label)
+        for (label, value), colour in zip(levels_ms.items(), (COLOURS["visual_backbone"], INK), strict=False):
+            axes.axhline(value, color=colour, linewidth=1.2, linestyle="--", label=f"{label}: {value:.3g} ms")
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.set_xlabel("classes detected, of 1,600 (logarithmic)")
-        axes.set_ylabel("ms for 1,000 boxes (logarithmic)")
+        axes.set_xlabel("classes detected (logarithmic)")
+        axes.set_ylabel("ms to suppress among 1,000 boxes (logarithmic)")
         axes.grid(alpha=0.3)
-        axes.margins(y=0.15)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
@@ -145,7 +134,7 @@ def _stacked(found: Sequence[Measured], layers: Sequence[Mapping[str, float]], t
     totals = [sum(one.values()) for one in layers]
     baseline = next((total for one, total in zip(found, totals, strict=True) if one.name == VILT), min(totals))
     shorter = [total for total in totals if total <= ENLARGED * baseline]
-    limits = [1.12 * max(totals), 1.25 * max([*shorter, baseline])]
+    limits = [1.12 * max(totals), 1.15 * max([*shorter, baseline])]
     with mpl.rc_context(STYLE):
         figure, panels = _rows(found, 2)
         for axes, limit, name in zip(panels, limits, ("", "enlarged; longer bars run on"), strict=True):

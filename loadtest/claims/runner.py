@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi import _pybind_state as state
 
 from loadtest.claims import feeds, picture
 from loadtest.claims.plan import Design
@@ -19,7 +20,7 @@ from server.engine import OrtEngine
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 PREPARATION = ("decode", "preprocess")
 PAIR_STAGES = ("interaction", "head")
-BOXES_PER_CLASS = 20
+ARENA = {"arena_extend_strategy": 1}  # by as much as is asked for, not by powers of two
 SCORE_THRESHOLD = 0.05  # detectron2's ROI_HEADS.SCORE_THRESH_TEST
 Stages = dict[str, float]  # seconds
 Timed = Callable[[], Stages]
@@ -28,14 +29,20 @@ Timed = Callable[[], Stages]
 class Sessions:
     """One session a graph, however many designs run it."""
 
-    def __init__(self, provider: str) -> None:
-        """Choose where graphs run.
+    def __init__(self, provider: str, *, shared: bool = True) -> None:
+        """Choose where graphs run, and whether they share the threads and the memory of the process.
+
+        Threads are those that `server.engine.share_threads` has sized, as ViLT's are. Memory is one arena: each of 40
+        graphs would else keep the most that it ever needed, some 13 GB together.
 
         Raises: ValueError: this onnxruntime has no such provider.
         """
-        self.provider = provider
+        self.provider, self._shared = provider, shared
         if PROVIDERS[provider] not in onnxruntime.get_available_providers():
             raise ValueError(f"this onnxruntime has no {PROVIDERS[provider]}: install the wheel that has it")
+        if shared:
+            memory = state.OrtMemoryInfo("Cpu", state.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, state.OrtMemType.DEFAULT)
+            onnxruntime.create_and_register_allocator(memory, state.OrtArenaCfg(ARENA))
         self._sessions: dict[Path, tuple[onnxruntime.InferenceSession, list[str], list[str]]] = {}
 
     def run(self, graph: Path, values: dict[str, Any]) -> float:
@@ -51,7 +58,8 @@ class Sessions:
     def _load(self, graph: Path) -> tuple[onnxruntime.InferenceSession, list[str], list[str]]:
         if graph not in self._sessions:
             options = onnxruntime.SessionOptions()
-            options.use_per_session_threads = False
+            options.use_per_session_threads = not self._shared
+            options.add_session_config_entry("session.use_env_allocators", "1" if self._shared else "0")
             options.log_severity_level = 3  # errors, as the server's sessions
             session = onnxruntime.InferenceSession(str(graph), options, providers=[PROVIDERS[self.provider]])
             names = [tensor.name for tensor in session.get_inputs()], [tensor.name for tensor in session.get_outputs()]
@@ -120,12 +128,10 @@ def time_pairs(design: Design, sessions: Sessions, num_images: int, repeat: int)
     return [sum(sessions.run(graph, values) for graph in pairs) for _ in range(repeat + 1)][1:]
 
 
-def time_nms(design: Design, sessions: Sessions, detected: int, repeat: int) -> list[float]:
-    """Time per-class suppression where so many classes are detected, by 20 boxes each, in seconds."""
+def time_nms(design: Design, sessions: Sessions, *, detected: int, per_class: int, repeat: int) -> list[float]:
+    """Time per-class suppression where so many classes are detected, each by so many boxes, in seconds."""
     graph = next(step.graph for step in design.steps if step.stage == "nms")
     count, classes = design.sources["class_scores"].shape
-    values: dict[str, Any] = feeds.detections(
-        np.random.default_rng(feeds.SEED), count, classes, detected, BOXES_PER_CLASS
-    )
+    values: dict[str, Any] = feeds.detections(np.random.default_rng(feeds.SEED), count, classes, detected, per_class)
     values["score_threshold"] = np.array([SCORE_THRESHOLD], np.float32)
     return [sessions.run(graph, values) for _ in range(repeat + 1)][1:]
