@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -31,7 +32,10 @@ def main() -> None:
             bar.set_postfix_str(step)
             bar.update()
 
-        write(options.output, REDUCED if options.reduced else FULL, options.models, report)
+        try:
+            write(options.output, REDUCED if options.reduced else FULL, options.models, report)
+        except ValueError as error:
+            sys.exit(f"export.claims: {error}")
 
 
 if __name__ == "__main__":

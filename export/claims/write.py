@@ -27,8 +27,13 @@ Report = Callable[[str], None]
 
 
 def write(output: Path, sizes: Sizes, names: Iterable[str], report: Report) -> None:
-    """Write the graphs that the named designs need, ViLT's artifact among them, and the plan; files there are kept."""
+    """Write the graphs that the named designs need, ViLT's artifact among them, and the plan; files there are kept.
+
+    Raises: ValueError: the folder holds graphs of other sizes.
+    """
     output.mkdir(parents=True, exist_ok=True)
+    if (output / PLAN).exists() and json.loads((output / PLAN).read_text())["sizes"] != asdict(sizes):
+        raise ValueError(f"{output} holds graphs of other sizes: give --output another folder")
     wanted = set(names)
     plans = []
     graphs: dict[str, onnx.ModelProto] = {}

@@ -3,6 +3,7 @@
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,13 +43,15 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     folder = options.graphs or plan.default_folder()
-    designs = plan.prepare(folder, options.models)
     threads = share_threads(options.threads)
     try:
+        designs = plan.prepare(folder, options.models)
         sessions = Sessions(options.provider)
         timed = timed_designs(designs, sessions)
     except ValueError as error:
         sys.exit(f"vilt-bench claims: {error}")
+    except subprocess.CalledProcessError:
+        sys.exit("vilt-bench claims: the graphs could not be built (see above); it takes pip install '.[export]'")
     samples, complete = measure(timed, options.repeat)
     pairs_s = time_ranks(designs, sessions, options.repeat) if complete else {}
     curves = nms_curves(designs, sessions, options.repeat) if complete else {}
