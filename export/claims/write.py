@@ -15,8 +15,9 @@ from torch.export import Dim
 from export import to_onnx
 from export.claims import vilt
 from export.claims.count import Counts, count, skeleton
-from export.claims.designs import Design, Step, designs
+from export.claims.designs import Design, designs
 from export.claims.sizes import Sizes
+from export.claims.step import Step
 from export.claims.weights import draw
 
 PLAN = "claims.json"

@@ -32,9 +32,9 @@ def draw(sources: Mapping[str, Source], image_px: tuple[int, int]) -> Tensors:
     for name, source in sources.items():
         rng = np.random.default_rng(SEED)
         if name == "grid_boxes":
-            found[name] = grid_boxes(len_of(source), image_px)
+            found[name] = grid_boxes(source.shape[0], image_px)
         elif name in {"candidate_boxes", "proposals"}:
-            found[name] = boxes(rng, len_of(source))
+            found[name] = boxes(rng, source.shape[0])
         elif name == "class_scores":
             found[name] = softmax(rng.standard_normal(source.shape))
         elif name == "score_threshold":
@@ -91,11 +91,6 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float32]:
     return shares.astype(np.float32)
 
 
-def len_of(source: Source) -> int:
-    """Count the rows of a tensor."""
-    return source.shape[0]
-
-
 def _by_level(sources: Mapping[str, Source], found: Tensors) -> Tensors:
     """Deal the proposals, which are sorted by size, to the levels of a feature pyramid."""
     split: Tensors = {}
@@ -103,7 +98,7 @@ def _by_level(sources: Mapping[str, Source], found: Tensors) -> Tensors:
     for level in LEVEL_OF_PROPOSALS:
         name = f"proposals_{level}"
         if name in sources:
-            end = start + len_of(sources[name])
+            end = start + sources[name].shape[0]
             split[name] = found["proposals"][start:end]
             start = end
     return split

@@ -13,9 +13,10 @@ from torch import nn
 from export import to_onnx
 from export.claims import detector, nms, resnet, transformer, two_stream
 from export.claims.count import count
-from export.claims.designs import STAGES, Design, designs
+from export.claims.designs import Design, designs
 from export.claims.grid import GridEmbedding
 from export.claims.sizes import FULL, REDUCED
+from export.claims.step import STAGES
 from export.claims.weights import draw
 
 ALL = designs(FULL)
