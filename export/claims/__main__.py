@@ -1,11 +1,13 @@
 """Build what `vilt-bench claims` times: `python -m export.claims --output DIR`."""
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
 
 import torch
+import transformers
 from tqdm import tqdm
 
 from export.claims import vilt
@@ -25,6 +27,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--reduced", action="store_true", help="narrow and shallow, for tests; tokens stay the same")
     options = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)  # the quantiser gives advice
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tqdm(desc="building", unit="graph", disable=None) as bar:
 

@@ -1,5 +1,6 @@
 """Parameters and multiply-accumulates, counted from an ONNX graph."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +14,36 @@ SMALL = 1024  # elements: such constants may be shapes, and stay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """What one graph holds and does; a multiply-accumulate (MAC) is two floating point operations."""
+class Weights:
+    """What a graph holds."""
 
     parameters: int
     dictionary_parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Macs:
+    """What a graph does; a multiply-accumulate (MAC) is two floating point operations."""
+
     convolution_macs: int
     product_macs: int  # matrix products, recurrent ones included
+
+
+def weigh(model: onnx.ModelProto) -> Weights:
+    """Add up what was learned: neither a causal mask nor a table of anchors, and what is used twice only once."""
+    found = {"learned": 0, "dictionary": 0}
+    gathered = {node.input[0] for node in model.graph.node if node.op_type.startswith("Gather")}
+    seen = set()
+    for tensor in model.graph.initializer:
+        constant = tensor.name.endswith("attention_bias") or (
+            tensor.name in gathered and tensor.name.startswith("val_")
+        )
+        digest = hashlib.sha256(tensor.raw_data).digest()
+        repeated = math.prod(tensor.dims) > SMALL and digest in seen
+        seen.add(digest)
+        if tensor.data_type == onnx.TensorProto.FLOAT and not constant and not repeated:
+            found["dictionary" if tensor.name.startswith(DICTIONARIES) else "learned"] += math.prod(tensor.dims)
+    return Weights(parameters=found["learned"], dictionary_parameters=found["dictionary"])
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -33,37 +57,18 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def count(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Counts:
-    """Count a graph's parameters, and its MACs for inputs of given shapes.
+def count(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Macs:
+    """Count a graph's MACs for inputs of given shapes.
 
     Raises: ValueError: the shape of a weighted operator's output does not follow from the inputs'.
     """
-    parameters = _parameters(model)
     fixed = _fix(model, shapes)
     found = _shapes(fixed)
     macs = {"convolution": 0, "product": 0}
     for node in fixed.graph.node:
         if node.op_type in WEIGHTED:
             macs["convolution" if node.op_type == "Conv" else "product"] += _macs(node, found)
-    return Counts(
-        parameters=parameters["learned"],
-        dictionary_parameters=parameters["dictionary"],
-        convolution_macs=macs["convolution"],
-        product_macs=macs["product"],
-    )
-
-
-def _parameters(model: onnx.ModelProto) -> dict[str, int]:
-    """Add up what was learned; a causal mask and a table of anchors, gathered and without a name, were not."""
-    found = {"learned": 0, "dictionary": 0}
-    gathered = {node.input[0] for node in model.graph.node if node.op_type.startswith("Gather")}
-    for tensor in model.graph.initializer:
-        constant = tensor.name.endswith("attention_bias") or (
-            tensor.name in gathered and tensor.name.startswith("val_")
-        )
-        if tensor.data_type == onnx.TensorProto.FLOAT and not constant:
-            found["dictionary" if tensor.name.startswith(DICTIONARIES) else "learned"] += math.prod(tensor.dims)
-    return found
+    return Macs(convolution_macs=macs["convolution"], product_macs=macs["product"])
 
 
 def _fix(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:

@@ -85,7 +85,7 @@ def lxmert(sizes: Sizes, visual: int, length: int) -> tuple[Step, ...]:
             graph="lxmert",
             build=lambda: two_stream.Lxmert(sizes),
             inputs=token_shapes(sizes, visual, length),
-            outputs=("hidden",),
+            outputs=("hidden", "image_hidden"),
             free={"text": (1,), "image": (1,)},
         ),
         bert_head(sizes, length),

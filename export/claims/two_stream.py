@@ -110,9 +110,9 @@ class Lxmert(nn.Module):
         self.image_layers = nn.Sequential(*(bert_layer(sizes) for _ in range(sizes.depth(VISION_LAYERS))))
         self.cross_layers = nn.ModuleList(CrossLayer(sizes) for _ in range(sizes.depth(CROSS_LAYERS)))
 
-    def forward(self, text: Tensor, image: Tensor) -> Tensor:
-        """Shapes: (1, L, hidden), (1, V, hidden) -> the text's (1, L, hidden), which the pooler reads."""
+    def forward(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: (1, L, hidden), (1, V, hidden) -> the same; the pooler reads the text's."""
         text, image = self.text_layers(text), self.image_layers(image)
         for layer in self.cross_layers:
             text, image = layer(text, image)
-        return text
+        return text, image

@@ -16,7 +16,7 @@ from transformers import ViltConfig
 
 from export import checkpoint, random_checkpoint
 from export.artifact import write_artifact
-from export.claims.count import count, skeleton
+from export.claims.count import count, skeleton, weigh
 from export.claims.sizes import Sizes
 from models.manifest import PARTS, FileEntry, Manifest, Precision, describe_file, read_manifest
 
@@ -45,8 +45,9 @@ def write(output: Path, sizes: Sizes) -> dict[str, Any]:
     }
     steps = []
     for part in PARTS:
-        model = skeleton(onnx.load(folder / graphs[part].file))
-        steps.append({"stage": part, "graph": graphs[part].file, **asdict(count(model, shapes[part]))})
+        model = onnx.load(folder / graphs[part].file)
+        described = {"stage": part, "graph": graphs[part].file}
+        steps.append({**described, **asdict(weigh(model)), **asdict(count(skeleton(model), shapes[part]))})
     return {
         "name": NAME,
         "title": "ViLT-B/32",

@@ -14,7 +14,7 @@ from torch.export import Dim
 
 from export import to_onnx
 from export.claims import vilt
-from export.claims.count import Counts, count, skeleton
+from export.claims.count import Weights, count, skeleton, weigh
 from export.claims.designs import Design, designs
 from export.claims.sizes import Sizes
 from export.claims.step import Step
@@ -37,15 +37,17 @@ def write(output: Path, sizes: Sizes, names: Iterable[str], report: Report) -> N
         raise ValueError(f"{output} holds graphs of other sizes: give --output another folder")
     wanted = set(names)
     plans = []
-    graphs: dict[str, onnx.ModelProto] = {}
+    graphs: dict[str, tuple[Weights, onnx.ModelProto]] = {}
     for design in designs(sizes):
         if design.name in wanted:
             steps = []
             for step in design.steps:
                 if step.graph not in graphs:
                     report(f"{design.title}: {step.graph}")
-                    graphs[step.graph] = _graph(step, output / f"{step.graph}.onnx")
-                steps.append(_describe(step, count(graphs[step.graph], step.inputs)))
+                    graphs[step.graph] = graph(step, output / f"{step.graph}.onnx")
+                weights, light = graphs[step.graph]
+                described = {"stage": step.stage, "graph": f"{step.graph}.onnx"}
+                steps.append({**described, **asdict(weights), **asdict(count(light, step.inputs))})
             plans.append(_plan(design, steps, sizes))
     if vilt.NAME in wanted:
         report("ViLT: artifact")
@@ -55,8 +57,8 @@ def write(output: Path, sizes: Sizes, names: Iterable[str], report: Report) -> N
     (output / PLAN).write_text(json.dumps(plan, indent=1) + "\n")
 
 
-def _graph(step: Step, path: Path) -> onnx.ModelProto:
-    """Write a graph unless it is there, and return it without its weights' values."""
+def graph(step: Step, path: Path) -> tuple[Weights, onnx.ModelProto]:
+    """Write a graph unless it is there; return what it holds, and it without its weights' values."""
     if not path.exists():
         unfinished = path.with_suffix(".part")
         built = step.build()
@@ -65,7 +67,8 @@ def _graph(step: Step, path: Path) -> onnx.ModelProto:
         else:
             to_onnx.write(_part(step, draw(built)), unfinished)
         unfinished.rename(path)
-    return skeleton(onnx.load(path))
+    model = onnx.load(path)
+    return weigh(model), skeleton(model)
 
 
 def _part(step: Step, module: torch.nn.Module) -> to_onnx.Part:
@@ -78,10 +81,6 @@ def _example(name: str, shape: tuple[int, ...], free: tuple[int, ...]) -> Tensor
     """Make an input to trace with; a free axis must not be 1, which would be taken for a constant."""
     traced = [max(size, 2 + axis) if axis in free else size for axis, size in enumerate(shape)]
     return torch.zeros(traced, dtype=torch.long if name in INTEGERS else torch.float32)
-
-
-def _describe(step: Step, counts: Counts) -> dict[str, Any]:
-    return {"stage": step.stage, "graph": f"{step.graph}.onnx", **asdict(counts)}
 
 
 def _plan(design: Design, steps: list[dict[str, Any]], sizes: Sizes) -> dict[str, Any]:
