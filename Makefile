@@ -50,7 +50,7 @@ accuracy: $(DEV)/installed ## Ask a server about 2,000 held-out scenes: question
 load: $(DEV)/installed ## Load a server and report on it (SCENARIO=vqa|itm|rank|mix, RATES="20 50" a second); minutes
 	$(DEV)/bin/vilt-bench load --scenario $(SCENARIO) $(if $(RATES),--rate $(RATES)) --output runs/load $(ARGS)
 
-claims: $(DEV)/installed ## Time ViLT beside the 14 designs it is compared with, stage by stage; 5 GB, some 15 minutes
+claims: $(DEV)/installed ## Time ViLT beside the 14 designs it is compared with, stage by stage; some 10 minutes
 	$(DEV)/bin/vilt-bench claims --output runs/claims $(ARGS)
 
 check-weights: $(DEV)/installed ## Compare the public checkpoints with published logits (IMAGE=000000039769.jpg, of COCO)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from loadtest.claims.plan import VILT
+from loadtest.claims.plan import VILT, named
 from loadtest.claims.summary import RANKED, VILT_INT8, Measured
 
 INK, FADED, GREY, FAINT = "#22303c", "#5c6670", "#9aa5b1", "#eef1f4"
@@ -193,11 +193,6 @@ def _rows(found: Sequence[Measured], panels: int) -> tuple[Figure, Sequence[Axes
         label.set_fontweight("bold" if one.name in {VILT, VILT_INT8} else "normal")
     first.set_ylim(len(found) - 0.5, -0.5)
     return figure, axes_of_panels
-
-
-def named(stage: str) -> str:
-    """Write a stage's name as people do."""
-    return stage.replace("_", " ").replace("roi", "RoI").replace("nms", "NMS")
 
 
 def _milliseconds(value: float) -> str:

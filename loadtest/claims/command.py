@@ -30,7 +30,7 @@ def add_to(commands: Any) -> None:
         help="ViLT beside every design it is compared with",
         description="Time ViLT and the structures that the paper compares it with (random weights, one engine, the same"
         " threads, in turns), stage by stage. The first run builds the graphs, which needs torch and about 5 GB; all of"
-        " it takes some 20 minutes on two cores. Interrupted, it reports the rounds that are complete.",
+        " it takes some 10 minutes on two cores, and 12 GB of memory. Interrupted, it reports what is complete.",
     )
     parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds, after one to warm up (%(default)s)")

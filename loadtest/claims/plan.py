@@ -78,6 +78,11 @@ class Design:
         return tuple(stage for stage in STAGES if stage in found)
 
 
+def named(stage: str) -> str:
+    """Write a stage's name as people do."""
+    return stage.replace("_", " ").replace("roi", "RoI").replace("nms", "NMS")
+
+
 def default_folder() -> Path:
     """Where graphs are kept from one run to the next."""
     return user_cache_path("vilt-server") / "claims"

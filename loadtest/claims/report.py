@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from loadtest.claims import paper
-from loadtest.claims.plan import STAGES
+from loadtest.claims.plan import STAGES, named
 from loadtest.claims.summary import Measured, vilt_of
 
 
@@ -40,7 +40,7 @@ def times(found: Sequence[Measured]) -> str:
                 f"{row.time_ms / theirs.time_ms:.1f}" if row else "",
             ]
         )
-    names = [stage.replace("_", " ") for stage in STAGES]
+    names = [named(stage) for stage in STAGES]
     return _table(["design", *names, "total", "x ViLT", "paper's ms", "paper's x ViLT"], rows)
 
 
@@ -79,7 +79,7 @@ def parameters(found: Sequence[Measured]) -> str:
         rows.append(
             [one.title, *cells, total, f"{row.parameters_m}" if row else "", _millions(one.dictionary_parameters)]
         )
-    names = [stage.replace("_", " ") for stage in STAGES]
+    names = [named(stage) for stage in STAGES]
     return _table(["design", *names, "total", "paper's", "look-ups, not in the total"], rows)
 
 
