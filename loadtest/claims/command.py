@@ -53,8 +53,14 @@ def run(options: argparse.Namespace) -> None:
     except subprocess.CalledProcessError:
         sys.exit("vilt-bench claims: the graphs could not be built (see above); it takes pip install '.[export]'")
     samples, complete = measure(timed, options.repeat)
-    pairs_s = time_ranks(designs, sessions, options.repeat) if complete else {}
-    curves = nms_curves(designs, sessions, options.repeat) if complete else {}
+    pairs_s: dict[str, list[float]] = {}
+    curves: dict[int, dict[int, float]] = {}
+    if complete:
+        try:
+            pairs_s = time_ranks(designs, sessions, options.repeat)
+            curves = nms_curves(designs, sessions, options.repeat)
+        except KeyboardInterrupt:
+            complete = False
     found = summaries(designs, samples, pairs_s)
     text = report.markdown(found)
     print(text)
