@@ -1,18 +1,22 @@
-"""The command vilt-bench: every measurement, from outside."""
+"""The command vilt-bench: every measurement."""
 
 import argparse
 
 from loadtest import accuracy, length, load, oracle
+from loadtest.claims import command as claims
 from loadtest.trials import abandon, blocking, deadline, drain, overload, storm, users
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="vilt-bench",
-        description="Measure a server from outside, over HTTP; without --url, one is started for the occasion.",
+        description="Measure a server from outside, over HTTP; without --url, one is started for the occasion."
+        " claims needs no server: it times ViLT beside the designs it is compared with.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    for module in (accuracy, length, load, oracle, overload, blocking, abandon, storm, drain, deadline, users):
+    tasks = (accuracy, claims, length, load, oracle)
+    trials = (overload, blocking, abandon, storm, drain, deadline, users)
+    for module in (*tasks, *trials):
         module.add_to(commands)
     options = parser.parse_args()
     options.run(options)
