@@ -2,8 +2,9 @@
 
 import argparse
 
-from loadtest import accuracy, length, load, oracle
+from loadtest import accuracy, length, load, oracle, stages
 from loadtest.claims import command as claims
+from loadtest.peers import command as peers
 from loadtest.trials import abandon, blocking, deadline, drain, overload, storm, users
 
 
@@ -14,9 +15,9 @@ def main() -> None:
         " claims needs no server: it times ViLT beside the designs it is compared with.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    tasks = (accuracy, claims, length, load, oracle)
+    measurements = (accuracy, claims, length, load, oracle, peers, stages)
     trials = (overload, blocking, abandon, storm, drain, deadline, users)
-    for module in (*tasks, *trials):
+    for module in (*measurements, *trials):
         module.add_to(commands)
     options = parser.parse_args()
     options.run(options)

@@ -38,27 +38,29 @@ def server(url: str | None, flags: Sequence[str] = ()) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def started(flags: Sequence[str] = ()) -> Iterator[Started]:
-    """Start `vilt-serve` with these flags, yield it when it is ready, and stop it afterwards if it still runs.
+def started(
+    flags: Sequence[str] = (), *, module: str = "server", ready_within_s: float = READY_WITHIN_S
+) -> Iterator[Started]:
+    """Start a server, by default `vilt-serve`, yield it when it is ready, and stop it afterwards if it still runs.
 
     Raises: SystemExit: it does not become ready; the message says why.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "server", "--port", str(port), "--log-level", "warning", *flags]
+    command = [sys.executable, "-m", module, "--port", str(port), "--log-level", "warning", *flags]
     began_s = time.monotonic()
     with subprocess.Popen(command) as process:  # noqa: S603 our own command
         try:
             url = f"http://127.0.0.1:{port}"
-            _wait(url, process)
+            _wait(url, process, ready_within_s)
             yield Started(url, process, time.monotonic() - began_s)
         finally:
             process.terminate()
 
 
-def _wait(url: str, process: "subprocess.Popen[bytes] | None") -> None:
-    until_s = time.monotonic() + READY_WITHIN_S
+def _wait(url: str, process: "subprocess.Popen[bytes] | None", ready_within_s: float = READY_WITHIN_S) -> None:
+    until_s = time.monotonic() + ready_within_s
     while time.monotonic() < until_s:
         if process is not None and process.poll() is not None:
             sys.exit("the server ended before it was ready; its last line says why")
@@ -68,4 +70,4 @@ def _wait(url: str, process: "subprocess.Popen[bytes] | None") -> None:
         if process is None:
             sys.exit(f"no server is ready at {url}: start one with vilt-serve, or leave --url out")
         time.sleep(POLL_S)
-    sys.exit(f"the server at {url} was not ready within {READY_WITHIN_S:g} s")
+    sys.exit(f"the server at {url} was not ready within {ready_within_s:g} s")

@@ -4,7 +4,6 @@ A model exported with a fixed text length would show a flat line at its longest.
 """
 
 import argparse
-import io
 import json
 import random
 import statistics
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from PIL import Image
 from tqdm import tqdm
 
+from loadtest import photo
 from loadtest.launch import server
 from loadtest.stamp import stamp
 
@@ -53,8 +52,7 @@ def measure(client: httpx.Client, longest: int, rounds: int) -> dict[int, list[f
 
     Units: milliseconds of inference, by text tokens.
     """
-    file = io.BytesIO()
-    Image.effect_noise((640, 480), 40).convert("RGB").save(file, "JPEG")
+    picture = photo.draw()
     lengths = list(range(SPECIAL_TOKENS + 1, longest + 1))
     samples: dict[int, list[float]] = {length: [] for length in lengths}
     shuffler = random.Random(0)  # noqa: S311 an order, not a secret
@@ -65,7 +63,7 @@ def measure(client: httpx.Client, longest: int, rounds: int) -> dict[int, list[f
             response = client.post(
                 "/v1/vqa",
                 params={"question": text, "top_k": 1},
-                content=file.getvalue(),
+                content=picture,
                 headers={"Content-Type": "image/jpeg"},
             )
             response.raise_for_status()

@@ -10,7 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("vilt-server", "onnxruntime", "numpy", "pillow", "uvicorn")
+PACKAGES = (
+    *("vilt-server", "onnxruntime", "numpy", "pillow", "uvicorn"),
+    *(
+        "fastapi",
+        "torch",
+        "torchvision",
+        "transformers",
+        "litserve",
+    ),  # what the servers that we compare with are made of
+)
 
 
 def stamp() -> dict[str, Any]:

@@ -42,18 +42,26 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Something to ask many times: vqa and itm as the raw picture, the form fastest to read, a rank as multipart."""
+    """Something to ask many times: vqa and itm as the raw picture, the form fastest to read, a rank as multipart.
+
+    With `multipart` they are sent so, too: other servers read no other form.
+    """
 
     kind: str
     fields: tuple[tuple[str, str], ...]
     images: tuple[tuple[str, str, bytes], ...]  # field, media type, file
     expected: str | None = None
+    multipart: bool = False
 
     def request(self, nonce: bytes = b"") -> Request:
         """Make a request of it, every picture with these bytes behind its end, where decoders do not look."""
         images = [(field, media_type, data + nonce) for field, media_type, data in self.images]
-        if self.kind == "rank":
-            path, content_type, body = "/v1/rank", f"multipart/form-data; boundary={BOUNDARY}", _multipart(self, images)
+        if self.kind == "rank" or self.multipart:
+            path, content_type, body = (
+                f"/v1/{self.kind}",
+                f"multipart/form-data; boundary={BOUNDARY}",
+                _multipart(self, images),
+            )
         else:
             ((_, content_type, body),) = images
             path = f"/v1/{self.kind}?{urlencode(self.fields)}"

@@ -1,0 +1,47 @@
+"""What the peers share: their flags, a picture and a question to tensors as transformers does it, logits to answers."""
+
+import argparse
+from typing import Any, BinaryIO
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import ViltForQuestionAnswering, ViltProcessor
+from transformers.utils import logging
+
+MAX_TOKENS = 40  # what padding pads to: max_position_embeddings
+
+Answers = dict[str, list[dict[str, str | float]]]
+
+
+def parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """Declare the flags of every peer."""
+    flags = argparse.ArgumentParser(prog=f"python -m export.peers.{module}", description=description)
+    flags.add_argument("--checkpoint", required=True, metavar="DIR", help="folder or hub id of a ViLT with answers")
+    flags.add_argument("--port", type=int, default=8000, help="port to listen on (default %(default)s)")
+    flags.add_argument("--log-level", default="info", help="least level logged (default %(default)s)")
+    return flags
+
+
+def load(checkpoint: str) -> tuple[Any, ViltForQuestionAnswering]:
+    """Load processor and model as the model card says."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    processor = ViltProcessor.from_pretrained(checkpoint)
+    return processor, ViltForQuestionAnswering.from_pretrained(checkpoint).eval()
+
+
+def encode(processor: Any, image: BinaryIO, question: str, *, tensors: str = "pt", pad: bool = False) -> Any:
+    """Make the model's inputs, the question at its own length or padded to the longest."""
+    padding = {"padding": "max_length", "max_length": MAX_TOKENS, "truncation": True} if pad else {}
+    return processor(Image.open(image).convert("RGB"), question, return_tensors=tensors, **padding)
+
+
+def answers(labels: dict[int, str], logits: Tensor, top_k: int) -> Answers:
+    """Name the best answers, as our server does.
+
+    Shapes: logits (1, labels).
+    """
+    scores, indices = torch.sigmoid(logits[0]).topk(min(top_k, len(labels)))
+    best = zip(indices.tolist(), scores.tolist(), strict=True)
+    return {"answers": [{"answer": labels[index], "score": score} for index, score in best]}

@@ -1,0 +1,108 @@
+"""Where one request's time goes: the server's stages as Server-Timing has them, and what the client waits beside them.
+
+One request at a time, each picture different from all others, so that nothing comes out of a cache. Where the artifact
+has several precisions, each has a server of its own and they take turns.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvloop
+from tqdm import tqdm
+
+from loadtest import photo
+from loadtest.breakdown import Breakdown, draw
+from loadtest.launch import server
+from loadtest.openloop import Client
+from loadtest.peers.servers import ours
+from loadtest.rows import Row
+from loadtest.stamp import stamp
+
+WARM_UP = 10  # requests
+
+
+def add_to(commands: Any) -> None:
+    """Declare `vilt-bench stages`."""
+    parser = commands.add_parser(
+        "stages",
+        help="where one request's time goes, stage by stage",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--url", help="of a running, otherwise idle server (default: start vilt-serve)")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="artifact that is served (default: shapes)")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="JPEG to ask about (default: one of 640x480)")
+    parser.add_argument("--repeat", type=_at_least_2, default=100, help="requests to each (default %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write the plot, a PNG (default: beside --output)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    try:
+        picture = photo.read(options.image)
+        with servers(options.url, options.model) as urls:
+            models = [httpx.get(f"{url}/v1/models").raise_for_status().json()["models"][0] for url in urls]
+            rows = uvloop.run(measure(urls, picture, options.repeat))
+        found = [Breakdown.of(model, asked) for model, asked in zip(models, rows, strict=True)]
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        sys.exit(f"vilt-bench stages: {error}")
+    print(*found, sep="\n")
+    described = stamp()
+    size = photo.size_of(picture)
+    if options.output:
+        result = {
+            "benchmark": "vilt-bench stages",
+            **described,
+            "image": f"{size} JPEG, {len(picture):,} bytes, sent raw",
+            "questions": photo.QUESTIONS,
+            "repeat": options.repeat,
+            "servers": [asdict(one) for one in found],
+        }
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    plot = options.plot or (options.output and options.output.with_suffix(".png"))
+    if plot:
+        machine = described["machine"]
+        draw(found, f"{found[0].model['name']}, {size} JPEG, {machine['cpus']} CPUs: {machine['processor']}", plot)
+
+
+@contextlib.contextmanager
+def servers(url: str | None, model: Path | None) -> Iterator[list[str]]:
+    """Yield the URLs of a running server, of one for each precision of an artifact, or of one of the shipped one."""
+    flags = [one.flags for one in ours(model)] if model and url is None else [()]
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(server(url, some)) for some in flags]
+
+
+async def measure(urls: Sequence[str], picture: bytes, repeat: int) -> list[list[Row]]:
+    """Ask each server in turn, so many times.
+
+    Raises: ValueError: one refuses.
+    """
+    rows: list[list[Row]] = [[] for _ in urls]
+    requests = [photo.requests(picture) for _ in urls]
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(Client(url)) for url in urls]
+        for number in tqdm(range(-WARM_UP, repeat), desc="request", disable=None, leave=False):
+            for client, some, kept in zip(clients, requests, rows, strict=True):
+                row = await client.send(next(some))
+                if row.status != 200:
+                    raise ValueError(f"the server did not answer: {row.status or ''} {row.code}".strip())
+                if number >= 0:
+                    kept.append(row)
+    return rows
+
+
+def _at_least_2(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 2")
+    return value
