@@ -43,7 +43,8 @@ class RegionEmbedding(nn.Module):
         super().__init__()
         self.geometry, self.joined = geometry, joined
         self.features = nn.Linear(region_channels + (len(geometry) if joined else 0), width)
-        self.feature_norm = nn.LayerNorm(width)
+        if not joined:
+            self.feature_norm = nn.LayerNorm(width)
         if geometry and not joined:
             self.location = nn.Linear(len(geometry), width)
             self.location_norm = nn.LayerNorm(width)
