@@ -18,7 +18,7 @@ MODELS ?=
 TRIALS ?= deadline users storm drain abandon blocking overload
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check lint types format accuracy load trials check-weights shapes clean
+.PHONY: help serve test test-fast check lint types format accuracy load trials claims check-weights shapes clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ trials: $(DEV)/installed ## What must hold under strain (MODELS="DIR ...", defau
 		echo "$$trial:"; \
 		$(DEV)/bin/vilt-bench $$trial $(addprefix --model ,$(MODELS)) --output runs/trials/$$trial.json || failed=1; \
 	done; test -z "$$failed"
+
+claims: $(DEV)/installed ## Time ViLT beside the 14 designs it is compared with, stage by stage; some 10 minutes
+	$(DEV)/bin/vilt-bench claims --output runs/claims $(ARGS)
 
 check-weights: $(DEV)/installed ## Compare the public checkpoints with published logits (IMAGE=000000039769.jpg, of COCO)
 	$(DEV)/bin/python -m export.check_weights $(ARGS) $(if $(IMAGE),'$(IMAGE)')

@@ -5,15 +5,19 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import nn
+from tqdm import tqdm
 
-from export import parity, to_onnx
+from export import gate, int8, parity, to_onnx
 from export.checkpoint import Checkpoint, CheckpointError
 from export.graph import HEADS, Fused, build, heads_of
 from models.manifest import LABELS, MANIFEST, TASKS, TOKENIZER, Manifest, Precision, describe_file
+from models.text import TextEncoder
 
 TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "pillow")
 Report = Callable[[str], None]
@@ -31,16 +35,25 @@ def write_artifact(
     description: str,
     tasks: Sequence[str],
     report: Report,
+    with_int8: bool = False,
+    eval_data: Path | None = None,
 ) -> Manifest:
-    """Write an artifact folder of a checkpoint in fp32; `report` is told each step.
+    """Write an artifact folder of a checkpoint in fp32, and in int8 if asked to; `report` is told each step.
 
     Raises: CheckpointError: no head serves the tasks. parity.ParityError: the graphs are not the model.
-        OutputError: the folder cannot be written. Whichever it is, an earlier artifact there stays as it was.
+        gate.GateError: the evaluation data is of no use. OutputError: the folder cannot be written. Whichever it is,
+        an earlier artifact there stays as it was.
     """
     model = _build(checkpoint)
     _keep_heads(model, checkpoint, tasks)
+    asked = gate.read(eval_data, model.interaction.heads) if eval_data else []
     with _replacing(output) as folder:
-        return _write(checkpoint, model, folder, name=name, description=description, report=report)
+        manifest = _write(checkpoint, model, folder, name=name, description=description, report=report)
+        if with_int8:
+            manifest = _add_int8(manifest, checkpoint, folder, asked, report)
+        report("writing the manifest")
+        manifest.write(folder)
+        return manifest
 
 
 def _write(
@@ -58,8 +71,7 @@ def _write(
     if checkpoint.labels is not None and "vqa_logits" in model.interaction.heads:
         (folder / LABELS).write_text(json.dumps(checkpoint.labels, indent=0, ensure_ascii=False) + "\n")
         files.append(LABELS)
-    report("writing the manifest")
-    manifest = Manifest(
+    return Manifest(
         name=name,
         description=description,
         spec=checkpoint.config.spec,
@@ -79,8 +91,35 @@ def _write(
         },
         tools={tool: version(tool) for tool in TOOLS},
     )
-    manifest.write(folder)
-    return manifest
+
+
+def _add_int8(
+    manifest: Manifest, checkpoint: Checkpoint, folder: Path, asked: Sequence[gate.Asked], report: Report
+) -> Manifest:
+    """Write the int8 graphs, and say in the manifest what they cost in answers."""
+    fp32 = {part: folder / entry.file for part, entry in manifest.precisions["fp32"].graphs.items()}
+    report("int8: writing")
+    graphs = int8.quantise(fp32, folder / "int8")
+    ours, reference = parity.onnx_runner(graphs), parity.onnx_runner(fp32)
+    report("int8: comparing with fp32")
+    found: dict[str, Any] = gate.NOT_GATED
+    if asked:
+        found = gate.check(
+            reference,
+            ours,
+            asked,
+            spec=manifest.spec,
+            encoder=TextEncoder(folder / TOKENIZER, manifest.spec.max_text_tokens),
+            labels=checkpoint.labels or (),
+            progress=lambda rows: tqdm(rows, desc="int8 against fp32", unit="question", leave=False, disable=None),
+        )
+    precision = Precision(
+        graphs={part: describe_file(folder, f"int8/{path.name}") for part, path in graphs.items()},
+        opset=to_onnx.OPSET,
+        parity=parity.compare(checkpoint, ours, reference),
+        gate=found,
+    )
+    return replace(manifest, precisions={**manifest.precisions, "int8": precision})
 
 
 def _build(checkpoint: Checkpoint) -> Fused:

@@ -199,6 +199,17 @@ def check(checkpoint: Checkpoint, model: Fused, graphs: dict[str, Path]) -> dict
     return report
 
 
+def compare(checkpoint: Checkpoint, ours: Runner, reference: Runner) -> dict[str, float | int]:
+    """Measure how far the logits of a lower precision are from fp32's, one row at a time: nothing is too far."""
+    vocabulary = checkpoint.state["vilt.embeddings.text_embeddings.word_embeddings.weight"].shape[0]
+    differences = []
+    for samples in cases(checkpoint.config, vocabulary):
+        if len(samples) == 1:
+            feeds = collate([samples[0].features(checkpoint.config)])
+            differences.append(distance(ours(feeds), reference(feeds)))
+    return {"inputs": len(differences), "max_logit_difference_to_fp32": max(differences)}
+
+
 def distance(ours: Logits, theirs: Logits) -> float:
     """Find the largest |logit difference| of the heads that we have; NaN where there is one."""
     return float(np.max([np.abs(logits - theirs[head]).max() for head, logits in ours.items()]))

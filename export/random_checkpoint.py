@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering
+from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering, ViltPreTrainedModel
 
 VOCABULARY = 30_522  # of bert-base-uncased
 WORDS = """
@@ -45,6 +45,15 @@ def redraw(module: nn.Module, seed: int) -> None:
             parameter.normal_(1.0 if is_scale else 0.0, 0.02, generator=generator)
 
 
+def write(folder: Path, config: ViltConfig, kind: type[ViltPreTrainedModel] = ViltForQuestionAnswering) -> None:
+    """Write weights, vocabulary and image processor settings of a model, by default a question answering one."""
+    model = kind(config)
+    redraw(model, seed=0)
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary()[: config.vocab_size]) + "\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 384}}) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m export.random_checkpoint", description=__doc__)
     parser.add_argument("output", type=Path, metavar="DIR", help="the checkpoint folder to write")
@@ -54,11 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     answers = {index: f"answer {index}" for index in range(3129)}  # as many as the public VQA checkpoint has
     config = ViltConfig(id2label=answers, label2id={answer: index for index, answer in answers.items()})
-    model = ViltForQuestionAnswering(config) if options.task == "vqa" else ViltForImageAndTextRetrieval(config)
-    redraw(model, seed=0)
-    model.save_pretrained(options.output)
-    (options.output / "vocab.txt").write_text("\n".join(vocabulary()) + "\n")
-    (options.output / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 384}}) + "\n")
+    write(options.output, config, ViltForQuestionAnswering if options.task == "vqa" else ViltForImageAndTextRetrieval)
 
 
 if __name__ == "__main__":

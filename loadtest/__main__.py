@@ -1,8 +1,9 @@
-"""The command vilt-bench: every measurement, from outside."""
+"""The command vilt-bench: every measurement."""
 
 import argparse
 
 from loadtest import accuracy, length, load, oracle, stages
+from loadtest.claims import command as claims
 from loadtest.peers import command as peers
 from loadtest.trials import abandon, blocking, deadline, drain, overload, storm, users
 
@@ -10,24 +11,13 @@ from loadtest.trials import abandon, blocking, deadline, drain, overload, storm,
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="vilt-bench",
-        description="Measure a server from outside, over HTTP; without --url, one is started for the occasion.",
+        description="Measure a server from outside, over HTTP; without --url, one is started for the occasion."
+        " claims needs no server: it times ViLT beside the designs it is compared with.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    for module in (
-        accuracy,
-        length,
-        load,
-        oracle,
-        stages,
-        peers,
-        overload,
-        blocking,
-        abandon,
-        storm,
-        drain,
-        deadline,
-        users,
-    ):
+    measurements = (accuracy, claims, length, load, oracle, peers, stages)
+    trials = (overload, blocking, abandon, storm, drain, deadline, users)
+    for module in (*measurements, *trials):
         module.add_to(commands)
     options = parser.parse_args()
     options.run(options)

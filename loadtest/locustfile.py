@@ -126,14 +126,25 @@ def declare(parser: LocustArgumentParser, **_: Any) -> None:
     parser.add_argument("--rows", type=Path, help="write a line of JSON for each request, when the test stops")
 
 
-def choose_mix(environment: Any, **_: Any) -> None:
-    """Take the mix where no user class was named: all four together would be another one."""
+def prepare(environment: Any, **_: Any) -> None:
+    """Take the mix where no user class was named: all four together would be another one.
+
+    Without the page, samples are learned now: once the test has started, its time runs.
+    """
     options = environment.parsed_options
     if not options.user_classes and not options.class_picker:
         environment.user_classes = [MixUser]
+    if options.headless:
+        learn(environment)
 
 
-def learn(environment: Any, **_: Any) -> None:
+def learn_again(environment: Any, **_: Any) -> None:
+    """Ask every sample alone, before each test that the page starts: it may name another host."""
+    if not environment.parsed_options.headless:
+        learn(environment)
+
+
+def learn(environment: Any) -> None:
     """Ask every sample alone."""
     if isinstance(environment.runner, MasterRunner):
         return  # its workers do
@@ -157,8 +168,8 @@ def write_rows(environment: Any, **_: Any) -> None:
 
 for event, listener in (
     (events.init_command_line_parser, declare),
-    (events.init, choose_mix),
-    (events.test_start, learn),
+    (events.init, prepare),
+    (events.test_start, learn_again),
     (events.test_stop, write_rows),
 ):
     event.add_listener(listener)  # type: ignore[no-untyped-call]

@@ -39,6 +39,7 @@ class Precision:
     graphs: dict[str, FileEntry]
     opset: int
     parity: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)  # what it costs in answers; fp32 has none to pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,16 +97,22 @@ def describe_file(folder: Path, file: str) -> FileEntry:
     return FileEntry(file=file, sha256=digest, size_bytes=path.stat().st_size)
 
 
-def load_artifact(folder: Path, precision: str = "auto") -> Artifact:
+def load_artifact(folder: Path, precision: str = "auto", *, has_vnni: bool = False) -> Artifact:
     """Read an artifact folder and verify every file that the precision needs.
 
-    Raises: ArtifactError: something is missing, damaged or made for another version; the message is one sentence.
+    "auto" is int8 where it has passed its gate and the processor multiplies u8 by s8 without saturating, else fp32.
+
+    Raises: ArtifactError: something is missing, damaged or made for another version or processor; the message is one
+        sentence.
     """
     manifest = read_manifest(folder)
-    chosen = "fp32" if precision == "auto" else precision
+    is_offered = "int8" in manifest.precisions and manifest.precisions["int8"].gate.get("status") == "passed"
+    chosen = precision if precision != "auto" else "int8" if is_offered and has_vnni else "fp32"
     if chosen not in manifest.precisions:
         have = ", ".join(manifest.precisions)
         raise ArtifactError(f"The artifact {folder} has no precision {chosen}; it has {have}.")
+    if chosen == "int8" and not has_vnni:
+        raise ArtifactError("This processor has no VNNI: int8 would saturate and answer wrongly; serve fp32.")
     answers = "vqa_logits" in manifest.heads
     for file in (TOKENIZER, LABELS) if answers else (TOKENIZER,):
         if file not in manifest.files or manifest.files[file].file != file:
@@ -140,6 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
                 graphs={part: FileEntry(**entry) for part, entry in fields["graphs"].items()},
                 opset=fields["opset"],
                 parity=fields["parity"],
+                gate=fields.get("gate", {}),
             )
             for name, fields in raw.pop("precisions").items()
         }

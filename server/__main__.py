@@ -19,6 +19,8 @@ from models.manifest import load_artifact
 from server import logs
 from server.admission import Admission
 from server.app import create_app
+from server.connections import LingeringProtocol
+from server.cpus import has_vnni
 from server.engine import OrtEngine, share_threads
 from server.latency import calibrated
 from server.metrics import Metrics
@@ -68,6 +70,7 @@ def main() -> None:
     admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
     config = uvicorn.Config(
         create_app(settings, models, admission, metrics),
+        http=LingeringProtocol,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -87,17 +90,19 @@ def load(settings: Settings) -> list[ServedModel]:
     threads = share_threads(settings.threads)
     models: list[ServedModel] = []
     for folder in settings.model:
-        artifact = load_artifact(folder, settings.precision)
+        artifact = load_artifact(folder, settings.precision, has_vnni=has_vnni())
         if any(model.name == artifact.manifest.name for model in models):
             raise ArtifactError(f"Two artifacts are named {artifact.manifest.name}: export one with another --name.")
         engine = OrtEngine(artifact)
         engine.warm_up()
         image.warm_up(artifact.manifest.spec)
         artifact.text_encoder.encode("warm up?")
+        # One scale for a whole activation: in a batch of several, int8's answers would depend on who else asks.
+        most = 1 if artifact.precision == "int8" else settings.max_batch_size
         latency = calibrated(
             engine,
             artifact.manifest.spec,
-            most=settings.max_batch_size,
+            most=most,
             budget_s=settings.calibration_s,
             identity={
                 "artifact": artifact.checksum,
@@ -105,14 +110,12 @@ def load(settings: Settings) -> list[ServedModel]:
                 "provider": engine.provider,
                 "runtime": engine.version,
                 "threads": threads,
-                "most": settings.max_batch_size,
+                "most": most,
             },
             cache=settings.cache_dir or user_cache_path("vilt-server"),
             clock=time.perf_counter,
         )
-        models.append(
-            ServedModel(artifact=artifact, engine=engine, latency=latency, max_batch_size=settings.max_batch_size)
-        )
+        models.append(ServedModel(artifact=artifact, engine=engine, latency=latency, max_batch_size=most))
         log.info(
             "serving %s: %s, %s on %s, %d threads, about %.1f ms a run",
             artifact.manifest.name,

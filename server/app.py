@@ -24,7 +24,8 @@ from server.context import RequestContext, server_timing, timings_of
 from server.cpus import usable_cpus
 from server.errors import BadRequest, MethodNotAllowed, NotFound, ServerError
 from server.metrics import CONTENT_TYPE, Metrics
-from server.pipeline import Limits, Pipeline
+from server.pipeline import Pipeline
+from server.preparation import Limits
 from server.routes import TaskRoutes
 from server.schemas import (
     ERRORS,

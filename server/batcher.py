@@ -22,6 +22,8 @@ from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Urgency
 log = logging.getLogger(__name__)
 
 LOOK_AHEAD = 64  # entries considered for a batch: enough to find equal grids, little to sort
+BETWEEN_S = 0.0002  # from a run's end to the next one's start while entries wait, until it has been measured
+BETWEEN_SMOOTHING, BETWEEN_LIMIT_S = 0.05, 0.01  # weight of the newest; what is longer is a stall, and teaches nothing
 RANK_TURN = 8  # interactive runs after which a rank that waits gets a slice, so that a flood of questions starves none
 
 
@@ -45,6 +47,8 @@ class Batcher:
         self._since_rank = 0
         self._leaders: dict[Hashable, Entry] = {}
         self._logits: Cache[Logits] = Cache(kept_logits, lambda _: 1)
+        self._between_s = BETWEEN_S
+        self._ended_s: float | None = None  # of the last run, if there has been something to run ever since
         self._waiting = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "engine")
         self._closed = False
@@ -88,6 +92,7 @@ class Batcher:
                 batch = self.form()
                 if not batch:
                     self._waiting.clear()
+                    self._ended_s = None
                     continue
                 await self._resolve(batch, loop)
         finally:
@@ -112,7 +117,7 @@ class Batcher:
 
     def _take_interactive(self) -> list[Entry]:
         def size(model: ServedModel, tokens: int) -> int:
-            return model.latency.batch_size(1 + len(self._interactive), model.max_batch_size, tokens)
+            return model.latency.batch_size(1 + len(self._interactive), model.max_batch_size, tokens, self._between_s)
 
         batch = self._take(self._interactive, size)
         self._since_rank = self._since_rank + 1 if batch and self._ranks else 0
@@ -209,9 +214,12 @@ class Batcher:
         if all(entry.future.done() for leader in batch for entry in leader.all()):
             return None
         started_s = self._clock()
+        if self._ended_s is not None:
+            between_s = min(started_s - self._ended_s, BETWEEN_LIMIT_S)
+            self._between_s += BETWEEN_SMOOTHING * (between_s - self._between_s)
         feeds = collate([entry.features for entry in batch])
         output = model.engine.run(feeds)
-        ended_s = self._clock()
+        self._ended_s = ended_s = self._clock()
         rows, tokens = feeds.mask.shape
         model.latency.observe(rows, tokens, ended_s - started_s)
         self._metrics.drift.labels(model.name).set(model.latency.drift)

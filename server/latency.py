@@ -59,14 +59,14 @@ class LatencyModel:
         tokens = tokens or self.typical_tokens
         return float(self.coefficients @ _terms(batch, tokens))
 
-    def batch_size(self, waiting: int, most: int, tokens: float | None = None) -> int:
+    def batch_size(self, waiting: int, most: int, tokens: float | None = None, between_s: float = 0.0) -> int:
         """Choose how many of those that wait should run together, so that on average they are answered soonest.
 
-        Rows that run together share a run's base cost, and each waits for all of them.
+        Rows that run together share a run's base cost and what passes between two runs, and each waits for all of them.
         """
 
         def mean_s(batch: int) -> float:
-            return self.run_s(batch, tokens) * (math.ceil(waiting / batch) + 1) / 2
+            return (between_s + self.run_s(batch, tokens)) * (math.ceil(waiting / batch) + 1) / 2
 
         return min(range(1, max(1, min(waiting, most)) + 1), key=mean_s)
 

@@ -4,26 +4,19 @@
 """
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import functools
-import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 from models.answers import RankedAnswer, matching_score, sigmoid, top_answers
-from models.batch import Features
-from models.errors import InputTooLarge, InvalidInput
-from models.image import ImagePatches, decode, to_patches
-from models.text import TextTokens
 from server.admission import Admission, Ticket
 from server.batcher import Batcher
-from server.caches import Cache
-from server.errors import DeadlineExceeded, NotFound, TooLarge, Unusable
+from server.errors import DeadlineExceeded, NotFound, TooLarge
 from server.metrics import Metrics
+from server.preparation import Limits, Pair, Preparation
 from server.schemas import Candidate, ItmBody, RankBody, VqaBody
 from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Timings, Urgency
 
@@ -31,16 +24,6 @@ T = TypeVar("T")
 MATCH_FROM = 0.5  # a pair is said to match from this score on
 TELLING = 256  # bytes at the end of an image that tell it from others
 PREPARED_AHEAD = 4  # candidates of a rank decoded before the engine asks for them
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What an image, a text and a list may measure, and how much of decoded images is kept."""
-
-    max_image_pixels: int
-    max_text_chars: int
-    max_candidates: int
-    decoded_cache_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +67,6 @@ class RankOutcome:
     ran: EntryResult  # of the last slice
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One image and one text, prepared; the digest tells the image's bytes from all others."""
-
-    features: Features
-    digest: bytes
-
-
 class Pipeline:
     """Walks requests through admission, preparation, the queue and the model."""
 
@@ -112,9 +87,8 @@ class Pipeline:
         self._batcher = batcher
         self._pool = pool  # its threads are the decode permits: no more images are open at once
         self._limits = limits
-        self._metrics = metrics
+        self._preparation = Preparation(limits, metrics)
         self._clock = clock
-        self._decoded: Cache[ImagePatches] = Cache(limits.decoded_cache_bytes, lambda image: image.patches.nbytes)
         # Of the decode threads all but one, so that a question's image never waits for those of a long rank.
         self._rank_permits = asyncio.Semaphore(max(1, decode_threads - 1))
 
@@ -140,7 +114,7 @@ class Pipeline:
             asked = functools.partial(_asked, client, body)
             with self._admission.admit(model, Urgency.INTERACTIVE, 1, deadline_s, asked):
                 timings.mark("admit")
-                pair = await self._in_pool(lambda: self._prepare(model, body.image, text, timings))
+                pair = await self._in_pool(lambda: self._preparation.pair(model, body.image, text, timings))
                 entry = _entry(model, pair, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s, request_id=request_id)
                 result = await self._batcher.submit(entry)
                 self._mark_run(timings, result, result)
@@ -171,7 +145,7 @@ class Pipeline:
             asked = functools.partial(_asked, client, body)
             with self._admission.admit(model, Urgency.RANK, count, deadline_s, asked) as ticket:
                 timings.mark("admit")
-                first = await self._in_pool(lambda: self._prepare_first(model, body, timings))
+                first = await self._in_pool(lambda: self._preparation.first_of(model, body, timings))
 
                 def make_entry(pair: Pair) -> Entry:
                     return _entry(
@@ -193,21 +167,15 @@ class Pipeline:
         truncated = first.features.text.truncated
         indices = iter(range(len(body.candidates)))
 
-        def prepare(index: int) -> Pair:
-            candidate = body.candidates[index]
-            with _refusing(f"candidates[{index}]"):
-                if candidate.image is not None:
-                    image, digest = self._patches(model, candidate.image, Timings())
-                    return Pair(Features(image, first.features.text), digest)
-                return Pair(Features(first.features.image, self._tokens(model, candidate.text or "")), first.digest)
-
         async def work() -> None:
             nonlocal truncated
             for index in indices:
                 pair = first
                 if index:
                     async with self._rank_permits:
-                        pair = await self._in_pool(functools.partial(prepare, index))
+                        pair = await self._in_pool(
+                            functools.partial(self._preparation.candidate, model, body, index, first)
+                        )
                 truncated |= pair.features.text.truncated
                 results[index] = await self._batcher.submit(make_entry(pair))
                 ticket.finish()
@@ -229,52 +197,6 @@ class Pipeline:
         if not serving:
             raise NotFound("unknown_model", f"No model here serves {task}: none has the head for it.")
         raise NotFound("unknown_model", f"No model {name!r} serves {task}; there is: {', '.join(serving)}.")
-
-    def _prepare(self, model: ServedModel, image: str | bytes, text: str, timings: Timings) -> Pair:
-        """Turn one pair into features; on a pool thread."""
-        with _refusing():
-            patches, digest = self._patches(model, image, timings)
-            tokens = self._tokens(model, text)
-        timings.mark("tokenize")
-        return Pair(Features(patches, tokens), digest)
-
-    def _prepare_first(self, model: ServedModel, body: RankBody, timings: Timings) -> Pair:
-        """Prepare a rank's query, of which there is one, with its first candidate."""
-        query, candidate = body.query, body.candidates[0]
-        asks_text = query.text is not None
-        image, text = (candidate.image, query.text) if asks_text else (query.image, candidate.text)
-        with _refusing("candidates[0]" if asks_text else "query"):
-            patches, digest = self._patches(model, image or b"", timings)
-        with _refusing("query" if asks_text else "candidates[0]"):
-            tokens = self._tokens(model, text or "")
-        timings.mark("tokenize")
-        return Pair(Features(patches, tokens), digest)
-
-    def _patches(self, model: ServedModel, image: str | bytes, timings: Timings) -> tuple[ImagePatches, bytes]:
-        """Decode and cut up an image, unless that has been done or is being done; tell its digest, too."""
-        spec = model.artifact.manifest.spec
-        data = _image_bytes(image)
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-
-        def make() -> ImagePatches:
-            rgb = decode(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
-            timings.mark("decode")
-            return to_patches(rgb, spec)
-
-        patches, was_there = self._decoded.get_or_make((digest, spec), make)
-        if was_there:
-            self._metrics.cache_hits.labels("decoded").inc()
-            timings.mark("decode")
-        timings.mark("preprocess")
-        return patches, digest
-
-    def _tokens(self, model: ServedModel, text: str) -> TextTokens:
-        if len(text) > self._limits.max_text_chars:
-            raise InputTooLarge(
-                "text_too_long",
-                f"The text has {len(text):,} characters; at most {self._limits.max_text_chars:,} are read.",
-            )
-        return model.artifact.text_encoder.encode(text)
 
     def _mark_run(self, timings: Timings, first: EntryResult, last: EntryResult) -> None:
         self._admission.prepared(sum(timings.stages_s[stage] for stage in ("decode", "preprocess", "tokenize")))
@@ -330,29 +252,3 @@ def _ranked(candidates: Sequence[Candidate], results: Sequence[EntryResult]) -> 
     logits = [float(result.logits["rank_logits"][0]) for result in results]
     order = sorted(range(len(logits)), key=lambda index: -logits[index])  # stable: equal logits keep the given order
     return [RankedCandidate(index, candidates[index].id, sigmoid(logits[index]), logits[index]) for index in order]
-
-
-def _image_bytes(image: str | bytes) -> bytes:
-    """Take an image out of base64 or a data: URI; one that arrived as bytes is returned as it is."""
-    if isinstance(image, bytes):
-        return image
-    if image.startswith("data:"):
-        head, _, image = image.partition(",")
-        if not head.endswith(";base64"):
-            raise InvalidInput("invalid_base64", "The data: URI is not base64: it must read data:image/...;base64,...")
-    try:
-        return base64.b64decode("".join(image.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInput("invalid_base64", "The image is not valid base64; URLs are not fetched.") from error
-
-
-@contextlib.contextmanager
-def _refusing(part: str = "") -> Iterator[None]:
-    """Turn what models/ says of an input into what the client is told, with the part of the request it is about."""
-    about = f"{part.capitalize()}: " if part else ""
-    try:
-        yield
-    except InputTooLarge as error:
-        raise TooLarge(error.code, f"{about}{error}") from error
-    except InvalidInput as error:
-        raise Unusable(error.code, f"{about}{error}") from error

@@ -63,3 +63,12 @@ def test_source_file_is_on_the_code_map() -> None:
     for package in ("server", "models", "export", "loadtest"):
         for path in (ROOT / package).glob("*.py"):
             assert path.name == "__init__.py" or f"`{path.name}`" in text, path
+
+
+def test_source_file_of_the_claims_is_on_their_code_map() -> None:
+    """docs/claims.md names every module of both halves."""
+    text = (ROOT / "docs" / "claims.md").read_text()
+
+    for package in ("export", "loadtest"):
+        for path in (ROOT / package / "claims").glob("*.py"):
+            assert path.name == "__init__.py" or f"`{path.name}`" in text, path

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,6 +142,46 @@ def test_sigterm_keeps_serving_not_ready_then_ends_with_zero(own_server: Running
     assert ask(own_server.client).status_code == 200
     assert own_server.client.get("/livez").status_code == 200
     assert own_server.process.wait(timeout=20) == 0
+
+
+def test_request_that_is_on_its_way_when_the_server_stops_listening_is_answered(own_server: Running) -> None:
+    """Over a connection that was idle, or had not been used: with the word that it is the last, then closed."""
+    used, unused = connect(own_server), connect(own_server)
+    used.sendall(LIVEZ)
+    while not used.recv(4096).endswith(b"}"):
+        pass
+
+    own_server.process.send_signal(signal.SIGTERM)
+    until_refused(own_server)
+
+    for connection in (used, unused):
+        connection.sendall(LIVEZ)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))  # noqa: B023 used before the next
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b"connection: close" in answer.lower()
+        connection.close()
+    assert own_server.process.wait(timeout=20) == 0
+
+
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def connect(running: Running) -> socket.socket:
+    """Open a connection."""
+    url = httpx.URL(running.url)
+    return socket.create_connection((url.host, url.port or 80), timeout=10)
+
+
+def until_refused(running: Running) -> None:
+    """Wait until nobody listens any more; others' requests are welcome till then."""
+    until_s = time.monotonic() + 10
+    while time.monotonic() < until_s:
+        try:
+            connect(running).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.005)
+    raise AssertionError("it still listens")
 
 
 def until_not_ready(running: Running) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,36 @@ def test_load_of_a_sound_artifact_gives_labels_graphs_and_tasks(folder: Path) ->
     assert len(artifact.labels) == artifact.manifest.heads["vqa_logits"]
     assert set(artifact.graphs) == {"text_embedding", "visual_embedding", "interaction"}
     assert artifact.manifest.tasks == ("vqa", "itm", "rank")
+
+
+def _with_int8(folder: Path, status: str) -> None:
+    """Offer fp32's own graphs as int8, with that outcome of the gate."""
+    manifest = read_manifest(folder)
+    int8 = replace(manifest.precisions["fp32"], gate={"status": status})
+    replace(manifest, precisions={**manifest.precisions, "int8": int8}).write(folder)
+
+
+@pytest.mark.parametrize(
+    ("status", "has_vnni", "precision"),
+    [("passed", True, "int8"), ("passed", False, "fp32"), ("failed", True, "fp32"), ("not gated", True, "fp32")],
+)
+def test_auto_is_int8_only_where_it_has_passed_and_the_processor_is_exact(
+    folder: Path, status: str, has_vnni: bool, precision: str
+) -> None:
+    """Nobody gets other answers without having asked for them."""
+    _with_int8(folder, status)
+
+    assert load_artifact(folder, has_vnni=has_vnni).precision == precision
+    assert load_artifact(folder, "fp32", has_vnni=has_vnni).precision == "fp32"
+
+
+def test_int8_that_is_asked_for_is_served_unless_the_processor_would_saturate(folder: Path) -> None:
+    """Whoever asks for it knows what the gate said."""
+    _with_int8(folder, "not gated")
+
+    assert load_artifact(folder, "int8", has_vnni=True).precision == "int8"
+    with pytest.raises(ArtifactError, match="no VNNI"):
+        load_artifact(folder, "int8", has_vnni=False)
 
 
 def test_manifest_written_and_read_is_the_same(folder: Path) -> None:

@@ -12,7 +12,7 @@ from fakes import FakeClock
 from pydantic import ValidationError
 
 from server import bodies
-from server.cpus import usable_cpus
+from server.cpus import has_vnni, usable_cpus
 from server.errors import BadRequest, TooLarge
 from server.logs import FIELDS, ConsoleFormatter, JsonFormatter
 from server.schemas import RankBody, VqaBody
@@ -133,3 +133,22 @@ def test_usable_cpus_respects_the_cgroup_s_quota(tmp_path: Path, cpu_max: str, m
 
     assert 1 <= usable_cpus(path) <= most
     assert usable_cpus(tmp_path / "missing") >= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", True),
+        ("flags\t\t: fpu avx2 avx_vnni", True),
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("Features\t: fp asimd asimddp", False),
+    ],
+    ids=["AVX-512", "AVX", "neither", "Arm"],
+)
+def test_int8_is_trusted_to_processors_that_say_so(tmp_path: Path, flags: str, found: bool) -> None:
+    """By a line of /proc/cpuinfo; where there is no such file, to none."""
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor\t: 0\n{flags}\nbugs\t\t:\n")
+
+    assert has_vnni(path) is found
+    assert not has_vnni(tmp_path / "none")

@@ -75,6 +75,15 @@ def test_batch_grows_with_the_backlog_where_runs_have_a_base_cost() -> None:
     assert [alone.batch_size(waiting, 16) for waiting in (1, 2, 8, 64)] == [1, 1, 1, 1]
 
 
+def test_what_passes_between_runs_is_shared_like_a_base_cost() -> None:
+    """Where the hop to the engine and back takes as long as a small model's run, few hops are sooner done."""
+    runs = latency(base_s=0.0, per_token_s=0.0002)  # 2 ms of 10 tokens
+
+    assert runs.batch_size(8, 16, between_s=0.0) == 1
+    assert runs.batch_size(8, 16, between_s=0.002) > 1
+    assert runs.batch_size(1, 16, between_s=0.002) == 1
+
+
 def test_slice_of_a_rank_takes_hardly_longer_than_one_candidate() -> None:
     """So that a question behind it hardly waits longer."""
     runs = latency(base_s=0.01, per_token_s=0.0001)

@@ -1,0 +1,137 @@
+"""Runs designs stage by stage: sessions of onnxruntime, one thread pool for all of them, ViLT's engine included."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import _pybind_state as state
+
+from loadtest.claims import feeds, picture
+from loadtest.claims.plan import Design
+from models.batch import Features, collate
+from models.image import ImagePatches, to_patches
+from models.manifest import load_artifact
+from models.text import TextTokens
+from server.engine import OrtEngine
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PREPARATION = ("decode", "preprocess")
+PAIR_STAGES = ("interaction", "head")
+ARENA = {"arena_extend_strategy": 1}  # by as much as is asked for, not by powers of two
+SCORE_THRESHOLD = 0.05  # detectron2's ROI_HEADS.SCORE_THRESH_TEST
+Stages = dict[str, float]  # seconds
+Timed = Callable[[], Stages]
+
+
+class Sessions:
+    """One session a graph, however many designs run it."""
+
+    def __init__(self, provider: str, *, shared: bool = True) -> None:
+        """Choose where graphs run, and whether they share the threads and the memory of the process.
+
+        Threads are those that `server.engine.share_threads` has sized, as ViLT's are. Memory is one arena: each of 40
+        graphs would else keep the most that it ever needed, some 13 GB together.
+
+        Raises: ValueError: this onnxruntime has no such provider.
+        """
+        self.provider, self._shared = provider, shared
+        if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+            raise ValueError(f"this onnxruntime has no {PROVIDERS[provider]}: install the wheel that has it")
+        if shared:
+            memory = state.OrtMemoryInfo("Cpu", state.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, state.OrtMemType.DEFAULT)
+            onnxruntime.create_and_register_allocator(memory, state.OrtArenaCfg(ARENA))
+        self._sessions: dict[Path, tuple[onnxruntime.InferenceSession, list[str], list[str]]] = {}
+
+    def run(self, graph: Path, values: dict[str, Any]) -> float:
+        """Run a graph on what it reads of `values`, put there what it makes, and return the seconds that it took."""
+        session, inputs, outputs = self._load(graph)
+        wanted = {name: values[name] for name in inputs}
+        started_s = time.perf_counter()
+        made = session.run(outputs, wanted)
+        taken_s = time.perf_counter() - started_s
+        values.update(zip(outputs, made, strict=True))
+        return taken_s
+
+    def _load(self, graph: Path) -> tuple[onnxruntime.InferenceSession, list[str], list[str]]:
+        if graph not in self._sessions:
+            options = onnxruntime.SessionOptions()
+            options.use_per_session_threads = not self._shared
+            options.add_session_config_entry("session.use_env_allocators", "1" if self._shared else "0")
+            options.log_severity_level = 3  # errors, as the server's sessions
+            session = onnxruntime.InferenceSession(str(graph), options, providers=[PROVIDERS[self.provider]])
+            names = [tensor.name for tensor in session.get_inputs()], [tensor.name for tensor in session.get_outputs()]
+            self._sessions[graph] = (session, *names)
+        return self._sessions[graph]
+
+
+def timed_design(design: Design, sessions: Sessions, jpeg: bytes) -> Timed:
+    """Prepare a design so that one call decodes a picture, runs every stage once, and says what each took."""
+    inputs = feeds.draw(design.sources, design.image_px)
+
+    def run() -> Stages:
+        stages: Stages = {}
+        started_s = time.perf_counter()
+        image = picture.read(jpeg)
+        decoded_s = time.perf_counter()
+        values: dict[str, Any] = {**inputs, "pixel_values": picture.to_pixel_values(image, design.image_px)}
+        stages["decode"], stages["preprocess"] = decoded_s - started_s, time.perf_counter() - decoded_s
+        for step in design.steps:
+            stages[step.stage] = stages.get(step.stage, 0.0) + sessions.run(step.graph, values)
+        return stages
+
+    return run
+
+
+def timed_vilt(design: Design, precision: str, jpeg: bytes) -> Timed:
+    """Prepare ViLT's artifact in the server's engine, to be timed as the others; Table 6's 200 patches, 40 tokens.
+
+    Raises: ArtifactError: the artifact is damaged, or has no such precision.
+    """
+    if design.artifact is None:
+        raise ValueError(f"{design.name} is not an artifact")
+    artifact = load_artifact(design.artifact, precision, has_vnni=True)  # answers are noise: saturated or not
+    spec = artifact.manifest.spec
+    engine = OrtEngine(artifact)
+    rng = np.random.default_rng(feeds.SEED)
+    grid = min(
+        (grid for grid in spec.grids if grid[0] * grid[1] >= design.visual_tokens), key=lambda grid: grid[0] * grid[1]
+    )
+    patches = rng.integers(0, 256, (design.visual_tokens, spec.patch_values), dtype=np.uint8)
+    first = spec.first_position_row(grid)
+    position_ids = np.arange(first, first + design.visual_tokens, dtype=np.int64)
+    text = TextTokens(rng.integers(0, 1000, design.text_tokens), truncated=False)
+    inputs = collate([Features(ImagePatches(patches, position_ids, grid), text)])
+
+    def run() -> Stages:
+        started_s = time.perf_counter()
+        image = picture.read(jpeg)
+        decoded_s = time.perf_counter()
+        to_patches(image, spec)
+        prepared_s = time.perf_counter()
+        parts_s = engine.run(inputs).parts_s
+        return {"decode": decoded_s - started_s, "preprocess": prepared_s - decoded_s, **parts_s}
+
+    return run
+
+
+def time_pairs(design: Design, sessions: Sessions, num_images: int, repeat: int) -> list[float]:
+    """Time a shallow interaction of one text with many pictures' kept vectors, in seconds."""
+    values: dict[str, Any] = feeds.draw(design.sources, design.image_px)
+    for step in design.steps:
+        sessions.run(step.graph, values)
+    rng = np.random.default_rng(feeds.SEED)
+    values["image"] = rng.standard_normal((num_images, *values["image"].shape[1:]), np.float32)
+    pairs = [step.graph for step in design.steps if step.stage in PAIR_STAGES]
+    return [sum(sessions.run(graph, values) for graph in pairs) for _ in range(repeat + 1)][1:]
+
+
+def time_nms(design: Design, sessions: Sessions, *, detected: int, per_class: int, repeat: int) -> list[float]:
+    """Time per-class suppression where so many classes are detected, each by so many boxes, in seconds."""
+    graph = next(step.graph for step in design.steps if step.stage == "nms")
+    count, classes = design.sources["class_scores"].shape
+    values: dict[str, Any] = feeds.detections(np.random.default_rng(feeds.SEED), count, classes, detected, per_class)
+    values["score_threshold"] = np.array([SCORE_THRESHOLD], np.float32)
+    return [sessions.run(graph, values) for _ in range(repeat + 1)][1:]

@@ -1,0 +1,129 @@
+"""One image and one text to features: base64, decoding, resizing, tokenizing; on the threads of a pool.
+
+What is refused here is refused with what models/ says of it, and with the part of the request that it is about.
+"""
+
+import base64
+import binascii
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from models.batch import Features
+from models.errors import InputTooLarge, InvalidInput
+from models.image import ImagePatches, decode, to_patches
+from models.text import TextTokens
+from server.caches import Cache
+from server.errors import TooLarge, Unusable
+from server.metrics import Metrics
+from server.schemas import RankBody
+from server.types import ServedModel, Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an image, a text and a list may measure, and how much of decoded images is kept."""
+
+    max_image_pixels: int
+    max_text_chars: int
+    max_candidates: int
+    decoded_cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One image and one text, prepared; the digest tells the image's bytes from all others."""
+
+    features: Features
+    digest: bytes
+
+
+class Preparation:
+    """Prepares pairs; an image that was decoded lately is not decoded again."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self._decoded: Cache[ImagePatches] = Cache(limits.decoded_cache_bytes, lambda image: image.patches.nbytes)
+
+    def pair(self, model: ServedModel, image: str | bytes, text: str, timings: Timings) -> Pair:
+        """Turn one pair into features; on a pool thread."""
+        with _refusing():
+            patches, digest = self._patches(model, image, timings)
+            tokens = self._tokens(model, text)
+        timings.mark("tokenize")
+        return Pair(Features(patches, tokens), digest)
+
+    def first_of(self, model: ServedModel, body: RankBody, timings: Timings) -> Pair:
+        """Prepare a rank's query, of which there is one, with its first candidate."""
+        query, candidate = body.query, body.candidates[0]
+        asks_text = query.text is not None
+        image, text = (candidate.image, query.text) if asks_text else (query.image, candidate.text)
+        with _refusing("candidates[0]" if asks_text else "query"):
+            patches, digest = self._patches(model, image or b"", timings)
+        with _refusing("query" if asks_text else "candidates[0]"):
+            tokens = self._tokens(model, text or "")
+        timings.mark("tokenize")
+        return Pair(Features(patches, tokens), digest)
+
+    def candidate(self, model: ServedModel, body: RankBody, index: int, first: Pair) -> Pair:
+        """Prepare another candidate of a rank; the query is in the first pair."""
+        candidate = body.candidates[index]
+        with _refusing(f"candidates[{index}]"):
+            if candidate.image is not None:
+                image, digest = self._patches(model, candidate.image, Timings())
+                return Pair(Features(image, first.features.text), digest)
+            return Pair(Features(first.features.image, self._tokens(model, candidate.text or "")), first.digest)
+
+    def _patches(self, model: ServedModel, image: str | bytes, timings: Timings) -> tuple[ImagePatches, bytes]:
+        """Decode and cut up an image, unless that has been done or is being done; tell its digest, too."""
+        spec = model.artifact.manifest.spec
+        data = _image_bytes(image)
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+
+        def make() -> ImagePatches:
+            rgb = decode(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
+            timings.mark("decode")
+            return to_patches(rgb, spec)
+
+        patches, was_there = self._decoded.get_or_make((digest, spec), make)
+        if was_there:
+            self._metrics.cache_hits.labels("decoded").inc()
+            timings.mark("decode")
+        timings.mark("preprocess")
+        return patches, digest
+
+    def _tokens(self, model: ServedModel, text: str) -> TextTokens:
+        if len(text) > self._limits.max_text_chars:
+            raise InputTooLarge(
+                "text_too_long",
+                f"The text has {len(text):,} characters; at most {self._limits.max_text_chars:,} are read.",
+            )
+        return model.artifact.text_encoder.encode(text)
+
+
+@contextlib.contextmanager
+def _refusing(part: str = "") -> Iterator[None]:
+    """Turn what models/ says of an input into what the client is told, with the part of the request it is about."""
+    about = f"{part.capitalize()}: " if part else ""
+    try:
+        yield
+    except InputTooLarge as error:
+        raise TooLarge(error.code, f"{about}{error}") from error
+    except InvalidInput as error:
+        raise Unusable(error.code, f"{about}{error}") from error
+
+
+def _image_bytes(image: str | bytes) -> bytes:
+    """Take an image out of base64 or a data: URI; one that arrived as bytes is returned as it is."""
+    if isinstance(image, bytes):
+        return image
+    if image.startswith("data:"):
+        head, _, image = image.partition(",")
+        if not head.endswith(";base64"):
+            raise InvalidInput("invalid_base64", "The data: URI is not base64: it must read data:image/...;base64,...")
+    try:
+        return base64.b64decode("".join(image.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput("invalid_base64", "The image is not valid base64; URLs are not fetched.") from error

@@ -1,0 +1,93 @@
+"""Graphs in int8: what they are made of, and that they are still the model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from export import int8
+from models.manifest import load_artifact
+from server.cpus import has_vnni
+from server.settings import SHAPES
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_columns_are_rounded_to_scales_of_their_own() -> None:
+    """A large column does not cost a small one its digits; a column of zeros stays one."""
+    weight = np.array([[1.0, 0.001, 0.0], [-0.5, 0.0005, 0.0]], np.float32)
+
+    quantised, scales = int8.by_column(weight)
+
+    assert quantised.tolist() == [[127, 127, 0], [-64, 64, 0]]
+    np.testing.assert_allclose(quantised * scales, weight, atol=0.005)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The shipped artifact's graphs, quantised."""
+    return int8.quantise(load_artifact(SHAPES).graphs, tmp_path_factory.mktemp("int8"))
+
+
+def test_every_product_with_a_weight_is_of_integers(graphs: dict[str, Path]) -> None:
+    """Those between activations stay fp32: query by key, weights by value, in each layer."""
+    nodes = {part: [node.op_type for node in onnx.load(path).graph.node] for part, path in graphs.items()}
+    layers = load_artifact(SHAPES).manifest.source.get("layers", nodes["interaction"].count("Softmax"))
+
+    assert nodes["visual_embedding"].count("MatMulInteger") == 1
+    assert "MatMul" not in nodes["visual_embedding"]
+    assert nodes["interaction"].count("MatMul") == 2 * layers
+    assert nodes["interaction"].count("MatMulInteger") >= 5 * layers
+
+
+def test_visual_embedding_loses_no_more_than_its_weights_do(graphs: dict[str, Path]) -> None:
+    """Patches are integers as they come: the difference is the weights' rounding, whatever the brightest pixel."""
+    fp32 = load_artifact(SHAPES).graphs["visual_embedding"]
+    rng = np.random.default_rng(0)
+    for brightest in (30, 255):
+        feeds = {
+            "patches": rng.integers(0, brightest, (1, 6, 3072), dtype=np.uint8),
+            "position_ids": np.ones((1, 6), np.int64),
+        }
+        expected, found = (
+            onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+            for path in (fp32, graphs["visual_embedding"])
+        )
+        weight = next(w for w in map(onnx.numpy_helper.to_array, onnx.load(fp32).graph.initializer) if len(w) == 3072)
+        rounding = np.abs(weight).max(axis=0) / int8.LARGEST / 2
+        bound = (feeds["patches"].astype(np.float64).sum(axis=-1, keepdims=True) * rounding) + 1e-3
+
+        assert (np.abs(found[:, 1:] - expected[:, 1:]) <= bound).all()
+        assert np.abs(found - expected).max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_vnni(), reason="int8 needs a processor with VNNI")
+def test_command_writes_int8_beside_fp32_and_says_what_it_costs(tmp_path: Path) -> None:
+    """Judged on the samples: the manifest has the figures, and auto follows them."""
+    command = [
+        sys.executable,
+        "-m",
+        "export",
+        str(ROOT / "export/shapes/checkpoint"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    flags = ["--precision", "int8", "--eval-data", str(ROOT / "loadtest/samples/data.jsonl")]
+
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+
+    assert done.returncode == 0, done.stderr
+    assert "its gate" in done.stdout
+    artifact = load_artifact(tmp_path / "out", "int8", has_vnni=True)
+    gate = artifact.manifest.precisions["int8"].gate
+    assert gate["questions"] > 20
+    assert gate["agreement"] >= 0.9
+    passed = gate["status"] == "passed"
+    assert load_artifact(tmp_path / "out", has_vnni=True).precision == ("int8" if passed else "fp32")
+    sizes = {name: sum(e.size_bytes for e in one.graphs.values()) for name, one in artifact.manifest.precisions.items()}
+    assert sizes["int8"] < 0.4 * sizes["fp32"]
