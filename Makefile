@@ -14,11 +14,14 @@ SCENARIO ?= mix
 RATES ?=
 # Requests per second of make load; without any, it finds out what the server keeps up with.
 
+SECONDS ?= 60
+SEED ?= 1
+
 MODELS ?=
 TRIALS ?= deadline users storm drain abandon blocking overload
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check lint types format accuracy load trials claims check-weights shapes clean
+.PHONY: help serve test test-fast check lint types format accuracy load trials fuzz claims check-weights shapes clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +62,12 @@ trials: $(DEV)/installed ## What must hold under strain (MODELS="DIR ...", defau
 		echo "$$trial:"; \
 		$(DEV)/bin/vilt-bench $$trial $(addprefix --model ,$(MODELS)) --output runs/trials/$$trial.json || failed=1; \
 	done; test -z "$$failed"
+
+fuzz: $(DEV)/installed ## Fuzz images, then request bodies, SECONDS=60 each, from SEED=1; what it finds is in runs/fuzz
+	$(DEV)/bin/pip install --quiet --editable '.[fuzz]'
+	for target in images bodies; do \
+		PYTHONPATH=tests $(DEV)/bin/python tests/fuzz/$$target.py --seconds $(SECONDS) --seed $(SEED) || exit 1; \
+	done
 
 claims: $(DEV)/installed ## Time ViLT beside the 14 designs it is compared with, stage by stage; some 10 minutes
 	$(DEV)/bin/vilt-bench claims --output runs/claims $(ARGS)

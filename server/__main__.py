@@ -19,7 +19,7 @@ from models.manifest import load_artifact
 from server import logs
 from server.admission import Admission
 from server.app import create_app
-from server.connections import LingeringProtocol
+from server.connections import protocol
 from server.cpus import has_vnni
 from server.engine import OrtEngine, share_threads
 from server.latency import calibrated
@@ -70,7 +70,8 @@ def main() -> None:
     admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
     config = uvicorn.Config(
         create_app(settings, models, admission, metrics),
-        http=LingeringProtocol,
+        http=protocol(settings.receive_timeout_s),
+        ws="none",
         host=settings.host,
         port=settings.port,
         log_config=None,

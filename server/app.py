@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from server.admission import Admission
 from server.batcher import Batcher
+from server.bodies import BodyRoom
 from server.clients import ApiKeys, Places
 from server.context import RequestContext, server_timing, timings_of
 from server.cpus import usable_cpus
@@ -52,6 +53,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], admission: Adm
     batcher = Batcher(clock, metrics, kept_logits=settings.logits_cache_entries, report=admission.report)
     limits = Limits(
         max_image_pixels=settings.max_image_pixels,
+        max_request_pixels=settings.max_request_pixels,
         max_text_chars=settings.max_text_chars,
         max_candidates=settings.max_candidates,
         decoded_cache_bytes=int(settings.decoded_cache_mb * 1e6),
@@ -74,6 +76,8 @@ def create_app(settings: Settings, models: Sequence[ServedModel], admission: Adm
         slowest=slowest,
         pool=pool,
         deadline_ms=settings.deadline_ms,
+        room=BodyRoom(int(settings.max_bodies_mb * 1e6), metrics, clock),
+        receive_timeout_s=settings.receive_timeout_s,
         max_body_bytes=settings.max_body_bytes,
         max_candidates=settings.max_candidates,
     )
