@@ -147,7 +147,9 @@ def _add_operator_routes(app: FastAPI, admission: Admission, metrics: Metrics) -
         status = "ready" if admission.is_ready else "draining" if admission.is_draining else "faulty"
         return JSONResponse({"status": status}, 200 if admission.is_ready else 503)
 
-    @app.get("/metrics", summary="Metrics for Prometheus", **operation)
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=text, **operation)
     async def prometheus() -> Response:
         """Expose the server's metrics to Prometheus."""
         return Response(metrics.render(), media_type=CONTENT_TYPE)

@@ -7,6 +7,8 @@ import zlib
 import factories
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
@@ -48,6 +50,21 @@ def test_patches_of_any_size_are_the_reference_s_pixels(size: tuple[int, int]) -
     ours = pixels_of(to_patches(image, SPEC))
 
     assert np.array_equal(ours, reference["pixel_values"][0].transpose(1, 2, 0))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.tuples(st.integers(1, 1_500), st.integers(1, 1_500)).filter(lambda size: max(size) <= 20 * min(size)))
+def test_image_of_any_size_lies_within_the_grids_and_is_the_reference_s(size: tuple[int, int]) -> None:
+    """As long as it is not too elongated: a reachable grid, its rows of the position table, the reference's pixels."""
+    image = factories.noise(*size)
+    reference = ViltImageProcessorPil(do_rescale=False, do_normalize=False)(image, return_tensors="np")
+
+    ours = to_patches(image, SPEC)
+
+    assert ours.grid in SPEC.grids
+    assert ours.patches.shape == (len(ours.position_ids), SPEC.patch_values)
+    assert ours.position_ids[0] == SPEC.first_position_row(ours.grid)
+    assert np.array_equal(pixels_of(ours), reference["pixel_values"][0].transpose(1, 2, 0))
 
 
 def test_position_ids_of_an_image_are_its_grid_s_rows() -> None:
