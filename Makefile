@@ -18,7 +18,7 @@ SECONDS ?= 60
 SEED ?= 1
 
 MODELS ?=
-TRIALS ?= deadline users storm drain abandon blocking overload
+TRIALS ?= deadline users storm drain abandon chaos blocking overload soak
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-fast check lint types format accuracy load trials fuzz claims check-weights shapes clean
@@ -60,7 +60,7 @@ trials: $(DEV)/installed ## What must hold under strain (MODELS="DIR ...", defau
 	mkdir -p runs/trials
 	failed=; for trial in $(TRIALS); do \
 		echo "$$trial:"; \
-		$(DEV)/bin/vilt-bench $$trial $(addprefix --model ,$(MODELS)) --output runs/trials/$$trial.json || failed=1; \
+		PYTHONPATH=tests $(DEV)/bin/vilt-bench $$trial $(addprefix --model ,$(MODELS)) --output runs/trials/$$trial.json || failed=1; \
 	done; test -z "$$failed"
 
 fuzz: $(DEV)/installed ## Fuzz images, then request bodies, SECONDS=60 each, from SEED=1; what it finds is in runs/fuzz
