@@ -8,6 +8,7 @@ TORCH ?= torch==2.13.0
 
 SERVE := .venv-serve
 DEV := .venv
+LOCK := requirements-serve.txt
 HELD_OUT := runs/heldout
 
 SCENARIO ?= mix
@@ -21,7 +22,7 @@ MODELS ?=
 TRIALS ?= deadline users storm drain abandon chaos blocking overload soak
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check lint types format accuracy load trials fuzz claims check-weights shapes clean
+.PHONY: help serve test test-fast check lint types format accuracy load trials fuzz audit lock sbom claims check-weights shapes clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +37,18 @@ test: $(DEV)/installed ## Lint, types and every test: exports, parity at full si
 test-fast: $(DEV)/installed ## The tests that take no more than a few seconds each
 	$(DEV)/bin/pytest -m "not slow"
 
-check: test ## The same as test
+check: test audit ## The same, and known vulnerabilities
+
+audit: $(DEV)/audit ## Look up the locked serving versions among known vulnerabilities (needs the network)
+	$(DEV)/bin/pip-audit --requirement $(LOCK) --disable-pip --progress-spinner off
+
+lock: $(DEV)/audit ## Renew the locked versions of the serving install
+	$(DEV)/bin/uv pip compile pyproject.toml --extra cpu --python-version 3.11 --universal --generate-hashes --upgrade \
+		--quiet --custom-compile-command 'make lock' --output-file $(LOCK)
+
+sbom: $(DEV)/audit $(SERVE)/installed ## Write what the serving install is made of, as CycloneDX: runs/sbom.json
+	mkdir -p runs
+	$(DEV)/bin/cyclonedx-py environment $(SERVE)/bin/python --pyproject pyproject.toml --output-file runs/sbom.json
 
 lint: $(DEV)/installed ## ruff: style and formatting
 	$(DEV)/bin/ruff check .
@@ -97,4 +109,8 @@ $(DEV)/installed: pyproject.toml
 	$(DEV)/bin/pip install --quiet --upgrade pip
 	$(DEV)/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(DEV)/bin/pip install --quiet --editable '.[cpu,export,loadtest,dev]'
+	touch $@
+
+$(DEV)/audit: $(DEV)/installed
+	$(DEV)/bin/pip install --quiet --editable '.[audit]'
 	touch $@

@@ -23,6 +23,7 @@ from server.connections import protocol
 from server.cpus import has_vnni
 from server.engine import OrtEngine, share_threads
 from server.latency import calibrated
+from server.memory import check_fits, memory_limit_bytes
 from server.metrics import Metrics
 from server.settings import Settings
 from server.types import ServedModel
@@ -90,8 +91,10 @@ def load(settings: Settings) -> list[ServedModel]:
     """
     threads = share_threads(settings.threads)
     models: list[ServedModel] = []
+    limit_bytes = memory_limit_bytes()
     for folder in settings.model:
         artifact = load_artifact(folder, settings.precision, has_vnni=has_vnni())
+        check_fits([*(model.artifact for model in models), artifact], limit_bytes)
         if any(model.name == artifact.manifest.name for model in models):
             raise ArtifactError(f"Two artifacts are named {artifact.manifest.name}: export one with another --name.")
         engine = OrtEngine(artifact)
