@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   vilt-export vilt_vqa.ckpt --output models/vqa --tokenizer vocab.txt --labels vqa_dict.json
   vilt-serve --model models/vqa                                       then serve it
 """
-STEPS = {"fp32": 6, "int8": 8}  # load, three graphs, parity, manifest; writing and comparing int8
+STEPS = {"fp32": 6, "int8": 8, "fp16": 8}  # load, three graphs, parity, manifest; writing and comparing the lower one
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
                 description=options.description,
                 tasks=options.task,
                 report=report,
-                with_int8=options.precision == "int8",
+                precision=options.precision,
                 eval_data=options.eval_data,
             )
         except (checkpoint.CheckpointError, ParityError, GateError, OutputError) as error:
@@ -59,10 +59,10 @@ def _summary(output: Path, manifest: Manifest) -> Iterator[str]:
     """Say what was written, how large it is and how exact."""
     for name, precision in manifest.precisions.items():
         size_mb = sum(entry.size_bytes for entry in precision.graphs.values()) / 1e6
-        yield f"{output}: {', '.join(manifest.tasks)}; {name}, {size_mb:.1f} MB; {_exactness(precision)}"
+        yield f"{output}: {', '.join(manifest.tasks)}; {name}, {size_mb:.1f} MB; {_exactness(name, precision)}"
 
 
-def _exactness(precision: Precision) -> str:
+def _exactness(name: str, precision: Precision) -> str:
     found, gate = precision.parity, precision.gate
     if not gate:
         return (
@@ -70,7 +70,7 @@ def _exactness(precision: Precision) -> str:
             f" over {found['batches']} batches ({found['tolerance']:.0e} allowed)"
         )
     if gate["status"] == "not gated":
-        return "not gated, so only vilt-serve --precision int8 serves it: give --eval-data to have it judged"
+        return f"not gated, so only vilt-serve --precision {name} serves it: give --eval-data to have it judged"
     accuracy = f", accuracy {gate['accuracy']:.2%} ({gate['accuracy_fp32']:.2%} in fp32)" if gate["accuracy"] else ""
     return f"{gate['status']} its gate: {gate['agreement']:.2%} of answers as in fp32{accuracy}"
 
@@ -95,13 +95,15 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=list(STEPS),
         default="fp32",
-        help="int8: fp32 and int8, for x86 CPUs with VNNI; 2 to 3 times as fast (default %(default)s)",
+        help="int8: fp32 and int8, for x86 CPUs with VNNI, 2 to 3 times as fast;"
+        " fp16: fp32 and fp16, for NVIDIA GPUs (default %(default)s)",
     )
     parser.add_argument(
         "--eval-data",
         type=Path,
         metavar="FILE",
-        help="JSON lines of questions about pictures, on which int8 has to agree with fp32 before it is served unasked",
+        help="JSON lines of questions about pictures, on which int8 or fp16 has to agree with fp32 before it is served"
+        " unasked",
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json or vocab.txt, if not beside it")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="JSON list of answers, if config.json has none")

@@ -19,6 +19,8 @@ from models.text import TextTokens
 from server.cpus import usable_cpus
 from server.types import PARTS, EngineOutput
 
+WHOLE = "model"  # the graph of a precision that has only one: fp16, which is a GPU's
+
 
 class OrtEngine:
     """An artifact's graphs, loaded and ready to run."""
@@ -29,8 +31,9 @@ class OrtEngine:
     def __init__(self, artifact: Artifact) -> None:
         graphs = artifact.graphs
         self._spec = artifact.manifest.spec
-        self._sessions = [(part, _session(graphs[part])) for part in PARTS if part in graphs]
-        if len(self._sessions) != len(PARTS):
+        names = (WHOLE,) if WHOLE in graphs else PARTS
+        self._sessions = [(part, _session(graphs[part])) for part in names if part in graphs]
+        if len(self._sessions) != len(names):
             raise ArtifactError(f"The artifact {artifact.folder} lacks a graph: it has {', '.join(graphs)}.")
 
     def warm_up(self) -> None:
@@ -57,6 +60,7 @@ class OrtEngine:
             values.update(zip(outputs, session.run(outputs, {name: values[name] for name in inputs}), strict=True))
             now_s = time.perf_counter()
             parts_s[part], last_s = now_s - last_s, now_s
+        parts_s.pop(WHOLE, None)  # it is inference itself, not a part of it
         return EngineOutput({name: value for name, value in values.items() if name.endswith("_logits")}, parts_s)
 
 

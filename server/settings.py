@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     provider: Literal["cpu"] = Field(default="cpu", description="onnxruntime's execution provider")
-    precision: Literal["auto", "fp32", "int8"] = Field(
+    precision: Literal["auto", "fp32", "int8", "fp16"] = Field(
         default="auto", description="of the graphs; auto is int8 where the artifact vouches for it and the CPU has VNNI"
     )
     threads: int = Field(default=0, ge=0, description="of the model; 0 takes the CPUs this process may use")
