@@ -27,6 +27,7 @@ class OrtEngine:
 
     provider = "cpu"
     version: str = onnxruntime.__version__
+    overlapping = 1
 
     def __init__(self, artifact: Artifact) -> None:
         graphs = artifact.graphs
@@ -43,6 +44,10 @@ class OrtEngine:
         image = ImagePatches(patches, np.ones(len(patches), np.int64), grid)
         text = TextTokens(np.zeros(self._spec.max_text_tokens, np.int64), truncated=False)
         self.run(collate([Features(image, text)]))
+
+    def padded(self, batch: int, tokens: float) -> tuple[int, float]:
+        """Tell that every batch runs at its own shape."""
+        return batch, tokens
 
     def run(self, feeds: Feeds) -> EngineOutput:
         """Compute every head's logits of a batch.

@@ -30,6 +30,8 @@ class FakeEngine:
     """Gives each row its own first token as every logit, and remembers the sizes of its batches."""
 
     provider = "fake"
+    version = "0"
+    overlapping = 1
 
     def __init__(self, *, failures: int = 0, not_numbers: Sequence[int] = ()) -> None:
         self.labels = len(artifact().labels)
@@ -38,6 +40,12 @@ class FakeEngine:
         self.failures = failures
         self.may_run = threading.Event()
         self.may_run.set()
+
+    def padded(self, batch: int, tokens: float) -> tuple[int, float]:
+        return batch, tokens
+
+    def warm_up(self) -> None:
+        pass
 
     def run(self, feeds: Feeds) -> EngineOutput:
         self.may_run.wait(timeout=30)
