@@ -68,8 +68,9 @@ class LatencyModel:
         Rows that run together share a run's base cost and what passes between two runs, and each waits for all of them.
         """
 
-        def mean_s(batch: int) -> float:
-            return (between_s + self.run_s(batch, tokens)) * (math.ceil(waiting / batch) + 1) / 2
+        def mean_s(batch: int) -> tuple[float, int]:
+            unused = self._padded(batch, tokens or self.typical_tokens)[0] - batch  # rows, which decide between equals
+            return (between_s + self.run_s(batch, tokens)) * (math.ceil(waiting / batch) + 1) / 2, unused
 
         return min(range(1, max(1, min(waiting, most)) + 1), key=mean_s)
 

@@ -31,13 +31,13 @@ class FakeEngine:
 
     provider = "fake"
     version = "0"
-    overlapping = 1
 
-    def __init__(self, *, failures: int = 0, not_numbers: Sequence[int] = ()) -> None:
+    def __init__(self, *, failures: int = 0, not_numbers: Sequence[int] = (), overlapping: int = 1) -> None:
         self.labels = len(artifact().labels)
         self.not_numbers = list(not_numbers)
         self.batches: list[list[int]] = []
         self.failures = failures
+        self.overlapping = overlapping
         self.may_run = threading.Event()
         self.may_run.set()
 
