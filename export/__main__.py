@@ -1,6 +1,7 @@
 """The command vilt-export: checkpoint in, verified artifact folder out."""
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ STEPS = {"fp32": 6, "int8": 8, "fp16": 8}  # load, three graphs, parity, manifes
 
 def main() -> None:
     options = _parser().parse_args()
+    if options.tensorrt:
+        options.precision = "fp16"
     with tqdm(
         total=STEPS[options.precision],
         unit="step",
@@ -53,6 +56,18 @@ def main() -> None:
         bar.update()
     for line in _summary(options.output, manifest):
         print(line)
+    if options.tensorrt:
+        _build_engines(options.output)
+
+
+def _build_engines(output: Path) -> None:
+    """Have the server build its engines, which are this machine's, in its cache; it needs the GPU, not torch."""
+    command = [sys.executable, "-m", "server.gpu", str(output), "--provider", "tensorrt"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 our own
+    if done.stdout:
+        print(done.stdout, end="")
+    if done.returncode:
+        sys.exit("vilt-export: the artifact is complete, but TensorRT's engines are not: the line above says why")
 
 
 def _summary(output: Path, manifest: Manifest) -> Iterator[str]:
@@ -97,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
         default="fp32",
         help="int8: fp32 and int8, for x86 CPUs with VNNI, 2 to 3 times as fast;"
         " fp16: fp32 and fp16, for NVIDIA GPUs (default %(default)s)",
+    )
+    parser.add_argument(
+        "--tensorrt",
+        action="store_true",
+        help="export fp16, build TensorRT's engines for this machine's GPU into VILT_CACHE_DIR, compare their answers",
     )
     parser.add_argument(
         "--eval-data",

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from factories_gpu import random_feeds
 
 from models.spec import ViltSpec
 from server.gpu.buckets import (
@@ -17,6 +16,7 @@ from server.gpu.buckets import (
     profiles_of,
     shape_of,
 )
+from server.gpu.parity import random_feeds
 
 SPEC = ViltSpec()
 MOST = 32

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from factories_gpu import random_feeds
 
 from models.batch import Feeds
 from models.errors import ArtifactError
 from models.manifest import Artifact, load_artifact
 from server.engine import OrtEngine, share_threads
-from server.gpu import program
+from server.gpu import parity, program, timing
 from server.gpu.buckets import Bucket, OutsideBuckets, buckets_of, span
 from server.gpu.engine import SLOTS, GpuEngine
 from server.gpu.libraries import ProviderError
 from server.gpu.options import CUDA
+from server.gpu.parity import random_feeds
 from server.gpu.program import OrtProgram, open_session
 from server.types import EngineOutput, Logits
 
@@ -204,3 +204,51 @@ def test_session_may_leave_shapes_to_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(program.onnxruntime, "InferenceSession", lambda *_, **__: session)
 
     assert open_session(Path("model.onnx"), [(CUDA, {})]) is session
+
+
+def test_parity_of_a_sound_engine_passes_over_all_grids_and_random_batches(
+    engine: GpuEngine, half: Path, loaded: Artifact
+) -> None:
+    """Against fp32, at its own shapes; rows in a batch are what they are alone."""
+    reference = OrtEngine(load_artifact(half, "fp32"))
+
+    found = parity.check(engine, reference, loaded.manifest.spec, most=MOST, shapes=20)
+
+    assert found["status"] == "passed", found
+    assert found["grids"] == 37
+    assert found["agreement"] is not None
+    assert 0 < found["max_logit_difference"] < 0.05
+
+
+class Mistaken:
+    """An engine whose graph was captured for another shape: every batch gets the first one's logits."""
+
+    def __init__(self, engine: GpuEngine) -> None:
+        self._engine = engine
+        self._first: EngineOutput | None = None
+        self.provider, self.version, self.overlapping = "cuda", "0", 1
+        self.padded, self.warm_up = engine.padded, engine.warm_up
+
+    def run(self, feeds: Feeds) -> EngineOutput:
+        self._first = self._first or self._engine.run(feeds)
+        rows = len(feeds.input_ids)
+        return EngineOutput({head: np.repeat(one[:1], rows, 0) for head, one in self._first.logits.items()}, {})
+
+
+def test_parity_of_a_graph_replayed_for_another_shape_fails(engine: GpuEngine, half: Path, loaded: Artifact) -> None:
+    """Which is the mistake that it is there to find."""
+    reference = OrtEngine(load_artifact(half, "fp32"))
+
+    found = parity.check(Mistaken(engine), reference, loaded.manifest.spec, most=MOST, shapes=3)
+
+    assert found["status"] == "failed"
+
+
+def test_timing_has_a_row_for_each_bucket(engine: GpuEngine, loaded: Artifact) -> None:
+    """With what it was asked of it, and images per second."""
+    buckets = [Bucket(1, 15, 144), Bucket(2, 15, 144)]
+
+    rows = timing.measure(engine, buckets, loaded.manifest.spec, repeat=2)
+
+    assert [(row["batch"], row["tokens"]) for row in rows] == [(1, 160), (2, 160)]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] and row["images_per_s"] > 0 for row in rows)
