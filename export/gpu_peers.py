@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViltConfig, ViltModel
 
 from export import checkpoint, fp16
@@ -55,7 +56,12 @@ def main() -> None:
         for batch in options.batch
         for name, run in peers(loaded, batch, grid, options.text, device)
     ]
-    report = {"torch": torch.__version__, "runs": rows, **(_limits() if device.type == "cuda" else {})}
+    report = {
+        "torch": torch.__version__,
+        "runs": rows,
+        **work(loaded, grid, options.text),
+        **(_limits() if device.type == "cuda" else {}),
+    }
     print(json.dumps(report, indent=1))
 
 
@@ -81,6 +87,16 @@ def peers(
         yield "our module, torch.compile", _without_gradients(lambda: compiled(*feeds))
         yield "our module, CUDA graph", _captured(lambda: ours(*feeds))
         yield "our module, torch.compile and CUDA graph", _captured(lambda: compiled(*feeds))
+
+
+@torch.inference_mode()
+def work(loaded: checkpoint.Checkpoint, grid: tuple[int, int], text: int) -> dict[str, float]:
+    """Count what one row takes: operations, and the weights that have to be read."""
+    module = our_module(loaded)
+    with FlopCounterMode(display=False) as counter:
+        module(*our_feeds(loaded, 1, grid, text, torch.device("cpu")))
+    held = sum(one.numel() * one.element_size() for one in module.interaction.parameters())
+    return {"gflop_per_image": counter.get_total_flops() / 1e9, "weights_gb": held / 1e9}
 
 
 def transformers_model(loaded: checkpoint.Checkpoint) -> nn.Module:

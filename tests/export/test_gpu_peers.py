@@ -36,6 +36,18 @@ def test_peers_on_a_cpu_are_those_that_need_no_gpu(small: Exported) -> None:
     assert torch.equal(theirs, small.loaded.state[f"vilt.{weight}"])
 
 
+def test_work_of_a_row_is_counted(small: Exported) -> None:
+    """Nearly all of it products with the layers' weights: two operations for each weight and token."""
+    config = small.loaded.config
+    layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * 96
+    layers = 2 * layer * config.num_layers * (5 + 1 + 144) / 1e9
+
+    found = gpu_peers.work(small.loaded, (12, 12), 5)
+
+    assert 0.5 * layers < found["gflop_per_image"] < 4 * layers
+    assert found["weights_gb"] > 0
+
+
 def test_without_a_gpu_the_command_ends_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
