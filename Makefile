@@ -9,7 +9,11 @@ TORCH ?= torch==2.13.0
 SERVE := .venv-serve
 DEV := .venv
 LOCK := requirements-serve.txt
+GPU := .venv-gpu
 HELD_OUT := runs/heldout
+
+GPU_PROVIDERS ?= cuda tensorrt
+COMMA := ,
 
 SCENARIO ?= mix
 RATES ?=
@@ -22,7 +26,7 @@ MODELS ?=
 TRIALS ?= deadline users storm drain abandon chaos blocking overload soak
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check lint types format accuracy load trials fuzz audit lock sbom claims check-weights shapes clean
+.PHONY: help serve test test-fast check lint types format accuracy load trials fuzz audit lock sbom claims gpu check-weights shapes clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +88,14 @@ fuzz: $(DEV)/installed ## Fuzz images, then request bodies, SECONDS=60 each, fro
 claims: $(DEV)/installed ## Time ViLT beside the 14 designs it is compared with, stage by stage; some 10 minutes
 	$(DEV)/bin/vilt-bench claims --output runs/claims $(ARGS)
 
+gpu: $(GPU)/installed ## On a machine with an NVIDIA GPU: its tests, parity, timings, torch beside it, HTTP, claims; see docs/gpu.md
+	$(GPU)/bin/pytest -m "not slow" tests/server/gpu tests/gpu
+	$(GPU)/bin/python -m export.random_checkpoint runs/gpu/checkpoint
+	$(GPU)/bin/vilt-export runs/gpu/checkpoint --output runs/gpu/vqa --task vqa --precision fp16
+	$(GPU)/bin/vilt-bench gpu --model runs/gpu/vqa --checkpoint runs/gpu/checkpoint --output runs/gpu/gpu.json \
+		--providers $(GPU_PROVIDERS) $(ARGS)
+	$(GPU)/bin/vilt-bench claims --provider cuda --output runs/gpu/claims
+
 check-weights: $(DEV)/installed ## Compare the public checkpoints with published logits (IMAGE=000000039769.jpg, of COCO)
 	$(DEV)/bin/python -m export.check_weights $(ARGS) $(if $(IMAGE),'$(IMAGE)')
 
@@ -96,12 +108,21 @@ shapes: $(DEV)/installed ## Train and export the shipped artifact again: two run
 		--description "Scenes of coloured shapes; it knows nothing else."
 
 clean: ## Remove the virtual environments and what was made
-	rm -rf $(SERVE) $(DEV) runs
+	rm -rf $(SERVE) $(DEV) $(GPU) runs
 
 $(SERVE)/installed: pyproject.toml
 	$(PYTHON) -m venv $(SERVE)
 	$(SERVE)/bin/pip install --quiet --upgrade pip
 	$(SERVE)/bin/pip install --quiet --editable '.[cpu]'
+	touch $@
+
+$(GPU)/installed: pyproject.toml
+	$(PYTHON) -m venv $(GPU)
+	$(GPU)/bin/pip install --quiet --upgrade pip
+	$(GPU)/bin/pip install --quiet $(TORCH)
+	$(GPU)/bin/pip install --quiet --editable '.[export,loadtest,dev]'
+	$(GPU)/bin/pip uninstall --quiet --yes onnxruntime
+	$(GPU)/bin/pip install --quiet --editable '.[gpu$(if $(filter tensorrt,$(GPU_PROVIDERS)),$(COMMA)tensorrt)]'
 	touch $@
 
 $(DEV)/installed: pyproject.toml

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import uvicorn
 from platformdirs import user_cache_path
@@ -15,20 +16,22 @@ from pydantic_settings import CliApp
 
 from models import image
 from models.errors import ArtifactError
-from models.manifest import load_artifact
+from models.manifest import Artifact, load_artifact
 from server import logs
 from server.admission import Admission
 from server.app import create_app
 from server.connections import protocol
 from server.cpus import has_vnni
-from server.engine import OrtEngine, share_threads
+from server.engine import OrtEngine, count_threads
+from server.gpu.program import open_engine
 from server.latency import calibrated
 from server.memory import check_fits, memory_limit_bytes
 from server.metrics import Metrics
 from server.settings import Settings
-from server.types import ServedModel
+from server.types import Engine, ServedModel
 
 log = logging.getLogger("server")
+TOGETHER = {False: 8, True: 32}  # rows of a batch at most, by whether they run on a GPU
 
 
 class Server(uvicorn.Server):
@@ -89,20 +92,24 @@ def load(settings: Settings) -> list[ServedModel]:
 
     Raises: ArtifactError: one of them cannot be served.
     """
-    threads = share_threads(settings.threads)
+    threads = count_threads(settings.threads)
+    on_gpu = settings.provider != "cpu"
+    together = settings.max_batch_size or TOGETHER[on_gpu]
+    cache = settings.cache_dir or user_cache_path("vilt-server")
     models: list[ServedModel] = []
     limit_bytes = memory_limit_bytes()
     for folder in settings.model:
-        artifact = load_artifact(folder, settings.precision, has_vnni=has_vnni())
-        check_fits([*(model.artifact for model in models), artifact], limit_bytes)
+        artifact = load_artifact(folder, settings.precision, has_vnni=has_vnni(), on_gpu=on_gpu)
+        if not on_gpu:
+            check_fits([*(model.artifact for model in models), artifact], limit_bytes)
         if any(model.name == artifact.manifest.name for model in models):
             raise ArtifactError(f"Two artifacts are named {artifact.manifest.name}: export one with another --name.")
-        engine = OrtEngine(artifact)
+        engine = _engine(artifact, settings.provider, together, cache, threads)
         engine.warm_up()
         image.warm_up(artifact.manifest.spec)
         artifact.text_encoder.encode("warm up?")
         # One scale for a whole activation: in a batch of several, int8's answers would depend on who else asks.
-        most = 1 if artifact.precision == "int8" else settings.max_batch_size
+        most = 1 if artifact.precision == "int8" else together
         latency = calibrated(
             engine,
             artifact.manifest.spec,
@@ -116,7 +123,7 @@ def load(settings: Settings) -> list[ServedModel]:
                 "threads": threads,
                 "most": most,
             },
-            cache=settings.cache_dir or user_cache_path("vilt-server"),
+            cache=cache,
             clock=time.perf_counter,
         )
         models.append(ServedModel(artifact=artifact, engine=engine, latency=latency, max_batch_size=most))
@@ -130,6 +137,12 @@ def load(settings: Settings) -> list[ServedModel]:
             1000 * latency.run_s(1),
         )
     return models
+
+
+def _engine(artifact: Artifact, provider: str, most: int, cache: Path, threads: int) -> Engine:
+    if provider == "cpu":
+        return OrtEngine(artifact, threads)
+    return open_engine(artifact, provider, most=most, cache=cache)
 
 
 if __name__ == "__main__":

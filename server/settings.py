@@ -29,14 +29,20 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    provider: Literal["cpu"] = Field(default="cpu", description="onnxruntime's execution provider")
-    precision: Literal["auto", "fp32", "int8"] = Field(
-        default="auto", description="of the graphs; auto is int8 where the artifact vouches for it and the CPU has VNNI"
+    provider: Literal["cpu", "cuda", "tensorrt"] = Field(
+        default="cpu", description="onnxruntime's execution provider; the others are for an NVIDIA GPU, and fp16"
+    )
+    precision: Literal["auto", "fp32", "int8", "fp16"] = Field(
+        default="auto",
+        description="of the graphs; auto is int8 where the artifact vouches for it and the CPU has VNNI, on a GPU fp16",
     )
     threads: int = Field(default=0, ge=0, description="of the model; 0 takes the CPUs this process may use")
     decode_threads: int = Field(default=0, ge=0, description="images decoded at once; 0 takes the CPUs")
     max_batch_size: int = Field(
-        default=8, ge=1, le=256, description="most requests run together; fewer where that is sooner done"
+        default=0,
+        ge=0,
+        le=256,
+        description="most requests run together, fewer where that is sooner done; 0 is 8 on a CPU, 32 on a GPU",
     )
     calibration_s: float = Field(
         default=15.0, gt=0, description="longest time to measure the model at the first start on a machine"

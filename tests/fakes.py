@@ -30,14 +30,22 @@ class FakeEngine:
     """Gives each row its own first token as every logit, and remembers the sizes of its batches."""
 
     provider = "fake"
+    version = "0"
 
-    def __init__(self, *, failures: int = 0, not_numbers: Sequence[int] = ()) -> None:
+    def __init__(self, *, failures: int = 0, not_numbers: Sequence[int] = (), overlapping: int = 1) -> None:
         self.labels = len(artifact().labels)
         self.not_numbers = list(not_numbers)
         self.batches: list[list[int]] = []
         self.failures = failures
+        self.overlapping = overlapping
         self.may_run = threading.Event()
         self.may_run.set()
+
+    def padded(self, batch: int, tokens: float) -> tuple[int, float]:
+        return batch, tokens
+
+    def warm_up(self) -> None:
+        pass
 
     def run(self, feeds: Feeds) -> EngineOutput:
         self.may_run.wait(timeout=30)

@@ -340,7 +340,7 @@ def test_start_with_a_damaged_artifact_ends_with_one_sentence(tmp_path: Path) ->
     [
         (["--model", "/nowhere"], "/nowhere is not an artifact"),
         (["--model", str(SHAPES), "--model", str(SHAPES)], "Two artifacts are named shapes"),
-        (["--max-batch-size", "0"], "max_batch_size"),
+        (["--max-batch-size", "257"], "max_batch_size"),
     ],
     ids=["no folder", "twice the same", "a setting out of range"],
 )

@@ -157,7 +157,7 @@ def test_settings_without_any_serve_shapes() -> None:
 def test_settings_out_of_range_are_refused() -> None:
     """A setting that makes no sense does not start a server."""
     with pytest.raises(ValidationError):
-        Settings(max_batch_size=0)
+        Settings(max_batch_size=-1)
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter()], ids=["json", "console"])
