@@ -1,6 +1,7 @@
 """Who may import whom, and that serving never reaches torch."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -78,3 +79,16 @@ def test_server_when_imported_loads_no_torch() -> None:
     loaded = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
 
     assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["server.engine", "export.parity"])
+def test_onnxruntime_when_imported_here_keeps_no_identifier_and_no_events(tmp_path: Path, module: str) -> None:
+    """Its wheels for Linux keep both in the user's cache, and send them; unless they are told not to in time."""
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    check = f"import {module}, sys; assert 'onnxruntime' in sys.modules"
+
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT, env={**kept, "HOME": str(tmp_path)})
+
+    assert not list(tmp_path.rglob("*onnxruntime*"))
