@@ -19,6 +19,7 @@ from models.manifest import load_artifact
 from server import logs
 from server.admission import Admission
 from server.app import create_app
+from server.backend import LocalBackend
 from server.connections import LingeringProtocol
 from server.cpus import has_vnni
 from server.engine import OrtEngine, share_threads
@@ -69,7 +70,7 @@ def main() -> None:
     metrics = Metrics()
     admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
     config = uvicorn.Config(
-        create_app(settings, models, admission, metrics),
+        create_app(settings, models, LocalBackend(settings, models, admission, metrics, time.perf_counter)),
         http=LingeringProtocol,
         host=settings.host,
         port=settings.port,

@@ -3,6 +3,8 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from server.slowest import SlowRequest
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (
     0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0,
@@ -61,6 +63,14 @@ class Metrics:
         )
         ProcessCollector(registry=registry)  # memory, open files, processor time; where there is a /proc
         self.ready = Gauge("vilt_ready", "1 while the server may be sent requests.", registry=registry)
+
+    def record(self, request: SlowRequest) -> None:
+        """Count a request that has had its response, and the stages of one that was answered."""
+        self.requests.labels(request.task, request.model, str(request.status), request.code).inc()
+        self.request_seconds.labels(request.task, request.model).observe(request.total_ms / 1000)
+        if request.code == "ok":
+            for stage, value_ms in request.timing_ms.items():
+                self.stage_seconds.labels(stage).observe(value_ms / 1000)
 
     def render(self) -> bytes:
         """Write the exposition text."""

@@ -21,6 +21,7 @@ from fakes import FakeEngine, served
 from models.batch import Feeds
 from server.admission import Admission
 from server.app import create_app
+from server.backend import LocalBackend
 from server.metrics import Metrics
 from server.settings import Settings
 from server.types import EngineOutput
@@ -83,7 +84,9 @@ class Held:
         self.engine, self.metrics = HeldEngine(), Metrics()
         admission = Admission(1024, self.metrics, time.perf_counter)
         settings = Settings(deadline_ms=60_000)
-        self._app = create_app(settings, [served(self.engine)], admission, self.metrics)
+        models = [served(self.engine)]
+        backend = LocalBackend(settings, models, admission, self.metrics, time.perf_counter)
+        self._app = create_app(settings, models, backend)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self._socket.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
