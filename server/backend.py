@@ -75,7 +75,7 @@ class Backend(Protocol):
         ...
 
     async def report(self, name: str) -> bytes:
-        """Write one of REPORTS.
+        """Write a report: reports.py.
 
         Raises: Unavailable: whoever knows is not there.
         """
@@ -112,7 +112,7 @@ class LocalBackend:
         self.places = Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock)
         self._metrics = metrics
         self._slowest = Slowest()
-        self._reports = Reports(models, self._slowest, metrics)
+        self.reports = Reports(models, admission, self._slowest, metrics)
 
     @property
     def is_draining(self) -> bool:
@@ -159,4 +159,4 @@ class LocalBackend:
         return self.admission.status
 
     async def report(self, name: str) -> bytes:
-        return self._reports.write(name)
+        return self.reports.write(name)

@@ -1,7 +1,8 @@
-"""What operators may ask of the engine's side, as the bytes of a response."""
+"""What operators may ask of the engine's side, as bytes: of a response, or of a word."""
 
 from collections.abc import Sequence
 
+from server.admission import Admission
 from server.metrics import Metrics
 from server.schemas import Calibration, CalibrationResponse, MeasuredRun, SlowestResponse
 from server.slowest import Slowest
@@ -9,9 +10,10 @@ from server.types import ServedModel
 
 
 class Reports:
-    """Metrics, the slowest requests, what was measured of the models."""
+    """Whether requests are wanted, metrics, the slowest requests, what was measured of the models."""
 
-    def __init__(self, models: Sequence[ServedModel], slowest: Slowest, metrics: Metrics) -> None:
+    def __init__(self, models: Sequence[ServedModel], admission: Admission, slowest: Slowest, metrics: Metrics) -> None:
+        self._admission = admission
         self._models = models
         self._slowest = slowest
         self._metrics = metrics
@@ -19,6 +21,8 @@ class Reports:
     def write(self, name: str) -> bytes:
         """Write the report of a name."""
         match name:
+            case "status":
+                return self._admission.status.encode()
             case "metrics":
                 return self._metrics.render()
             case "slowest":
