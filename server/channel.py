@@ -34,6 +34,10 @@ class Channel(asyncio.Protocol):
         head = json.dumps(message, separators=(",", ":")).encode()
         self._transport.write(b"".join((SIZES.pack(len(head), len(payload)), head, payload)))
 
+    def close(self) -> None:
+        """Hang up; what has been written still arrives."""
+        self._transport.close()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
 

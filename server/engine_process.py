@@ -1,171 +1,23 @@
-"""The engine process of `vilt-serve --workers`: admits, queues, runs and counts what fronts ask for."""
+"""The engine process of `vilt-serve --workers`: loads the models, and has a desk for each front."""
 
 import asyncio
-import contextlib
-import functools
 import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
 
-import numpy as np
 import uvloop
 from pydantic_settings import CliApp
 
-from models.batch import Features
 from models.errors import ArtifactError
-from models.image import ImagePatches
-from models.text import TextTokens
 from server import control, logs
-from server.admission import Admission, Ticket
+from server.admission import Admission
 from server.backend import LocalBackend
-from server.channel import Channel, Message, read_request, write_error, write_result
-from server.errors import Overloaded, ServerError
+from server.desk import Desk, slots_of
 from server.loading import load
 from server.metrics import Metrics
-from server.pipeline import PREPARED_AHEAD
 from server.settings import Settings
-from server.slots import Slots
-from server.types import Entry, ServedModel, Urgency
-
-
-@dataclass(frozen=True, slots=True)
-class Permit:
-    """What a request was admitted with."""
-
-    model: ServedModel
-    urgency: Urgency
-    deadline_s: float
-    ticket: Ticket
-
-
-class Desk:
-    """Does for one front what it asks for, and lets go of everything it holds when the front is gone."""
-
-    def __init__(
-        self, backend: LocalBackend, models: Mapping[str, ServedModel], slots: Slots, processes: set[int]
-    ) -> None:
-        self._backend = backend
-        self._models = models
-        self._slots = slots
-        self._processes = processes
-        self._pid = 0
-        self._held: dict[int, contextlib.ExitStack] = {}  # places and permits, by the front's numbers
-        self._permits: dict[int, Permit] = {}
-        self._runs: dict[int, asyncio.Task[None]] = {}
-        self.channel = Channel(self._received, self._lost)
-
-    def _received(self, message: Message, payload: bytes) -> None:
-        match message:
-            case ["run", number, fields]:
-                self._start(number, payload, **fields)
-            case ["admit", number, fields]:
-                self._admit(number, **fields)
-            case ["place", number, fields]:
-                with self._holding(number) as stack:
-                    stack.enter_context(self._backend.places.take(**fields))
-                    self.channel.send([number, False, None])
-            case ["drop", number]:
-                self._drop(number)
-            case ["record", fields]:
-                self._backend.record(read_request(fields))
-            case ["hit"]:
-                self._backend.count_decoded_hit()
-            case ["report", number, name]:
-                self.channel.send([number, False, None], self._backend.reports.write(name))
-            case ["hello", pid]:
-                self._pid = pid
-                self._processes.add(pid)
-
-    def _admit(self, number: int, *, model: str, urgency: int, entries: int, deadline_s: float, key: str) -> None:
-        served = self._models[model]
-        with self._holding(number) as stack:
-            wanted = min(entries, slots_for(served))
-            if len(self._slots) < wanted:
-                why = "There is no memory for another image now: come back later."
-                raise Overloaded("overloaded", why, retry_after_s=served.latency.run_s(1))
-            admitted = self._backend.admission.admit(served, Urgency(urgency), entries, deadline_s, lambda: key)
-            ticket = stack.enter_context(admitted)
-            slots = self._slots.take(wanted)
-            for slot in slots:
-                stack.callback(self._slots.let_go, slot)
-            self._permits[number] = Permit(served, Urgency(urgency), deadline_s, ticket)
-            stack.callback(self._permits.pop, number)
-            self.channel.send([number, False, slots])
-
-    def _start(
-        self,
-        number: int,
-        ids: bytes,
-        *,
-        permit: int,
-        slot: int,
-        grid: list[int],
-        key: str,
-        client: str,
-        request_id: str,
-    ) -> None:
-        """Queue an entry whose patches are in a slot."""
-        admitted = self._permits[permit]
-        rows, columns = grid
-        count = rows * columns
-        numbers = np.frombuffer(ids, np.int64)
-        patches = self._slots.memory.view(slot, count, admitted.model.artifact.manifest.spec.patch_values)
-        entry = Entry(
-            model=admitted.model,
-            features=Features(
-                ImagePatches(patches, numbers[-count:], (rows, columns)), TextTokens(numbers[:-count], truncated=False)
-            ),
-            urgency=admitted.urgency,
-            deadline_s=admitted.deadline_s,
-            client=client,
-            request_id=request_id,
-            key=key,
-            let_go=functools.partial(self._slots.let_go, slot),
-        )
-        task = self._runs[number] = asyncio.create_task(self._run(number, slot, entry, admitted.ticket))
-        task.add_done_callback(lambda _: self._runs.pop(number))
-
-    async def _run(self, number: int, slot: int, entry: Entry, ticket: Ticket) -> None:
-        self._slots.hold(slot)  # for the queue
-        try:
-            result = await self._backend.batcher.submit(entry)
-        except ServerError as error:
-            self.channel.send([number, True, write_error(error)])
-            return
-        ticket.finish()
-        fields, logits = write_result(result)
-        self.channel.send([number, False, fields], logits)
-
-    @contextlib.contextmanager
-    def _holding(self, number: int) -> Iterator[contextlib.ExitStack]:
-        """Keep what is entered inside until it is dropped; or tell the front why there is nothing to keep."""
-        try:
-            with contextlib.ExitStack() as stack:
-                yield stack
-                self._held[number] = stack.pop_all()
-        except ServerError as error:
-            self.channel.send([number, True, write_error(error)])
-
-    def _drop(self, number: int) -> None:
-        """Let go of whatever is done or held under a number, if anything still is."""
-        if number in self._runs:
-            self._runs[number].cancel()
-        if number in self._held:
-            self._held.pop(number).close()
-
-    def _lost(self) -> None:
-        self._processes.discard(self._pid)
-        for number in [*self._runs, *self._held]:
-            self._drop(number)
-
-
-def slots_for(model: ServedModel) -> int:
-    """Count the slots that a request uses at once: a slice that runs, and what is prepared ahead of it."""
-    return model.max_batch_size + PREPARED_AHEAD
+from server.types import ServedModel
 
 
 async def serve(
@@ -176,32 +28,17 @@ async def serve(
     metrics = Metrics(processes)
     admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
     backend = LocalBackend(settings, models, admission, metrics, time.perf_counter)
-    specs = [model.artifact.manifest.spec for model in models]
-    slots = Slots(
-        memory,
-        count=settings.max_queue_entries + max(map(slots_for, models)),
-        least_bytes=max(max(rows * columns for rows, columns in spec.grids) * spec.patch_values for spec in specs),
-    )
-    welcome = {
-        "slots": slots.count,
-        "slot_bytes": slots.slot_bytes,
-        "starts_in_s": time.perf_counter() - began_s,
-        "models": [describe(model) for model in models],
-    }
+    slots = slots_of(memory, models, settings.max_queue_entries)
+    starts_in_s = time.perf_counter() - began_s
     ended = asyncio.Event()
-    connecting: set[asyncio.Task[None]] = set()
-
-    async def connect(descriptor: int) -> None:
-        desk = Desk(backend, {model.name: model for model in models}, slots, processes)
-        connection = socket.socket(fileno=descriptor)
-        await asyncio.get_running_loop().create_unix_connection(lambda: desk.channel, sock=connection)
-        desk.channel.send(["welcome", welcome])
+    opening: set[asyncio.Task[None]] = set()
 
     def command(word: bytes, descriptors: list[int]) -> None:
         if word == control.CONNECT:
-            task = asyncio.create_task(connect(*descriptors))
-            connecting.add(task)
-            task.add_done_callback(connecting.discard)
+            desk = Desk(backend, models, slots, processes)
+            task = asyncio.create_task(desk.open(socket.socket(fileno=descriptors[0]), starts_in_s))
+            opening.add(task)
+            task.add_done_callback(opening.discard)
         elif word == control.DRAIN:
             backend.close()
         else:
@@ -211,18 +48,6 @@ async def serve(
         control.obey(orders, command)
         orders.send(control.READY)
         await ended.wait()
-
-
-def describe(model: ServedModel) -> dict[str, Any]:
-    """Say what a front has to know of a model beside its artifact."""
-    return {
-        "checksum": model.artifact.checksum,
-        "precision": model.artifact.precision,
-        "provider": model.engine.provider,
-        "samples": [asdict(sample) for sample in model.latency.samples],
-        "typical_tokens": model.latency.typical_tokens,
-        "max_batch_size": model.max_batch_size,
-    }
 
 
 def main() -> None:

@@ -78,6 +78,10 @@ class Line:
         finally:
             self.tell("drop", number)
 
+    def close(self) -> None:
+        """Hang up."""
+        self._channel.close()
+
     def next_number(self) -> int:
         return next(self._numbers)
 
@@ -148,7 +152,6 @@ class RemoteBackend:
         self._clock = clock
         self._line: Line | None = None
         self._starts_in_s, self._lost_s = 0.0, 0.0
-        self._loop = asyncio.get_running_loop()
         self._unsent: deque[SlowRequest] = deque(maxlen=UNSENT)
         self.is_draining = False
 
@@ -181,7 +184,10 @@ class RemoteBackend:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        self._loop = asyncio.get_running_loop()
         yield
+        if self._line:
+            self._line.close()
 
     def close(self) -> None:
         self.is_draining = True
