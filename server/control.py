@@ -21,16 +21,25 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+def read(end: socket.socket) -> tuple[bytes, list[int]]:
+    """Take the next word, which is there, and the descriptors that came with it."""
+    try:
+        word, descriptors, _, _ = socket.recv_fds(end, 1, DESCRIPTORS)
+    except ConnectionResetError:  # the other end was closed before all was read there
+        return GONE, []
+    return word, descriptors
+
+
 def obey(control: socket.socket, command: Callable[[bytes, list[int]], None]) -> None:
     """Hand each command to a function, in the running loop; from now on ignore signals."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     loop = asyncio.get_running_loop()
 
-    def read() -> None:
-        word, descriptors, _, _ = socket.recv_fds(control, 1, DESCRIPTORS)
+    def heard() -> None:
+        word, descriptors = read(control)
         if word == GONE:
             loop.remove_reader(control)
         command(word, descriptors)
 
-    loop.add_reader(control, read)
+    loop.add_reader(control, heard)

@@ -73,6 +73,9 @@ class Supervisor:
     def _of(self, role: str) -> list[Child]:
         return [child for child in self._children if child.role == role]
 
+    def _ready(self) -> list[Child]:
+        return [child for child in self._children if child.is_ready]
+
     def _end(self) -> None:
         """Have the fronts drain; told a second time, have them leave at once."""
         word = control.QUIT if self._ending.is_set() or not self._is_up else control.DRAIN
@@ -122,15 +125,20 @@ class Supervisor:
         for other in self._of(FRONT if role == ENGINE else ENGINE):
             _introduce(*((other, child) if role == ENGINE else (child, other)))
         self._children.add(child)
+        if self._ending.is_set():  # since it was begun
+            child.tell(control.QUIT)
         return child
 
     def _heard(self, child: Child) -> None:
         """Learn that a child is ready."""
-        if child.orders.recv(1) != control.READY:
+        word, _ = control.read(child.orders)
+        if word == control.GONE:
             asyncio.get_running_loop().remove_reader(child.orders)
             return
         child.is_ready = True
-        if not self._is_up and sum(one.is_ready for one in self._children) == 1 + self._settings.workers:
+        if self._is_up:
+            log.info("%s %d is ready", child.role, child.process.pid)
+        elif not self._ending.is_set() and len(self._ready()) == 1 + self._settings.workers:
             self._is_up = True
             host, port = self._listener.getsockname()[:2]
             where = f"[{host}]" if ":" in host else host
