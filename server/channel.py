@@ -31,7 +31,7 @@ class Channel(asyncio.Protocol):
 
     def send(self, message: Message, payload: bytes = b"") -> None:
         """Write a message; to somebody who has gone it is lost."""
-        head = json.dumps(message, separators=(",", ":")).encode()
+        head = json.dumps(message).encode()
         self._transport.write(b"".join((SIZES.pack(len(head), len(payload)), head, payload)))
 
     def close(self) -> None:
@@ -52,12 +52,12 @@ class Channel(asyncio.Protocol):
             end = middle + payload_size
             if len(buffer) < end:
                 break
-            message, payload = json.loads(buffer[start + SIZES.size : middle]), bytes(buffer[middle:end])
+            head, payload = buffer[start + SIZES.size : middle].decode(), bytes(buffer[middle:end])
             start = end
             try:
-                self._received(message, payload)
+                self._received(json.loads(head), payload)
             except Exception:
-                log.exception("a message between processes failed: %s", message[:2])
+                log.exception("a message between processes failed: %s", head[:100])
         del buffer[:start]
 
     def connection_lost(self, error: Exception | None) -> None:
