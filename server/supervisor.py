@@ -179,6 +179,8 @@ def main() -> None:
     flags = sys.argv[1:]
     settings = CliApp.run(Settings, cli_args=flags)
     logs.configure(settings.log_format, settings.log_level)
+    if not hasattr(os, "memfd_create"):
+        sys.exit("vilt-serve: --workers shares memory in a way that only Linux has: leave it at 1")
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
