@@ -23,7 +23,7 @@ from server.types import Entry, ServedModel, Urgency
 
 
 @dataclass(frozen=True, slots=True)
-class Permit:
+class Admitted:
     """What a request was admitted with."""
 
     model: ServedModel
@@ -43,7 +43,7 @@ class Desk:
         self._processes = processes
         self._pid = 0
         self._held: dict[int, contextlib.ExitStack] = {}  # places and permits, by the front's numbers
-        self._permits: dict[int, Permit] = {}
+        self._admitted: dict[int, Admitted] = {}
         self._runs: dict[int, asyncio.Task[None]] = {}
         self._channel = Channel(self._received, self._lost)
 
@@ -92,8 +92,8 @@ class Desk:
             slots = self._slots.take(wanted)
             for slot in slots:
                 stack.callback(self._slots.let_go, slot)
-            self._permits[number] = Permit(served, Urgency(urgency), deadline_s, ticket)
-            stack.callback(self._permits.pop, number)
+            self._admitted[number] = Admitted(served, Urgency(urgency), deadline_s, ticket)
+            stack.callback(self._admitted.pop, number)
             self._channel.send([number, False, slots])
 
     def _start(
@@ -109,7 +109,7 @@ class Desk:
         request_id: str,
     ) -> None:
         """Queue an entry whose patches are in a slot."""
-        admitted = self._permits[permit]
+        admitted = self._admitted[permit]
         rows, columns = grid
         count = rows * columns
         numbers = np.frombuffer(ids, np.int64)

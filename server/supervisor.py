@@ -62,13 +62,14 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
-        engine = asyncio.create_task(self._keep(ENGINE))
-        fronts = [asyncio.create_task(self._keep(FRONT)) for _ in range(self._settings.workers)]
-        statuses = await asyncio.gather(*fronts)
-        for child in self._of(ENGINE):
-            child.tell(control.QUIT)
-            loop.call_later(END_WITHIN_S if self._is_up else 0.0, _kill, child.process)
-        return max(*statuses, await engine)
+        async with asyncio.TaskGroup() as group:  # if one cannot be kept, all end
+            engine = group.create_task(self._keep(ENGINE))
+            fronts = [group.create_task(self._keep(FRONT)) for _ in range(self._settings.workers)]
+            statuses = await asyncio.gather(*fronts)
+            for child in self._of(ENGINE):
+                child.tell(control.QUIT)
+                loop.call_later(END_WITHIN_S if self._is_up else 0.0, _kill, child.process)
+        return max(*statuses, engine.result())
 
     def _of(self, role: str) -> list[Child]:
         return [child for child in self._children if child.role == role]
