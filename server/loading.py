@@ -9,7 +9,7 @@ from models import image
 from models.errors import ArtifactError
 from models.manifest import load_artifact
 from server.cpus import has_vnni
-from server.engine import OrtEngine, share_threads
+from server.engine import OrtEngine, count_threads
 from server.latency import calibrated
 from server.settings import Settings
 from server.types import ServedModel
@@ -22,13 +22,13 @@ def load(settings: Settings) -> list[ServedModel]:
 
     Raises: ArtifactError: one of them cannot be served.
     """
-    threads = share_threads(settings.threads)
+    threads = count_threads(settings.threads)
     models: list[ServedModel] = []
     for folder in settings.model:
         artifact = load_artifact(folder, settings.precision, has_vnni=has_vnni())
         if any(model.name == artifact.manifest.name for model in models):
             raise ArtifactError(f"Two artifacts are named {artifact.manifest.name}: export one with another --name.")
-        engine = OrtEngine(artifact)
+        engine = OrtEngine(artifact, threads)
         engine.warm_up()
         image.warm_up(artifact.manifest.spec)
         artifact.text_encoder.encode("warm up?")
