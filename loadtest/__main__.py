@@ -2,7 +2,7 @@
 
 import argparse
 
-from loadtest import accuracy, gpu, length, load, oracle, stages
+from loadtest import accuracy, gpu, length, load, oracle, stages, workers
 from loadtest.claims import command as claims
 from loadtest.peers import command as peers
 from loadtest.trials import abandon, blocking, deadline, drain, overload, storm, users
@@ -15,7 +15,7 @@ def main() -> None:
         " claims needs no server: it times ViLT beside the designs it is compared with.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    measurements = (accuracy, claims, gpu, length, load, oracle, peers, stages)
+    measurements = (accuracy, claims, gpu, length, load, oracle, peers, stages, workers)
     trials = (overload, blocking, abandon, storm, drain, deadline, users)
     for module in (*measurements, *trials):
         module.add_to(commands)

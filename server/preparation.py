@@ -7,7 +7,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from models.batch import Features
@@ -16,7 +16,6 @@ from models.image import ImagePatches, decode, to_patches
 from models.text import TextTokens
 from server.caches import Cache
 from server.errors import TooLarge, Unusable
-from server.metrics import Metrics
 from server.schemas import RankBody
 from server.types import ServedModel, Timings
 
@@ -42,9 +41,9 @@ class Pair:
 class Preparation:
     """Prepares pairs; an image that was decoded lately is not decoded again."""
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, count_hit: Callable[[], None]) -> None:
         self._limits = limits
-        self._metrics = metrics
+        self._count_hit = count_hit
         self._decoded: Cache[ImagePatches] = Cache(limits.decoded_cache_bytes, lambda image: image.patches.nbytes)
 
     def pair(self, model: ServedModel, image: str | bytes, text: str, timings: Timings) -> Pair:
@@ -89,7 +88,7 @@ class Preparation:
 
         patches, was_there = self._decoded.get_or_make((digest, spec), make)
         if was_there:
-            self._metrics.cache_hits.labels("decoded").inc()
+            self._count_hit()
             timings.mark("decode")
         timings.mark("preprocess")
         return patches, digest

@@ -23,7 +23,7 @@ ROOMS = {  # third parties on the serving side, and where alone they may be impo
     "PIL": {"models/image.py"},
     "tokenizers": {"models/text.py"},
     "python_multipart": {"server/bodies.py"},
-    "uvicorn": {"server/__main__.py", "server/connections.py"},
+    "uvicorn": {"server/listening.py", "server/connections.py"},
     "torch": set(),
     "transformers": set(),
 }
