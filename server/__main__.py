@@ -62,6 +62,7 @@ def main() -> None:
         first = error.errors(include_url=False)[0]
         sys.exit(f"vilt-serve: {'.'.join(map(str, first['loc']))}: {first['msg']}; see vilt-serve --help")
     logs.configure(settings.log_format, settings.log_level)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while it loads: process 1 of a container would ignore it
     try:
         models = load(settings)
     except ArtifactError as error:
