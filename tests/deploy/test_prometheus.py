@@ -152,6 +152,17 @@ def test_query_of_a_rule_finds_data(watched: Watched, rule: dict[str, str]) -> N
 
 
 @pytest.mark.slow
+def test_query_of_the_autoscaler_finds_data(watched: Watched) -> None:
+    """As prometheus-adapter fills it in."""
+    adapter = yaml.safe_load((FOLDER.parent / "kubernetes" / "prometheus-adapter.yaml").read_text())
+    query = adapter["rules"]["custom"][0]["metricsQuery"]
+    for template, value in (("Series", "vilt_work_seconds"), ("LabelMatchers", 'job="vilt"'), ("GroupBy", "instance")):
+        query = query.replace(f"<<.{template}>>", value)
+
+    assert max(watched.prometheus.values(quicker(query), watched.began_s, watched.ended_s)) > 0
+
+
+@pytest.mark.slow
 def test_metrics_are_named_as_prometheus_advises(watched: Watched) -> None:
     """promtool check metrics has nothing to say."""
     done = promtool("check", "metrics", given=watched.exposition)
