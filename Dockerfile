@@ -1,5 +1,5 @@
 # docker build --tag vilt-server .                      for CPUs
-# docker build --tag vilt-server:gpu --target gpu .     for NVIDIA's GPUs
+# docker build --tag vilt-server:gpu --target gpu .     for NVIDIA's GPUs; --build-arg TENSORRT=1 adds TensorRT
 #
 # What is installed, and in which versions, is for pyproject.toml to say. A change of code rebuilds the last layer, of 15 MB.
 # Where packages do not come from PyPI: --secret id=pip,src=pip.conf, and --secret id=ca,src=ca.pem for a pip.conf that
@@ -50,4 +50,17 @@ COPY --from=cpu-packages /opt/vilt /opt/vilt
 COPY --from=code /code/ /
 RUN python3 -c "import importlib.util as of, server.__main__; assert not any(map(of.find_spec, ('torch', 'transformers')))"
 
+FROM manifest AS gpu-packages
+ARG TENSORRT=
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
+    /tools/bin/pip install '.[gpu]' ${TENSORRT:+'.[gpu,tensorrt]'} && /tools/bin/pip uninstall --yes vilt-server
+
+# CUDA and cuDNN are packages; the driver is the machine's, by NVIDIA's container toolkit: docker run --gpus all.
+FROM runtime AS gpu
+ENV VILT_PROVIDER=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=gpu-packages /opt/vilt /opt/vilt
+COPY --from=code /code/ /
+RUN python3 -c "import importlib.util as of, server.__main__; assert not any(map(of.find_spec, ('torch', 'transformers')))"
+
+# The last stage is what is built unless --target says otherwise.
 FROM cpu
