@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         base = base_for(builder)
     except FileNotFoundError:
         give_up("the base image cannot be pulled, and debootstrap is not there to make one: make tools installs it")
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        give_up(f"the base image cannot be pulled, nor made of Debian's packages: {error}")
     (folder / "secrets").mkdir()
     flags = ("--build-arg", f"BASE={base}", "--target", "cpu", *pip_secrets(folder / "secrets"))
     source = folder / "source"
