@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def base_for(builder: Builder) -> str:
 def pip_secrets(folder: Path) -> list[str]:
     """Hand this machine's settings of pip to the build, as secrets: its index, the authority that signed for it."""
     lines = ["[global]"]
-    for line in _run("pip", "config", "list").stdout.splitlines():
+    for line in _run(sys.executable, "-m", "pip", "config", "list").stdout.splitlines():
         key, _, value = line.partition("=")
         name, value = key.rpartition(".")[2], value.strip("'\"")
         if name == "cert" and Path(value).is_file():

@@ -1,5 +1,6 @@
 """The manifests are what Kubernetes takes, and agree with what the server does."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -32,23 +33,42 @@ def test_manifest_is_valid(name: str) -> None:
         kubernetes_validate.validate({**MANIFESTS[name], "specs": {}}, VERSION, strict=True)
 
 
-def test_kustomization_renders_what_is_valid() -> None:
-    """As kubectl apply would send it; the labels that it adds are those that are selected."""
+def rendered(folder: Path) -> list[dict[str, Any]]:
+    """Render as kubectl apply would."""
     for command in (["kubectl", "kustomize"], ["kustomize", "build"]):
         if shutil.which(command[0]):
-            break
-    else:
-        pytest.skip("neither kubectl nor kustomize is here")
-    rendered = subprocess.run([*command, str(FOLDER)], check=True, capture_output=True, text=True)
+            done = subprocess.run([*command, str(folder)], check=True, capture_output=True, text=True)
+            return list(yaml.safe_load_all(done.stdout))
+    pytest.skip("neither kubectl nor kustomize is here")
 
-    found = list(yaml.safe_load_all(rendered.stdout))
+
+def of_kind(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return next(one for one in manifests if one["kind"] == kind)
+
+
+def test_kustomization_renders_what_is_valid() -> None:
+    """The labels that it adds are those that are selected."""
+    found = rendered(FOLDER)
+
     for manifest in found:
         kubernetes_validate.validate(manifest, VERSION, strict=True)
     assert len(found) == len(MANIFESTS)
-    deployment, service = (next(one for one in found if one["kind"] == kind) for kind in ("Deployment", "Service"))
-    labels = deployment["spec"]["template"]["metadata"]["labels"]
-    assert service["spec"]["selector"].items() <= labels.items()
-    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    deployment = of_kind(found, "Deployment")["spec"]
+    labels = deployment["template"]["metadata"]["labels"]
+    assert of_kind(found, "Service")["spec"]["selector"].items() <= labels.items()
+    assert deployment["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_documented_kustomization_brings_its_image_and_settings(tmp_path: Path) -> None:
+    """As docs/deploy.md has it, but for where the manifests come from."""
+    block = re.search(r"```yaml\n(resources:.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
+    assert block is not None
+    (tmp_path / "kustomization.yaml").write_text(re.sub(r"https://[^\]]+", os.path.relpath(FOLDER, tmp_path), block[1]))
+
+    (server,) = of_kind(rendered(tmp_path), "Deployment")["spec"]["template"]["spec"]["containers"]
+
+    assert server["image"] == "registry.example.com/vilt-vqa:1"
+    assert server["env"] == [*SERVER["env"], {"name": "VILT_MODEL", "value": "/artifact"}]
 
 
 def test_environment_is_settings(monkeypatch: pytest.MonkeyPatch) -> None:
