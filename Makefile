@@ -42,7 +42,7 @@ image-test: $(DEV)/installed ## Build the image with docker, podman or buildah, 
 	$(DEV)/bin/pytest tests/deploy/test_image.py --need-image -rP
 
 tools: ## Install what some tests need beside Python, where apt can: a builder of images, Prometheus, a proxy
-	@-test "$$(id -u)" != 0 || dpkg --status $(TOOLS) >/dev/null 2>&1 || timeout 300 sh -c \
+	@-test "$$(id -u)" != 0 || which $(TOOLS) >/dev/null || timeout 300 sh -c \
 		'apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends $(TOOLS) >/dev/null'
 
 lint: $(DEV)/installed ## ruff: style and formatting
