@@ -21,7 +21,7 @@ from server.admission import Admission
 from server.app import create_app
 from server.connections import LingeringProtocol
 from server.cpus import has_vnni
-from server.engine import OrtEngine, share_threads
+from server.engine import OrtEngine, count_threads
 from server.latency import calibrated
 from server.metrics import Metrics
 from server.settings import Settings
@@ -88,13 +88,13 @@ def load(settings: Settings) -> list[ServedModel]:
 
     Raises: ArtifactError: one of them cannot be served.
     """
-    threads = share_threads(settings.threads)
+    threads = count_threads(settings.threads)
     models: list[ServedModel] = []
     for folder in settings.model:
         artifact = load_artifact(folder, settings.precision, has_vnni=has_vnni())
         if any(model.name == artifact.manifest.name for model in models):
             raise ArtifactError(f"Two artifacts are named {artifact.manifest.name}: export one with another --name.")
-        engine = OrtEngine(artifact)
+        engine = OrtEngine(artifact, threads)
         engine.warm_up()
         image.warm_up(artifact.manifest.spec)
         artifact.text_encoder.encode("warm up?")

@@ -1,6 +1,7 @@
 """onnxruntime sessions over an artifact's graphs: the only file that imports onnxruntime.
 
-The three sessions of a CPU precision share one thread pool, so that they never compete for the cores.
+Runs follow each other, and the threads of a session sleep once its run has ended: sessions never compete for the cores,
+neither with each other nor with what decodes and answers.
 """
 
 import math
@@ -26,10 +27,10 @@ class OrtEngine:
     provider = "cpu"
     version: str = onnxruntime.__version__
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, threads: int) -> None:
         graphs = artifact.graphs
         self._spec = artifact.manifest.spec
-        self._sessions = [(part, _session(graphs[part])) for part in PARTS if part in graphs]
+        self._sessions = [(part, _session(graphs[part], threads)) for part in PARTS if part in graphs]
         if len(self._sessions) != len(PARTS):
             raise ArtifactError(f"The artifact {artifact.folder} lacks a graph: it has {', '.join(graphs)}.")
 
@@ -60,19 +61,29 @@ class OrtEngine:
         return EngineOutput({name: value for name, value in values.items() if name.endswith("_logits")}, parts_s)
 
 
-def share_threads(threads: int) -> int:
-    """Size the one thread pool of all sessions, before the first is made; 0 takes the CPUs. Return the size."""
-    size = threads or usable_cpus()
-    onnxruntime.set_global_thread_pool_sizes(size, 1)
-    return size
+def count_threads(threads: int) -> int:
+    """Take the CPUs that this process may use for 0."""
+    return threads or usable_cpus()
 
 
-def _session(path: Path) -> tuple[onnxruntime.InferenceSession, list[str], list[str]]:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Choose how a session uses the CPU.
+
+    Within a run threads spin from one operator to the next: to wake them each time makes int8 a tenth slower. After it
+    they would spin on, on the cores that the answer needs; a pool for the whole process cannot be told to stop.
+    Source: docs/decisions/0008-cpu-time.md.
+    """
     options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = False
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors; the rest is advice for onnxruntime's developers
+    return options
+
+
+def _session(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, list[str], list[str]]:
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, without a common base
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {reason}") from error

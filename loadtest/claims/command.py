@@ -16,7 +16,7 @@ from loadtest.claims.plan import NAMES, VILT, Design
 from loadtest.claims.runner import PROVIDERS, Sessions, Stages, Timed
 from loadtest.claims.summary import RANKED, VILT_INT8, Measured, as_json, summarise
 from loadtest.stamp import stamp
-from server.engine import share_threads
+from server.engine import count_threads
 
 SHALLOW = "shallow interaction"
 DETECTED_CLASSES = (1, 3, 10, 30, 100, 300, 1000, 1600)
@@ -43,10 +43,10 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     folder = options.graphs or plan.default_folder()
-    threads = share_threads(options.threads)
+    threads = count_threads(options.threads)
     try:
         designs = plan.prepare(folder, options.models)
-        sessions = Sessions(options.provider)
+        sessions = Sessions(options.provider, threads)
         timed = timed_designs(designs, sessions)
     except ValueError as error:
         sys.exit(f"vilt-bench claims: {error}")
@@ -94,8 +94,8 @@ def timed_designs(designs: Sequence[Design], sessions: Sessions) -> dict[str, Ti
                 raise ValueError(
                     "the server's engine, which ViLT is timed in, runs on the CPU: leave vilt out of --models"
                 )
-            timed[VILT] = runner.timed_vilt(design, "fp32", jpeg)
-            timed[VILT_INT8] = runner.timed_vilt(design, "int8", jpeg)
+            timed[VILT] = runner.timed_vilt(design, "fp32", jpeg, sessions.threads)
+            timed[VILT_INT8] = runner.timed_vilt(design, "int8", jpeg, sessions.threads)
         else:
             timed[design.name] = runner.timed_design(design, sessions, jpeg)
     return timed

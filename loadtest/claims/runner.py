@@ -1,4 +1,4 @@
-"""Runs designs stage by stage: sessions of onnxruntime, one thread pool for all of them, ViLT's engine included."""
+"""Runs designs stage by stage: sessions of onnxruntime with the options of ViLT's engine."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from models.batch import Features, collate
 from models.image import ImagePatches, to_patches
 from models.manifest import load_artifact
 from models.text import TextTokens
-from server.engine import OrtEngine
+from server.engine import OrtEngine, session_options
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 PREPARATION = ("decode", "preprocess")
@@ -29,15 +29,14 @@ Timed = Callable[[], Stages]
 class Sessions:
     """One session a graph, however many designs run it."""
 
-    def __init__(self, provider: str, *, shared: bool = True) -> None:
-        """Choose where graphs run, and whether they share the threads and the memory of the process.
+    def __init__(self, provider: str, threads: int, *, shared: bool = True) -> None:
+        """Choose where graphs run, on how many threads, and whether they share one arena.
 
-        Threads are those that `server.engine.share_threads` has sized, as ViLT's are. Memory is one arena: each of 40
-        graphs would else keep the most that it ever needed, some 13 GB together.
+        Without sharing, each of 40 graphs keeps the most memory that it ever needed, some 13 GB together.
 
         Raises: ValueError: this onnxruntime has no such provider.
         """
-        self.provider, self._shared = provider, shared
+        self.provider, self.threads, self._shared = provider, threads, shared
         if PROVIDERS[provider] not in onnxruntime.get_available_providers():
             raise ValueError(f"this onnxruntime has no {PROVIDERS[provider]}: install the wheel that has it")
         if shared:
@@ -57,10 +56,8 @@ class Sessions:
 
     def _load(self, graph: Path) -> tuple[onnxruntime.InferenceSession, list[str], list[str]]:
         if graph not in self._sessions:
-            options = onnxruntime.SessionOptions()
-            options.use_per_session_threads = not self._shared
+            options = session_options(self.threads)
             options.add_session_config_entry("session.use_env_allocators", "1" if self._shared else "0")
-            options.log_severity_level = 3  # errors, as the server's sessions
             session = onnxruntime.InferenceSession(str(graph), options, providers=[PROVIDERS[self.provider]])
             names = [tensor.name for tensor in session.get_inputs()], [tensor.name for tensor in session.get_outputs()]
             self._sessions[graph] = (session, *names)
@@ -85,7 +82,7 @@ def timed_design(design: Design, sessions: Sessions, jpeg: bytes) -> Timed:
     return run
 
 
-def timed_vilt(design: Design, precision: str, jpeg: bytes) -> Timed:
+def timed_vilt(design: Design, precision: str, jpeg: bytes, threads: int) -> Timed:
     """Prepare ViLT's artifact in the server's engine, to be timed as the others; Table 6's 200 patches, 40 tokens.
 
     Raises: ArtifactError: the artifact is damaged, or has no such precision.
@@ -94,7 +91,7 @@ def timed_vilt(design: Design, precision: str, jpeg: bytes) -> Timed:
         raise ValueError(f"{design.name} is not an artifact")
     artifact = load_artifact(design.artifact, precision, has_vnni=True)  # answers are noise: saturated or not
     spec = artifact.manifest.spec
-    engine = OrtEngine(artifact)
+    engine = OrtEngine(artifact, threads)
     rng = np.random.default_rng(feeds.SEED)
     grid = min(
         (grid for grid in spec.grids if grid[0] * grid[1] >= design.visual_tokens), key=lambda grid: grid[0] * grid[1]

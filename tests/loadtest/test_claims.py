@@ -156,7 +156,7 @@ def test_provider_that_is_not_there_is_refused_with_a_sentence() -> None:
         pytest.skip("it is there")
 
     with pytest.raises(ValueError, match="has no CUDAExecutionProvider"):
-        Sessions("cuda")
+        Sessions("cuda", 1)
 
 
 def test_charts_are_written_as_png_and_svg(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_every_design_is_built_with_the_papers_tokens(graphs: Path) -> None:
 def test_design_runs_through_every_stage_to_its_output(graphs: Path, name: str) -> None:
     """Tokens reach the interaction in the numbers that the plan says; the output is finite, and one picture's."""
     (one,) = plan.prepare(graphs, [name])
-    sessions = Sessions("cpu", shared=False)
+    sessions = Sessions("cpu", 1, shared=False)
     values = feeds.draw(one.sources, one.image_px)
 
     for each in one.steps:
@@ -240,7 +240,7 @@ def test_command_times_everything_and_writes_the_result(graphs: Path, tmp_path: 
 def test_nms_takes_longer_the_more_classes_are_detected(graphs: Path) -> None:
     """Every box in every class takes longest."""
     (one,) = plan.prepare(graphs, ["uniter"])
-    sessions = Sessions("cpu", shared=False)
+    sessions = Sessions("cpu", 1, shared=False)
 
     few, many = (
         min(runner.time_nms(one, sessions, detected=detected, per_class=20, repeat=5)) for detected in (1, 100)
