@@ -1,6 +1,7 @@
 """The command vilt-serve: settings, logs, models, then uvicorn until a signal; or a supervisor of several processes."""
 
 import os
+import signal
 import sys
 import time
 
@@ -27,6 +28,7 @@ def main() -> None:
     if settings.workers > 1:  # the same process, without the libraries of those that it starts
         os.execv(sys.executable, [sys.executable, "-m", "server.supervisor", *sys.argv[1:]])  # noqa: S606 our own
     logs.configure(settings.log_format, settings.log_level)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while it loads: process 1 of a container would ignore it
     try:
         models = load(settings)
     except ArtifactError as error:
