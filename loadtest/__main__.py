@@ -5,7 +5,7 @@ import argparse
 from loadtest import accuracy, gpu, length, load, oracle, stages, workers
 from loadtest.claims import command as claims
 from loadtest.peers import command as peers
-from loadtest.trials import abandon, blocking, deadline, drain, overload, rollout, storm, users
+from loadtest.trials import abandon, blocking, chaos, deadline, drain, overload, rollout, soak, storm, users
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
     measurements = (accuracy, claims, gpu, length, load, oracle, peers, stages, workers)
-    trials = (overload, blocking, abandon, storm, drain, rollout, deadline, users)
+    trials = (overload, blocking, abandon, storm, drain, rollout, chaos, deadline, users, soak)
     for module in (*measurements, *trials):
         module.add_to(commands)
     options = parser.parse_args()

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from server.backend import Backend
+from server.bodies import BodyRoom
 from server.clients import ApiKeys
 from server.context import RequestContext, server_timing, timings_of
 from server.cpus import usable_cpus
@@ -40,6 +41,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
     pool = ThreadPoolExecutor(decode_threads, "decode")
     limits = Limits(
         max_image_pixels=settings.max_image_pixels,
+        max_request_pixels=settings.max_request_pixels,
         max_text_chars=settings.max_text_chars,
         max_candidates=settings.max_candidates,
         decoded_cache_bytes=int(settings.decoded_cache_mb * 1e6),
@@ -57,6 +59,8 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         backend=backend,
         pool=pool,
         deadline_ms=settings.deadline_ms,
+        room=BodyRoom(int(settings.max_bodies_mb * 1e6), backend.count_body_bytes, clock),
+        receive_timeout_s=settings.receive_timeout_s,
         max_body_bytes=settings.max_body_bytes,
         max_candidates=settings.max_candidates,
     )
@@ -122,7 +126,9 @@ def _add_operator_routes(app: FastAPI, backend: Backend) -> None:
         status = await backend.status()
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
-    @app.get("/metrics", summary="Metrics for Prometheus", **operation)
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=text, **operation)
     async def prometheus() -> Response:
         """Expose the server's metrics to Prometheus."""
         return Response(await backend.report("metrics"), media_type=CONTENT_TYPE)

@@ -70,6 +70,10 @@ class Backend(Protocol):
         """Count an image that was decoded before."""
         ...
 
+    def count_body_bytes(self, count: int) -> None:
+        """Count bytes of bodies that have arrived or, if negative, been let go of."""
+        ...
+
     async def status(self) -> str:
         """Say whether the server wants requests: "ready", or why not."""
         ...
@@ -154,6 +158,9 @@ class LocalBackend:
 
     def count_decoded_hit(self) -> None:
         self._metrics.cache_hits.labels("decoded").inc()
+
+    def count_body_bytes(self, count: int) -> None:
+        self._metrics.body_bytes.inc(count)
 
     async def status(self) -> str:
         return self.admission.status

@@ -42,6 +42,7 @@ class Desk:
         self._slots = slots
         self._processes = processes
         self._pid = 0
+        self._body_bytes = 0
         self._held: dict[int, contextlib.ExitStack] = {}  # places and permits, by the front's numbers
         self._admitted: dict[int, Admitted] = {}
         self._runs: dict[int, asyncio.Task[None]] = {}
@@ -74,6 +75,8 @@ class Desk:
                 self._backend.record(read_request(fields))
             case ["hit"]:
                 self._backend.count_decoded_hit()
+            case ["bodies", count]:
+                self._count_bodies(count)
             case ["report", number, name]:
                 self._channel.send([number, False, None], self._backend.reports.write(name))
             case ["hello", pid]:
@@ -157,8 +160,13 @@ class Desk:
         if number in self._held:
             self._held.pop(number).close()
 
+    def _count_bodies(self, count: int) -> None:
+        self._backend.count_body_bytes(count - self._body_bytes)
+        self._body_bytes = count
+
     def _lost(self) -> None:
         self._processes.discard(self._pid)
+        self._count_bodies(0)
         for number in [*self._runs, *self._held]:
             self._drop(number)
 

@@ -128,6 +128,7 @@ def share_of(settings: Settings) -> Settings:
         update={
             "decode_threads": math.ceil(threads / settings.workers),
             "decoded_cache_mb": settings.decoded_cache_mb / settings.workers,
+            "max_bodies_mb": settings.max_bodies_mb / settings.workers,
         }
     )
 

@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.backend import Backend
-from server.connections import LingeringProtocol
+from server.connections import protocol
 from server.settings import Settings
 
 log = logging.getLogger("server")
@@ -22,7 +22,8 @@ class Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, settings: Settings, backend: Backend) -> None:
         config = uvicorn.Config(
             app,
-            http=LingeringProtocol,
+            http=protocol(settings.receive_timeout_s),
+            ws="none",
             host=settings.host,
             port=settings.port,
             log_config=None,

@@ -13,6 +13,7 @@ from server.cpus import has_vnni
 from server.engine import OrtEngine, count_threads
 from server.gpu.program import open_engine
 from server.latency import calibrated
+from server.memory import check_fits, memory_limit_bytes
 from server.settings import Settings
 from server.types import Engine, ServedModel
 
@@ -30,8 +31,11 @@ def load(settings: Settings) -> list[ServedModel]:
     together = settings.max_batch_size or TOGETHER[on_gpu]
     cache = settings.cache_dir or user_cache_path("vilt-server")
     models: list[ServedModel] = []
+    limit_bytes = memory_limit_bytes()
     for folder in settings.model:
         artifact = load_artifact(folder, settings.precision, has_vnni=has_vnni(), on_gpu=on_gpu)
+        if not on_gpu:
+            check_fits([*(model.artifact for model in models), artifact], limit_bytes)
         if any(model.name == artifact.manifest.name for model in models):
             raise ArtifactError(f"Two artifacts are named {artifact.manifest.name}: export one with another --name.")
         engine = _engine(artifact, settings.provider, together, cache, threads)

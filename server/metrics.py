@@ -52,6 +52,7 @@ class Metrics:
         self.work_seconds = Gauge(
             "vilt_work_seconds", "Engine time that the entries in flight are estimated to take.", registry=registry
         )
+        self.body_bytes = Gauge("vilt_body_bytes", "Bytes of request bodies in flight.", registry=registry)
         self.drift = Gauge(
             "vilt_latency_drift", "How many times as long runs take now as at warm-up.", ["model"], registry=registry
         )

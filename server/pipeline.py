@@ -140,14 +140,20 @@ class Pipeline:
             asked = functools.partial(_asked, client, body)
             async with self._backend.admit(model, Urgency.RANK, count, deadline_s, asked) as permit:
                 timings.mark("admit")
-                first = await self._in_pool(lambda: self._preparation.first_of(model, body, timings))
+                pixels = self._preparation.budget()
+                first = await self._in_pool(lambda: self._preparation.first_of(model, body, timings, pixels))
 
                 def make_entry(pair: Pair) -> Entry:
                     return _entry(
                         model, pair, urgency=Urgency.RANK, deadline_s=deadline_s, request_id=request_id, client=client
                     )
 
-                results, truncated = await self._run_slices(model, first, body, make_entry, permit)
+                def prepare(index: int) -> Pair:
+                    return self._preparation.candidate(model, body, index, first, pixels)
+
+                results, truncated = await self._run_slices(
+                    model, first, len(body.candidates), prepare=prepare, make_entry=make_entry, permit=permit
+                )
                 started_first = min(results, key=lambda result: result.started_s)
                 ended_last = max(results, key=lambda result: result.ended_s)
                 _mark_run(timings, started_first, ended_last)
@@ -155,12 +161,19 @@ class Pipeline:
                 return RankOutcome(model=model, truncated=truncated, results=ranked, ran=ended_last)
 
     async def _run_slices(
-        self, model: ServedModel, first: Pair, body: RankBody, make_entry: Callable[[Pair], Entry], permit: Permit
+        self,
+        model: ServedModel,
+        first: Pair,
+        count: int,
+        *,
+        prepare: Callable[[int], Pair],
+        make_entry: Callable[[Pair], Entry],
+        permit: Permit,
     ) -> tuple[list[EntryResult], bool]:
         """Prepare candidates a little ahead of the engine, whatever their number, and queue each as an entry."""
         results: dict[int, EntryResult] = {}
         truncated = first.features.text.truncated
-        indices = iter(range(len(body.candidates)))
+        indices = iter(range(count))
 
         async def work() -> None:
             nonlocal truncated
@@ -168,20 +181,18 @@ class Pipeline:
                 pair = first
                 if index:
                     async with self._rank_permits:
-                        pair = await self._in_pool(
-                            functools.partial(self._preparation.candidate, model, body, index, first)
-                        )
+                        pair = await self._in_pool(functools.partial(prepare, index))
                 truncated |= pair.features.text.truncated
                 results[index] = await permit.run(make_entry(pair))
 
         try:
             async with asyncio.TaskGroup() as group:
                 ahead = model.latency.slice_size(model.max_batch_size) + PREPARED_AHEAD
-                for _ in range(min(len(body.candidates), ahead)):
+                for _ in range(min(count, ahead)):
                     group.create_task(work())
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures
-        return [results[index] for index in range(len(body.candidates))], truncated
+        return [results[index] for index in range(count)], truncated
 
     def _choose(self, name: str | None, task: str) -> ServedModel:
         for model in self._models:

@@ -19,6 +19,7 @@ from server.slowest import SlowRequest
 from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
 
 UNSENT = 10_000  # requests that ended without an engine process, and are counted when there is one again
+TELL_BYTES = 1_000_000  # by which what bodies hold has changed before it is told
 ANSWER_WITHIN_S = 2.0  # to what costs the engine process nothing
 SOONEST_S = 0.1  # to come back, when it takes longer than the last start
 Answer = tuple[Any, bytes]
@@ -153,6 +154,7 @@ class RemoteBackend:
         self._line: Line | None = None
         self._starts_in_s, self._lost_s = 0.0, 0.0
         self._unsent: deque[SlowRequest] = deque(maxlen=UNSENT)
+        self._body_bytes, self._told_bytes = 0, 0
         self.is_draining = False
 
     async def connect(self, connection: socket.socket, memory: int) -> None:
@@ -163,7 +165,7 @@ class RemoteBackend:
     def _welcomed(self, line: Line, fields: dict[str, Any]) -> None:
         if not self._suits(fields["models"]):
             return
-        self._line, self._starts_in_s = line, fields["starts_in_s"]
+        self._line, self._starts_in_s, self._told_bytes = line, fields["starts_in_s"], 0
         while self._unsent:
             self.record(self._unsent.popleft())
 
@@ -225,6 +227,14 @@ class RemoteBackend:
         """Say so; from any thread."""
         if self._line:
             self._loop.call_soon_threadsafe(self._line.tell, "hit")
+
+    def count_body_bytes(self, count: int) -> None:
+        """Keep the count, and tell it when it has changed by enough."""
+        self._body_bytes += count
+        is_told = abs(self._body_bytes - self._told_bytes) < TELL_BYTES and self._body_bytes
+        if self._line and not is_told and self._body_bytes != self._told_bytes:
+            self._told_bytes = self._body_bytes
+            self._line.tell("bodies", self._body_bytes)
 
     async def status(self) -> str:
         """Say whether the server wants requests."""

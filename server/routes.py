@@ -15,9 +15,10 @@ from pydantic import BaseModel
 
 from server import bodies
 from server.backend import Backend
+from server.bodies import BodyRoom
 from server.clients import Connection, client_of
 from server.context import deadline_of, server_timing, timings_of
-from server.errors import Unavailable
+from server.errors import DeadlineExceeded, Unavailable
 from server.logs import FIELDS
 from server.pipeline import Outcome, Pipeline, RankOutcome
 from server.schemas import (
@@ -52,6 +53,8 @@ class TaskRoutes:
         backend: Backend,
         pool: ThreadPoolExecutor,
         deadline_ms: float,
+        room: BodyRoom,
+        receive_timeout_s: float,
         max_body_bytes: int,
         max_candidates: int,
     ) -> None:
@@ -59,6 +62,8 @@ class TaskRoutes:
         self._backend = backend
         self._pool = pool
         self._deadline_ms = deadline_ms
+        self._room = room
+        self._receive_timeout_s = receive_timeout_s
         self._max_body_bytes = max_body_bytes
         self._max_candidates = max_candidates
 
@@ -112,24 +117,33 @@ class TaskRoutes:
             deadline_s = deadline_of(request, self._deadline_ms)
             try:
                 async with Connection(request) as connection:
-                    return await walk(self._receiver(request, schema, connection), timings_of(request), deadline_s)
+                    with self._room.body() as take:
+                        receive = self._receiver(request, schema, connection, take)
+                        return await walk(receive, timings_of(request), deadline_s)
             except asyncio.CancelledError as error:  # by uvicorn, at the end of a drain that has taken too long
                 raise Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0) from error
 
     def _receiver(
-        self, request: Request, schema: type[BodyT], connection: Connection
+        self, request: Request, schema: type[BodyT], connection: Connection, take: Callable[[int], None]
     ) -> Callable[[], Awaitable[BodyT]]:
         """Make the walk's first step: read a body of any form and hold it to its schema."""
         is_rank = schema is RankBody
 
         async def receive() -> BodyT:
-            body = await bodies.read(
-                request.stream(),
-                request.headers,
-                max_body_bytes=self._max_body_bytes,
-                max_parts=(self._max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
-                accepts_image=not is_rank,
-            )
+            try:
+                async with asyncio.timeout(self._receive_timeout_s):
+                    body = await bodies.read(
+                        request.stream(),
+                        request.headers,
+                        max_body_bytes=self._max_body_bytes,
+                        max_parts=(self._max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
+                        accepts_image=not is_rank,
+                        take=take,
+                    )
+            except TimeoutError as error:
+                raise DeadlineExceeded(
+                    "receive_timeout", f"The body did not arrive within {self._receive_timeout_s:g} s."
+                ) from error
             connection.watch()
             parse = functools.partial(bodies.parse, body, dict(request.query_params), schema)
             if body.form == "json":  # a large one takes milliseconds

@@ -73,7 +73,16 @@ class Settings(BaseSettings):
         default=60_000, ge=1, description="time a request has from its head on, unless X-Deadline-Ms says otherwise"
     )
     max_body_bytes: int = Field(default=20_000_000, ge=1, description="largest request body")
+    max_bodies_mb: float = Field(
+        default=512.0, gt=0, description="bytes of all request bodies in flight, before another gets 429"
+    )
+    receive_timeout_s: float = Field(
+        default=60.0, gt=0, description="longest time in which a request's head, and then its body, may arrive"
+    )
     max_image_pixels: int = Field(default=50_000_000, ge=1, description="largest image, checked before decoding")
+    max_request_pixels: int = Field(
+        default=1_000_000_000, ge=1, description="of all images of a request, counted before each is decoded"
+    )
     max_text_chars: int = Field(default=2_000, ge=1, description="longest question or text")
     max_candidates: int = Field(default=1_000, ge=1, description="most candidates of a rank")
     keep_alive_s: int = Field(default=65, ge=1, description="how long an idle connection is kept")

@@ -1,11 +1,13 @@
 """A real server on a real socket, with the shipped artifact."""
 
 import re
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -35,6 +37,12 @@ def start(*flags: str, executable: str = sys.executable) -> Running:
         if found := LISTENING.search(line):
             return Running(process, found[0], httpx.Client(base_url=found[0], timeout=60))
     raise AssertionError(f"the server ended: {''.join(seen)}")
+
+
+def connect(running: Running) -> socket.socket:
+    """Open a connection, to send what no HTTP client would."""
+    address = urlsplit(running.url)
+    return socket.create_connection((address.hostname, address.port), timeout=20)
 
 
 def stop(running: Running) -> None:
