@@ -19,6 +19,8 @@ SCENARIO ?= mix
 RATES ?=
 # Requests per second of make load; without any, it finds out what the server keeps up with.
 
+TOOLS := buildah debootstrap haproxy prometheus
+# Debian's packages that some tests need beside Python: without them those are skipped, and say so.
 SECONDS ?= 60
 SEED ?= 1
 
@@ -26,7 +28,8 @@ MODELS ?=
 TRIALS ?= deadline users storm drain abandon chaos blocking overload soak
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check lint types format accuracy load trials fuzz audit lock sbom claims gpu check-weights shapes clean
+.PHONY: help serve test test-fast check audit lock sbom image-test tools lint types format accuracy load trials fuzz \
+	claims gpu check-weights shapes clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +37,7 @@ help: ## List the targets
 serve: $(SERVE)/installed ## Serve the shipped artifact on http://127.0.0.1:8000 (ARGS="--port 9000" passes flags)
 	$(SERVE)/bin/vilt-serve $(ARGS)
 
-test: $(DEV)/installed ## Lint, types and every test: exports, parity at full size, real servers
+test: $(DEV)/installed $(if $(CI),tools) ## Lint, types and every test: exports, parity at full size, real servers
 	$(MAKE) lint types
 	$(DEV)/bin/pytest
 
@@ -53,6 +56,13 @@ lock: $(DEV)/audit ## Renew the locked versions of the serving install
 sbom: $(DEV)/audit $(SERVE)/installed ## Write what the serving install is made of, as CycloneDX: runs/sbom.json
 	mkdir -p runs
 	$(DEV)/bin/cyclonedx-py environment $(SERVE)/bin/python --pyproject pyproject.toml --output-file runs/sbom.json
+
+image-test: $(DEV)/installed ## Build the image with docker, podman or buildah, and try it: root, on Linux; minutes
+	$(DEV)/bin/pytest tests/deploy/test_image.py --need-image -rP
+
+tools: ## Install what some tests need beside Python, where apt can: a builder of images, Prometheus, a proxy
+	@-test "$$(id -u)" != 0 || which $(TOOLS) >/dev/null || timeout 300 sh -c \
+		'apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends $(TOOLS) >/dev/null'
 
 lint: $(DEV)/installed ## ruff: style and formatting
 	$(DEV)/bin/ruff check .

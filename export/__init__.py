@@ -2,4 +2,5 @@
 
 import os
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from its import on, onnxruntime for Linux reports to its makers
+# From 1.29 on onnxruntime reports its use to its makers, unless told otherwise before it is imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -21,6 +21,7 @@ class Started:
     url: str
     process: "subprocess.Popen[bytes]"
     ready_after_s: float
+    flags: tuple[str, ...]  # that it was started with
 
 
 @contextlib.contextmanager
@@ -39,24 +40,35 @@ def server(url: str | None, flags: Sequence[str] = ()) -> Iterator[str]:
 
 @contextlib.contextmanager
 def started(
-    flags: Sequence[str] = (), *, module: str = "server", ready_within_s: float = READY_WITHIN_S
+    flags: Sequence[str] = (),
+    *,
+    module: str = "server",
+    port: int | None = None,
+    ready_within_s: float = READY_WITHIN_S,
 ) -> Iterator[Started]:
     """Start a server, by default `vilt-serve`, yield it when it is ready, and stop it afterwards if it still runs.
 
+    Without a port it takes a free one.
+
     Raises: SystemExit: it does not become ready; the message says why.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = port or free_port()
     command = [sys.executable, "-m", module, "--port", str(port), "--log-level", "warning", *flags]
     began_s = time.monotonic()
     with subprocess.Popen(command) as process:  # noqa: S603 our own command
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(url, process, ready_within_s)
-            yield Started(url, process, time.monotonic() - began_s)
+            yield Started(url, process, time.monotonic() - began_s, tuple(flags))
         finally:
             process.terminate()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes] | None", ready_within_s: float = READY_WITHIN_S) -> None:

@@ -71,11 +71,13 @@ class Batcher:
             kept = self._logits.find(entry.key)
             if kept is not None:
                 self._metrics.cache_hits.labels("logits").inc()
+                entry.let_go()
                 return EntryResult(kept, entry.queued_s, self._clock(), {}, 0)
             leader = self._leaders.get((entry.key, entry.urgency))
             if leader is not None:
                 self._metrics.cache_hits.labels("in_flight").inc()
                 leader.followers.append(entry)
+                entry.let_go()
                 return await entry.future
             self._leaders[entry.key, entry.urgency] = entry
         if entry.urgency is Urgency.INTERACTIVE:
@@ -275,6 +277,8 @@ class Batcher:
             _resolve(entry, error)
 
     def _forget(self, leader: Entry) -> None:
+        """Have done with an entry: it is in no queue, and nobody will follow it."""
+        leader.let_go()
         if leader.key is not None:
             self._leaders.pop((leader.key, leader.urgency), None)
 

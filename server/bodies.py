@@ -14,7 +14,6 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.errors import BadRequest, Overloaded, TooLarge, UnsupportedMediaType
-from server.metrics import Metrics
 from server.schemas import Body, RankBody
 from server.types import Clock
 
@@ -38,9 +37,10 @@ class RawBody:
 class BodyRoom:
     """Bounds the bytes of all bodies in flight, from their first byte until their request is answered."""
 
-    def __init__(self, max_bytes: int, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, max_bytes: int, report: Callable[[int], None], clock: Clock) -> None:
+        """Report whatever is taken, and given back as a negative number."""
         self._max_bytes = max_bytes
-        self._metrics = metrics
+        self._report = report
         self._clock = clock
         self._taken = 0
         self._mean_s = 0.0  # how long bodies of late have been held
@@ -73,7 +73,7 @@ class BodyRoom:
 
     def _count(self, count: int) -> None:
         self._taken += count
-        self._metrics.body_bytes.set(self._taken)
+        self._report(count)
 
 
 async def read(

@@ -81,7 +81,7 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
     Within a run threads spin from one operator to the next: to wake them each time makes int8 a tenth slower. After it
     they would spin on, on the cores that the answer needs; a pool for the whole process cannot be told to stop.
-    Source: docs/decisions/0008-cpu-time.md.
+    Source: docs/decisions/0009-cpu-time.md.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

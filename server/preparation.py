@@ -8,7 +8,7 @@ import binascii
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from models.batch import Features
@@ -17,7 +17,6 @@ from models.image import ImagePatches, identify, load, to_patches
 from models.text import TextTokens
 from server.caches import Cache
 from server.errors import TooLarge, Unusable
-from server.metrics import Metrics
 from server.schemas import RankBody
 from server.types import ServedModel, Timings
 
@@ -66,9 +65,9 @@ class PixelBudget:
 class Preparation:
     """Prepares pairs; an image that was decoded lately is not decoded again."""
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, count_hit: Callable[[], None]) -> None:
         self._limits = limits
-        self._metrics = metrics
+        self._count_hit = count_hit
         self._decoded: Cache[ImagePatches] = Cache(limits.decoded_cache_bytes, lambda image: image.patches.nbytes)
 
     def budget(self) -> PixelBudget:
@@ -121,7 +120,7 @@ class Preparation:
 
         patches, was_there = self._decoded.get_or_make((digest, spec), make)
         if was_there:
-            self._metrics.cache_hits.labels("decoded").inc()
+            self._count_hit()
             timings.mark("decode")
         timings.mark("preprocess")
         return patches, digest

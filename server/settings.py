@@ -36,6 +36,9 @@ class Settings(BaseSettings):
         default="auto",
         description="of the graphs; auto is int8 where the artifact vouches for it and the CPU has VNNI, on a GPU fp16",
     )
+    workers: int = Field(
+        default=1, ge=1, le=256, description="processes that receive and decode, for one that runs; 1 does all in one"
+    )
     threads: int = Field(default=0, ge=0, description="of the model; 0 takes the CPUs this process may use")
     decode_threads: int = Field(default=0, ge=0, description="images decoded at once; 0 takes the CPUs")
     max_batch_size: int = Field(

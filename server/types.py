@@ -130,6 +130,7 @@ class Entry:
     key: Hashable | None = None
     queued_s: float = 0.0
     followers: list["Entry"] = field(default_factory=list)
+    let_go: Callable[[], None] = lambda: None  # called once, when nobody will look at the features any more
     future: asyncio.Future[EntryResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property

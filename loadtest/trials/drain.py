@@ -54,7 +54,7 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     took_s = time.monotonic() - at_s
     await asyncio.wait_for(asyncio.gather(*asking), EXIT_WITHIN_S)
 
-    killed = await asyncio.to_thread(_kill_and_start, list(map(str, own.process.args[5:])))  # type: ignore[index]
+    killed = await asyncio.to_thread(_kill_and_start, own.flags)
     figures = {
         "before": before,
         "after": after,

@@ -14,6 +14,7 @@ import onnxruntime
 from models.batch import Feeds
 from models.errors import ArtifactError
 from models.manifest import Artifact
+from server.engine import count_threads, session_options
 from server.gpu import libraries, options
 from server.gpu.buckets import Bucket, buckets_of, profiles_of, span
 from server.gpu.engine import SLOTS, GpuEngine
@@ -139,9 +140,7 @@ def open_session(graph: Path, providers: list[Provider]) -> Any:
 
     Raises: ProviderError: it does not, or not all of it; ArtifactError: the graph cannot be loaded.
     """
-    settings = onnxruntime.SessionOptions()
-    settings.use_per_session_threads = False  # the server has sized one pool for all
-    settings.log_severity_level = 3  # errors; the rest is advice for onnxruntime's developers
+    settings = session_options(count_threads(0))
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = onnxruntime.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 COMMAND = [sys.executable, "-m", "server", "--port", "0"]  # a --port that follows goes before
+MODES = {"one process": [], "two fronts": ["--workers", "2"]}  # flags by how the server is laid out
 LISTENING = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -23,6 +24,7 @@ class Running:
     process: subprocess.Popen[str]
     url: str
     client: httpx.Client
+    reader: threading.Thread | None = None  # of its log
 
 
 def start(*flags: str, executable: str = sys.executable) -> Running:
@@ -47,6 +49,9 @@ def stop(running: Running) -> None:
     running.client.close()
     running.process.kill()
     running.process.wait()
+    if running.reader:
+        running.reader.join(timeout=30)  # until every process that writes to the log has ended
+        assert not running.reader.is_alive()
     assert running.process.stderr is not None
     running.process.stderr.close()
 
@@ -59,9 +64,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Running]:
-    running = start("--log-level", "info", "--log-format", "json")
+@pytest.fixture(scope="session", params=MODES)
+def server(request: pytest.FixtureRequest) -> Iterator[Running]:
+    running = start("--log-level", "info", "--log-format", "json", *MODES[request.param])
     drain(running)
     yield running
     stop(running)
@@ -71,4 +76,5 @@ def drain(running: Running) -> None:
     """Keep reading the log, or the pipe fills up and the server waits."""
     stderr = running.process.stderr
     assert stderr is not None
-    threading.Thread(target=lambda: [None for _ in stderr], daemon=True).start()
+    running.reader = threading.Thread(target=lambda: [None for _ in stderr], daemon=True)
+    running.reader.start()

@@ -23,6 +23,7 @@ with atheris.instrument_imports(include=["json", "models", "python_multipart", "
 
     from server.admission import Admission
     from server.app import create_app
+    from server.backend import LocalBackend
     from server.metrics import Metrics
     from server.settings import Settings
 
@@ -41,7 +42,9 @@ class Asked:
         metrics = Metrics()
         admission = Admission(1024, metrics, time.perf_counter)
         self._settings = Settings(decoded_cache_mb=1, max_body_bytes=20_000, max_image_pixels=100_000)
-        self._app = create_app(self._settings, [served(FakeEngine())], admission, metrics)
+        models = [served(FakeEngine())]
+        backend = LocalBackend(self._settings, models, admission, metrics, time.perf_counter)
+        self._app = create_app(self._settings, models, backend)
         self._loop = asyncio.new_event_loop()
         self._inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._started = asyncio.Event()

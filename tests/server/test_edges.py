@@ -121,7 +121,7 @@ def test_compressed_body_is_refused_before_it_is_read(encoding: str) -> None:
 def test_bodies_around_their_room_are_refused_only_beyond(excess: int) -> None:
     """Told when to come back by how long bodies of late were held; one alone always has room."""
     clock, metrics = FakeClock(), Metrics()
-    room = bodies.BodyRoom(100, metrics, clock)
+    room = bodies.BodyRoom(100, metrics.body_bytes.inc, clock)
     with room.body() as take:
         take(150)
         clock.now_s += 10

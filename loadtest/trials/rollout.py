@@ -1,0 +1,107 @@
+"""Two servers behind a proxy are restarted, one after the other, while people ask: nobody may notice.
+
+The load keeps one of them busy for 70 % of the time, as it has all of it while the other is away. haproxy asks each
+whether it is ready (deploy/haproxy.cfg). Every request has to be answered, and each server to end with status 0.
+Needs haproxy, and a clone of the repository.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from loadtest import openloop, workload
+from loadtest.launch import Started, free_port, started
+from loadtest.load import ALONE
+from loadtest.summary import percentile, percentiles
+from loadtest.trials import trial
+from loadtest.trials.trial import Claim, Figures, at_most, equal
+
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
+FLAGS = ("--threads", "1")  # each has a processor of its own
+BUSY = 0.7  # share of one server's time
+SECONDS, RESTARTS_AT_S = 90.0, (15.0, 50.0)
+EXIT_WITHIN_S = 60.0
+CONNECTIONS = 5  # tried until the proxy listens, further and further apart
+MOST_TIMES_ALONE = 10.0  # random arrivals at 70 % wait up to five times; a server that starts takes processors, too
+
+
+def add_to(commands: Any) -> None:
+    """Declare `vilt-bench rollout`."""
+    trial.add(commands, "rollout", __doc__, run, FLAGS)
+
+
+async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
+    with contextlib.ExitStack() as servers:
+        other = servers.enter_context(started(own.flags))
+        with _proxy(own.url, other.url) as url:
+            learned = workload.learn(url, workload.read(workload.SAMPLES, "vqa"))
+            requests = workload.stream(learned.samples, "vqa")
+            alone_ms = [row.latency_ms for row in await openloop.alone(url, itertools.islice(requests, ALONE))]
+            alone_p50_ms = percentile(alone_ms, 0.5)
+            rate_per_s = BUSY * 1000 / alone_p50_ms
+            load = asyncio.create_task(
+                openloop.run(url, requests, openloop.poisson(rate_per_s, SECONDS), label=f"{rate_per_s:.0f}/s")
+            )
+            began_s = time.monotonic()
+            restarts = []
+            for server, at_s in zip((own, other), RESTARTS_AT_S, strict=True):
+                await asyncio.sleep(max(0.0, began_s + at_s - time.monotonic()))
+                restarts.append(await asyncio.to_thread(_restart, server, servers, began_s))
+            under_load = sum(restart["ready_s"] < SECONDS for restart in restarts)
+            rows = await load
+    during = [row for row in rows if any(one["sigterm_s"] <= row.scheduled_s <= one["ready_s"] for one in restarts)]
+    others = [row for row in rows if row not in during]
+    p99_ms = percentile([row.latency_ms for row in during], 0.99)
+    figures: Figures = {
+        "alone_ms": percentiles(alone_ms),
+        "offered_per_s": rate_per_s,
+        "restarts": restarts,
+        "outcomes": Counter(row.code for row in rows),
+        "with_both_ms": percentiles([row.latency_ms for row in others]),
+        "with_one_ms": percentiles([row.latency_ms for row in during]),
+    }
+    claims = [
+        equal("restarts under load", under_load, len(RESTARTS_AT_S)),
+        equal(f"failed, of {len(rows)} requests", sum(row.status != 200 for row in rows), 0),
+        equal("wrong answers", sum(row.correct is False for row in rows), 0),
+        equal("exit codes", " ".join(str(one["exit_code"]) for one in restarts), "0 0"),
+        at_most("p99 while one is away", p99_ms, MOST_TIMES_ALONE * alone_p50_ms, "ms"),
+    ]
+    return figures, claims
+
+
+def _restart(server: Started, servers: contextlib.ExitStack, began_s: float) -> dict[str, float]:
+    """End a server as an orchestrator would, and start it again at the same address."""
+    sigterm_s = time.monotonic() - began_s
+    server.process.send_signal(signal.SIGTERM)
+    exit_code = server.process.wait(EXIT_WITHIN_S)
+    ended_s = time.monotonic() - began_s
+    servers.enter_context(started(server.flags, port=int(server.url.rpartition(":")[2])))
+    ready_s = time.monotonic() - began_s
+    return {"sigterm_s": sigterm_s, "ended_s": ended_s, "ready_s": ready_s, "exit_code": exit_code}
+
+
+@contextlib.contextmanager
+def _proxy(*urls: str) -> Iterator[str]:
+    """Start haproxy before two servers, and yield its URL."""
+    address = f"127.0.0.1:{free_port()}"
+    first, second = (url.removeprefix("http://") for url in urls)
+    environment = {**os.environ, "LISTEN": address, "SERVER_A": first, "SERVER_B": second}
+    command = ["haproxy", "-db", "-f", str(CONFIGURATION)]
+    with subprocess.Popen(command, env=environment) as process:  # noqa: S603 our own command
+        try:
+            with httpx.Client(transport=httpx.HTTPTransport(retries=CONNECTIONS)) as client:
+                client.get(f"http://{address}/readyz").raise_for_status()
+            yield f"http://{address}"
+        finally:
+            process.terminate()
