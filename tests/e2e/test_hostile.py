@@ -242,10 +242,11 @@ def test_pages_and_answers_tell_browsers_to_make_no_more_of_them(impatient: Runn
     assert "evil" not in page.text
 
 
-def test_clock_that_is_set_back_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_split", [False, True], ids=["one process", "fronts"])
+def test_clock_that_is_set_back_breaks_nothing(monkeypatch: pytest.MonkeyPatch, is_split: bool) -> None:
     """Deadlines, stages and waits are on the monotonic clock; the other one only dates what is logged."""
     hours = itertools.count()
-    held = Held()
+    held = Held(is_split=is_split)
     held.start()
     monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(hours))
     try:
