@@ -43,6 +43,10 @@ def configure(log_format: str, level: str) -> None:
             "formatters": {"ours": {"()": formatter}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "ours"}},
             "root": {"level": level.upper(), "handlers": ["stderr"]},
-            "loggers": {"uvicorn.access": {"level": "WARNING"}, "PIL": {"level": "WARNING"}},
+            "loggers": {
+                "uvicorn.access": {"level": "WARNING"},
+                "PIL": {"level": "WARNING"},
+                "python_multipart": {"level": "ERROR"},  # warns of every body that is malformed, which is answered
+            },
         }
     )

@@ -9,6 +9,7 @@ import threading
 
 from models.batch import Feeds
 from server import __main__ as command
+from server import loading
 from server.engine import OrtEngine
 from server.types import EngineOutput
 
@@ -37,5 +38,5 @@ def change(*_: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, change)
-    command.OrtEngine = FaultyEngine  # type: ignore[misc]
+    loading.OrtEngine = FaultyEngine  # type: ignore[misc]
     command.main()

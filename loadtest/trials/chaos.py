@@ -25,7 +25,7 @@ from loadtest.trials.process import Held, held
 from loadtest.trials.trial import Claim, Figures, at_most, equal
 from loadtest.workload import BOUNDARY, Request
 
-REQUESTS, MALFORMED, AT_ONCE = 10_000, 0.3, 32
+REQUESTS, MALFORMED, AT_ONCE = 10_000, 0.3, 8
 SHORTEST_S, LONGEST_S = 0.001, 0.333
 NORMAL, WAITING = 500, 8  # requests, people
 SETTLE_S = 10.0

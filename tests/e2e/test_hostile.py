@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import itertools
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,11 +11,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import factories
+import httpx
 import pytest
 
 from server.connections import HEAD_BYTES
 
 from .conftest import Running, connect, drain, start, stop
+from .test_disconnect import Held
 
 RECEIVE_TIMEOUT_S = 2.0
 ENDED_WITHIN_S = 3 * RECEIVE_TIMEOUT_S  # the machine may be busy
@@ -237,6 +240,24 @@ def test_pages_and_answers_tell_browsers_to_make_no_more_of_them(impatient: Runn
     assert "script-src 'self' 'unsafe-inline';" in page.headers["Content-Security-Policy"]
     assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
     assert "evil" not in page.text
+
+
+def test_clock_that_is_set_back_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines, stages and waits are on the monotonic clock; the other one only dates what is logged."""
+    hours = itertools.count()
+    held = Held()
+    held.start()
+    monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(hours))
+    try:
+        answers = [
+            httpx.post(f"{held.url}{PATH}", content=PNG, headers={"Content-Type": "image/png", "X-Deadline-Ms": "9000"})
+            for _ in range(10)
+        ]
+    finally:
+        held.stop()
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert all(0 <= stage_ms < 9000 for answer in answers for stage_ms in answer.json()["timing_ms"].values())
 
 
 def rss(running: Running) -> int:

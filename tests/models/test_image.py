@@ -202,6 +202,20 @@ def test_decode_of_anything_else_raises_invalid_input(data: bytes, code: str) ->
     assert str(caught.value).endswith(".")
 
 
+@pytest.mark.parametrize("is_tall", [False, True])
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+def test_decode_around_the_limit_of_the_sides_raises_only_beyond(excess: int, is_tall: bool) -> None:
+    """Twenty to one, lying and standing."""
+    size = (20 * 20 + excess, 20)
+    data = factories.encoded(Image.new("L", size[::-1] if is_tall else size), "PNG")
+
+    if excess > 0:
+        with pytest.raises(InvalidInput, match="at most 20 times"):
+            decode(data, **LIMITS)
+    else:
+        assert decode(data, **LIMITS).size == (size[::-1] if is_tall else size)
+
+
 def test_decode_beyond_the_pixel_limit_raises_before_decoding() -> None:
     """The limit is exact, and holds for headers without a picture behind them."""
     decode(PNG, max_pixels=64 * 48, max_aspect_ratio=20)

@@ -1,6 +1,7 @@
 """What a run takes: fitted, kept, corrected, and what follows from it for batches."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,23 @@ def test_cache_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> 
     )
 
     assert runs.run_s(1) > 0
+
+
+def test_cache_folder_on_a_full_disk_is_done_without(tmp_path: Path) -> None:
+    """Files may have no bytes here; the server measures, serves, and the next start measures again."""
+    clock = FakeClock()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # Python ignores the signal: writing fails
+    try:
+        first, second = (
+            calibrated(TimedEngine(clock), SPEC, most=4, budget_s=15, identity=IDENTITY, cache=tmp_path, clock=clock)
+            for _ in range(2)
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert first.run_s(1) == second.run_s(1) > 0
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_batch_is_as_many_as_fill_a_bucket_where_the_engine_pads_to_one() -> None:
