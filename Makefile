@@ -8,7 +8,12 @@ TORCH ?= torch==2.13.0
 
 SERVE := .venv-serve
 DEV := .venv
+LOCK := requirements-serve.txt
+GPU := .venv-gpu
 HELD_OUT := runs/heldout
+
+GPU_PROVIDERS ?= cuda tensorrt
+COMMA := ,
 
 SCENARIO ?= mix
 RATES ?=
@@ -16,12 +21,15 @@ RATES ?=
 
 TOOLS := buildah debootstrap haproxy prometheus
 # Debian's packages that some tests need beside Python: without them those are skipped, and say so.
+SECONDS ?= 60
+SEED ?= 1
 
 MODELS ?=
-TRIALS ?= deadline users storm drain abandon blocking overload
+TRIALS ?= deadline users storm drain abandon chaos blocking overload soak
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check image-test tools lint types format accuracy load trials claims check-weights shapes clean
+.PHONY: help serve test test-fast check audit lock sbom image-test tools lint types format accuracy load trials fuzz \
+	claims gpu check-weights shapes clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +44,18 @@ test: $(DEV)/installed $(if $(CI),tools) ## Lint, types and every test: exports,
 test-fast: $(DEV)/installed ## The tests that take no more than a few seconds each
 	$(DEV)/bin/pytest -m "not slow"
 
-check: test ## The same as test
+check: test audit ## The same, and known vulnerabilities
+
+audit: $(DEV)/audit ## Look up the locked serving versions among known vulnerabilities (needs the network)
+	$(DEV)/bin/pip-audit --requirement $(LOCK) --disable-pip --progress-spinner off
+
+lock: $(DEV)/audit ## Renew the locked versions of the serving install
+	$(DEV)/bin/uv pip compile pyproject.toml --extra cpu --python-version 3.11 --universal --generate-hashes --upgrade \
+		--quiet --custom-compile-command 'make lock' --output-file $(LOCK)
+
+sbom: $(DEV)/audit $(SERVE)/installed ## Write what the serving install is made of, as CycloneDX: runs/sbom.json
+	mkdir -p runs
+	$(DEV)/bin/cyclonedx-py environment $(SERVE)/bin/python --pyproject pyproject.toml --output-file runs/sbom.json
 
 image-test: $(DEV)/installed ## Build the image with docker, podman or buildah, and try it: root, on Linux; minutes
 	$(DEV)/bin/pytest tests/deploy/test_image.py --need-image -rP
@@ -67,11 +86,25 @@ trials: $(DEV)/installed ## What must hold under strain (MODELS="DIR ...", defau
 	mkdir -p runs/trials
 	failed=; for trial in $(TRIALS); do \
 		echo "$$trial:"; \
-		$(DEV)/bin/vilt-bench $$trial $(addprefix --model ,$(MODELS)) --output runs/trials/$$trial.json || failed=1; \
+		PYTHONPATH=tests $(DEV)/bin/vilt-bench $$trial $(addprefix --model ,$(MODELS)) --output runs/trials/$$trial.json || failed=1; \
 	done; test -z "$$failed"
+
+fuzz: $(DEV)/installed ## Fuzz images, then request bodies, SECONDS=60 each, from SEED=1; what it finds is in runs/fuzz
+	$(DEV)/bin/pip install --quiet --editable '.[fuzz]'
+	for target in images bodies; do \
+		PYTHONPATH=tests $(DEV)/bin/python tests/fuzz/$$target.py --seconds $(SECONDS) --seed $(SEED) || exit 1; \
+	done
 
 claims: $(DEV)/installed ## Time ViLT beside the 14 designs it is compared with, stage by stage; some 10 minutes
 	$(DEV)/bin/vilt-bench claims --output runs/claims $(ARGS)
+
+gpu: $(GPU)/installed ## On a machine with an NVIDIA GPU: its tests, parity, timings, torch beside it, HTTP, claims; see docs/gpu.md
+	$(GPU)/bin/pytest -m "not slow" tests/server/gpu tests/gpu
+	$(GPU)/bin/python -m export.random_checkpoint runs/gpu/checkpoint
+	$(GPU)/bin/vilt-export runs/gpu/checkpoint --output runs/gpu/vqa --task vqa --precision fp16
+	$(GPU)/bin/vilt-bench gpu --model runs/gpu/vqa --checkpoint runs/gpu/checkpoint --output runs/gpu/gpu.json \
+		--providers $(GPU_PROVIDERS) $(ARGS)
+	$(GPU)/bin/vilt-bench claims --provider cuda --output runs/gpu/claims
 
 check-weights: $(DEV)/installed ## Compare the public checkpoints with published logits (IMAGE=000000039769.jpg, of COCO)
 	$(DEV)/bin/python -m export.check_weights $(ARGS) $(if $(IMAGE),'$(IMAGE)')
@@ -85,7 +118,7 @@ shapes: $(DEV)/installed ## Train and export the shipped artifact again: two run
 		--description "Scenes of coloured shapes; it knows nothing else."
 
 clean: ## Remove the virtual environments and what was made
-	rm -rf $(SERVE) $(DEV) runs
+	rm -rf $(SERVE) $(DEV) $(GPU) runs
 
 $(SERVE)/installed: pyproject.toml
 	$(PYTHON) -m venv $(SERVE)
@@ -93,9 +126,22 @@ $(SERVE)/installed: pyproject.toml
 	$(SERVE)/bin/pip install --quiet --editable '.[cpu]'
 	touch $@
 
+$(GPU)/installed: pyproject.toml
+	$(PYTHON) -m venv $(GPU)
+	$(GPU)/bin/pip install --quiet --upgrade pip
+	$(GPU)/bin/pip install --quiet $(TORCH)
+	$(GPU)/bin/pip install --quiet --editable '.[export,loadtest,dev]'
+	$(GPU)/bin/pip uninstall --quiet --yes onnxruntime
+	$(GPU)/bin/pip install --quiet --editable '.[gpu$(if $(filter tensorrt,$(GPU_PROVIDERS)),$(COMMA)tensorrt)]'
+	touch $@
+
 $(DEV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/pip install --quiet --upgrade pip
 	$(DEV)/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(DEV)/bin/pip install --quiet --editable '.[cpu,export,loadtest,dev]'
+	touch $@
+
+$(DEV)/audit: $(DEV)/installed
+	$(DEV)/bin/pip install --quiet --editable '.[audit]'
 	touch $@

@@ -1,6 +1,7 @@
 """The command vilt-export: checkpoint in, verified artifact folder out."""
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +20,13 @@ EXAMPLES = """examples:
   vilt-export vilt_vqa.ckpt --output models/vqa --tokenizer vocab.txt --labels vqa_dict.json
   vilt-serve --model models/vqa                                       then serve it
 """
-STEPS = {"fp32": 6, "int8": 8}  # load, three graphs, parity, manifest; writing and comparing int8
+STEPS = {"fp32": 6, "int8": 8, "fp16": 8}  # load, three graphs, parity, manifest; writing and comparing the lower one
 
 
 def main() -> None:
     options = _parser().parse_args()
+    if options.tensorrt:
+        options.precision = "fp16"
     with tqdm(
         total=STEPS[options.precision],
         unit="step",
@@ -44,7 +47,7 @@ def main() -> None:
                 description=options.description,
                 tasks=options.task,
                 report=report,
-                with_int8=options.precision == "int8",
+                precision=options.precision,
                 eval_data=options.eval_data,
             )
         except (checkpoint.CheckpointError, ParityError, GateError, OutputError) as error:
@@ -53,16 +56,28 @@ def main() -> None:
         bar.update()
     for line in _summary(options.output, manifest):
         print(line)
+    if options.tensorrt:
+        _build_engines(options.output)
+
+
+def _build_engines(output: Path) -> None:
+    """Have the server build its engines, which are this machine's, in its cache; it needs the GPU, not torch."""
+    command = [sys.executable, "-m", "server.gpu", str(output), "--provider", "tensorrt"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 our own
+    if done.stdout:
+        print(done.stdout, end="")
+    if done.returncode:
+        sys.exit("vilt-export: the artifact is complete, but TensorRT's engines are not: the line above says why")
 
 
 def _summary(output: Path, manifest: Manifest) -> Iterator[str]:
     """Say what was written, how large it is and how exact."""
     for name, precision in manifest.precisions.items():
         size_mb = sum(entry.size_bytes for entry in precision.graphs.values()) / 1e6
-        yield f"{output}: {', '.join(manifest.tasks)}; {name}, {size_mb:.1f} MB; {_exactness(precision)}"
+        yield f"{output}: {', '.join(manifest.tasks)}; {name}, {size_mb:.1f} MB; {_exactness(name, precision)}"
 
 
-def _exactness(precision: Precision) -> str:
+def _exactness(name: str, precision: Precision) -> str:
     found, gate = precision.parity, precision.gate
     if not gate:
         return (
@@ -70,7 +85,7 @@ def _exactness(precision: Precision) -> str:
             f" over {found['batches']} batches ({found['tolerance']:.0e} allowed)"
         )
     if gate["status"] == "not gated":
-        return "not gated, so only vilt-serve --precision int8 serves it: give --eval-data to have it judged"
+        return f"not gated, so only vilt-serve --precision {name} serves it: give --eval-data to have it judged"
     accuracy = f", accuracy {gate['accuracy']:.2%} ({gate['accuracy_fp32']:.2%} in fp32)" if gate["accuracy"] else ""
     return f"{gate['status']} its gate: {gate['agreement']:.2%} of answers as in fp32{accuracy}"
 
@@ -95,13 +110,20 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=list(STEPS),
         default="fp32",
-        help="int8: fp32 and int8, for x86 CPUs with VNNI; 2 to 3 times as fast (default %(default)s)",
+        help="int8: fp32 and int8, for x86 CPUs with VNNI, 2 to 3 times as fast;"
+        " fp16: fp32 and fp16, for NVIDIA GPUs (default %(default)s)",
+    )
+    parser.add_argument(
+        "--tensorrt",
+        action="store_true",
+        help="export fp16, build TensorRT's engines for this machine's GPU into VILT_CACHE_DIR, compare their answers",
     )
     parser.add_argument(
         "--eval-data",
         type=Path,
         metavar="FILE",
-        help="JSON lines of questions about pictures, on which int8 has to agree with fp32 before it is served unasked",
+        help="JSON lines of questions about pictures, on which int8 or fp16 has to agree with fp32 before it is served"
+        " unasked",
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json or vocab.txt, if not beside it")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="JSON list of answers, if config.json has none")

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from export import gate, int8, parity, to_onnx
+from export import fp16, gate, int8, parity, to_onnx
 from export.checkpoint import Checkpoint, CheckpointError
 from export.graph import HEADS, Fused, build, heads_of
 from models.manifest import LABELS, MANIFEST, TASKS, TOKENIZER, Manifest, Precision, describe_file
@@ -21,6 +21,18 @@ from models.text import TextEncoder
 
 TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "pillow")
 Report = Callable[[str], None]
+Graphs = dict[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """Graphs of a lower precision, as written, and how far they may be from fp32."""
+
+    name: str
+    graphs: Graphs
+    opset: int
+    limits: gate.Limits
+    runs_alone: bool
 
 
 class OutputError(Exception):
@@ -35,10 +47,10 @@ def write_artifact(
     description: str,
     tasks: Sequence[str],
     report: Report,
-    with_int8: bool = False,
+    precision: str = "fp32",
     eval_data: Path | None = None,
 ) -> Manifest:
-    """Write an artifact folder of a checkpoint in fp32, and in int8 if asked to; `report` is told each step.
+    """Write an artifact folder of a checkpoint in fp32, and in a lower precision if asked to; `report` hears each step.
 
     Raises: CheckpointError: no head serves the tasks. parity.ParityError: the graphs are not the model.
         gate.GateError: the evaluation data is of no use. OutputError: the folder cannot be written. Whichever it is,
@@ -49,8 +61,11 @@ def write_artifact(
     asked = gate.read(eval_data, model.interaction.heads) if eval_data else []
     with _replacing(output) as folder:
         manifest = _write(checkpoint, model, folder, name=name, description=description, report=report)
-        if with_int8:
-            manifest = _add_int8(manifest, checkpoint, folder, asked, report)
+        if precision != "fp32":
+            report(f"{precision}: writing")
+            fp32 = {part: folder / entry.file for part, entry in manifest.precisions["fp32"].graphs.items()}
+            lower = LOWER[precision](checkpoint, model, fp32, folder / precision)
+            manifest = _add(manifest, checkpoint, folder, lower, asked=asked, report=report)
         report("writing the manifest")
         manifest.write(folder)
         return manifest
@@ -93,15 +108,33 @@ def _write(
     )
 
 
-def _add_int8(
-    manifest: Manifest, checkpoint: Checkpoint, folder: Path, asked: Sequence[gate.Asked], report: Report
+def _int8(_: Checkpoint, __: Fused, fp32: Graphs, folder: Path) -> Lower:
+    return Lower("int8", int8.quantise(fp32, folder), to_onnx.OPSET, gate.INT8, runs_alone=True)
+
+
+def _fp16(checkpoint: Checkpoint, model: Fused, _: Graphs, folder: Path) -> Lower:
+    whole = to_onnx.whole(fp16.Half(model), model.interaction.heads, checkpoint.config)
+    graphs = {whole.name: folder / f"{whole.name}.onnx"}
+    to_onnx.write(whole, graphs[whole.name], fp16.OPSET)
+    return Lower("fp16", graphs, fp16.OPSET, gate.FP16, runs_alone=False)
+
+
+LOWER = {"int8": _int8, "fp16": _fp16}
+
+
+def _add(
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    folder: Path,
+    lower: Lower,
+    *,
+    asked: Sequence[gate.Asked],
+    report: Report,
 ) -> Manifest:
-    """Write the int8 graphs, and say in the manifest what they cost in answers."""
+    """Say in the manifest what a lower precision is, and what it costs in answers."""
     fp32 = {part: folder / entry.file for part, entry in manifest.precisions["fp32"].graphs.items()}
-    report("int8: writing")
-    graphs = int8.quantise(fp32, folder / "int8")
-    ours, reference = parity.onnx_runner(graphs), parity.onnx_runner(fp32)
-    report("int8: comparing with fp32")
+    ours, reference = parity.onnx_runner(lower.graphs), parity.onnx_runner(fp32)
+    report(f"{lower.name}: comparing with fp32")
     found: dict[str, Any] = gate.NOT_GATED
     if asked:
         found = gate.check(
@@ -111,15 +144,18 @@ def _add_int8(
             spec=manifest.spec,
             encoder=TextEncoder(folder / TOKENIZER, manifest.spec.max_text_tokens),
             labels=checkpoint.labels or (),
-            progress=lambda rows: tqdm(rows, desc="int8 against fp32", unit="question", leave=False, disable=None),
+            limits=lower.limits,
+            progress=lambda rows: tqdm(
+                rows, desc=f"{lower.name} against fp32", unit="question", leave=False, disable=None
+            ),
         )
     precision = Precision(
-        graphs={part: describe_file(folder, f"int8/{path.name}") for part, path in graphs.items()},
-        opset=to_onnx.OPSET,
-        parity=parity.compare(checkpoint, ours, reference),
+        graphs={part: describe_file(folder, f"{lower.name}/{path.name}") for part, path in lower.graphs.items()},
+        opset=lower.opset,
+        parity=parity.compare(checkpoint, ours, reference, with_batches=not lower.runs_alone),
         gate=found,
     )
-    return replace(manifest, precisions={**manifest.precisions, "int8": precision})
+    return replace(manifest, precisions={**manifest.precisions, lower.name: precision})
 
 
 def _build(checkpoint: Checkpoint) -> Fused:

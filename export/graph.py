@@ -15,6 +15,7 @@ Deviates:
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ MASKED = -1e9  # finite, unlike -inf: a row with every key masked stays a number
 HEADS = ("vqa_logits", "itm_logits", "rank_logits")
 LAYER = re.compile(r"vilt\.encoder\.layer\.(\d+)\.")
 StateDict = dict[str, Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,7 @@ class Layer(nn.Module):
         layer = f"vilt.encoder.layer.{index}."
         attention = layer + "attention.attention."
         self.heads = config.num_attention_heads
+        self.attend: Attend = attend
         self.pooled_only = index == config.num_layers - 1
         scale = (config.hidden_size // self.heads) ** -0.5
         self.norm_before = _layer_norm(state, layer + "layernorm_before", config.layer_norm_eps)
@@ -106,14 +109,20 @@ class Layer(nn.Module):
         else:
             queries = normed
         key, value = self.key_value(normed).chunk(2, dim=-1)  # (B, N, hidden) each
-        query, key, value = self._split(self.query(queries)), self._split(key), self._split(value)
-        weights = torch.softmax(query @ key.transpose(-1, -2) + attention_bias, dim=-1)  # (B, heads, N or 1, N)
-        context = (weights @ value).transpose(1, 2).flatten(2)  # (B, N or 1, hidden)
-        hidden = hidden + self.output(context)
+        hidden = hidden + self.output(self.attend(self.query(queries), key, value, attention_bias, self.heads))
         return hidden + self.contract(nn.functional.gelu(self.expand(self.norm_after(hidden))))
 
-    def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, hidden / heads)
+
+def attend(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
+    """Attend, head by head; a query is scaled already.
+
+    Shapes: query (B, N or 1, hidden), key and value (B, N, hidden), attention_bias (B, 1, 1, N) -> as query
+    """
+    query, key, value = (
+        tokens.unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (query, key, value)
+    )  # (B, heads, N, hidden / heads)
+    weights = torch.softmax(query @ key.transpose(-1, -2) + attention_bias, dim=-1)  # (B, heads, N or 1, N)
+    return (weights @ value).transpose(1, 2).flatten(2)  # (B, N or 1, hidden)
 
 
 class Interaction(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering, ViltModel
 
 from export.checkpoint import Checkpoint
+from export.fp16 import Half
 from export.graph import Fused, GraphConfig
 from models.answers import TRUE_PAIR
 from models.batch import Features, Feeds, collate
@@ -67,7 +68,7 @@ def _sample(config: GraphConfig, grid: Grid, length: int, vocabulary: int, rng: 
     )
 
 
-def torch_runner(model: Fused) -> Runner:
+def torch_runner(model: Fused | Half) -> Runner:
     """Run the torch module."""
 
     def run(feeds: Feeds) -> Logits:
@@ -199,14 +200,23 @@ def check(checkpoint: Checkpoint, model: Fused, graphs: dict[str, Path]) -> dict
     return report
 
 
-def compare(checkpoint: Checkpoint, ours: Runner, reference: Runner) -> dict[str, float | int]:
-    """Measure how far the logits of a lower precision are from fp32's, one row at a time: nothing is too far."""
+def compare(
+    checkpoint: Checkpoint, ours: Runner, reference: Runner, *, with_batches: bool = False
+) -> dict[str, float | int]:
+    """Measure how far the logits of a lower precision are from fp32's, alone and if asked to in batches as well.
+
+    Nothing is too far, as long as it is a number.
+
+    Raises: ParityError: a logit is not finite.
+    """
     vocabulary = checkpoint.state["vilt.embeddings.text_embeddings.word_embeddings.weight"].shape[0]
     differences = []
     for samples in cases(checkpoint.config, vocabulary):
-        if len(samples) == 1:
-            feeds = collate([samples[0].features(checkpoint.config)])
+        if len(samples) == 1 or with_batches:
+            feeds = collate([sample.features(checkpoint.config) for sample in samples])
             differences.append(distance(ours(feeds), reference(feeds)))
+    if not np.isfinite(differences).all():
+        raise ParityError("In this precision some logits are not numbers: the weights or what they make is too large.")
     return {"inputs": len(differences), "max_logit_difference_to_fp32": max(differences)}
 
 

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,9 @@ def three_parts(model: Fused, config: GraphConfig) -> list[Part]:
     ]
 
 
-def fused(model: Fused, config: GraphConfig) -> Part:
-    """Take the model as one graph."""
-    return Part("model", model, example_feeds(config), dynamic_axes(), list(model.interaction.heads))
+def whole(model: nn.Module, heads: Iterable[str], config: GraphConfig) -> Part:
+    """Take a model as one graph."""
+    return Part("model", model, example_feeds(config), dynamic_axes(), list(heads))
 
 
 def dynamic_axes() -> dict[str, dict[int, Any]]:
@@ -76,7 +76,7 @@ def example_feeds(config: GraphConfig) -> dict[str, Tensor]:
     }
 
 
-def write(part: Part, path: Path) -> None:
+def write(part: Part, path: Path, opset: int = OPSET) -> None:
     """Write one graph to one self-contained file and check it.
 
     Raises: onnx.checker.ValidationError: the graph is not valid ONNX.
@@ -89,7 +89,7 @@ def write(part: Part, path: Path) -> None:
             input_names=list(part.inputs),
             output_names=part.outputs,
             dynamic_shapes=tuple(part.dynamic.values()),
-            opset_version=OPSET,
+            opset_version=opset,
             dynamo=True,
             external_data=False,
             verbose=False,

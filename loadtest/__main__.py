@@ -2,10 +2,10 @@
 
 import argparse
 
-from loadtest import accuracy, length, load, oracle, stages
+from loadtest import accuracy, gpu, length, load, oracle, stages, workers
 from loadtest.claims import command as claims
 from loadtest.peers import command as peers
-from loadtest.trials import abandon, blocking, deadline, drain, overload, rollout, storm, users
+from loadtest.trials import abandon, blocking, chaos, deadline, drain, overload, rollout, soak, storm, users
 
 
 def main() -> None:
@@ -15,8 +15,8 @@ def main() -> None:
         " claims needs no server: it times ViLT beside the designs it is compared with.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    measurements = (accuracy, claims, length, load, oracle, peers, stages)
-    trials = (overload, blocking, abandon, storm, drain, rollout, deadline, users)
+    measurements = (accuracy, claims, gpu, length, load, oracle, peers, stages, workers)
+    trials = (overload, blocking, abandon, storm, drain, rollout, chaos, deadline, users, soak)
     for module in (*measurements, *trials):
         module.add_to(commands)
     options = parser.parse_args()

@@ -4,7 +4,7 @@ artifact/
   manifest.json       what the model is, its files with their SHA-256, how it was made and how exact it is
   tokenizer.json      text to ids
   labels.json         answers of the question answering head, in order; only where there is one
-  fp32/*.onnx         the graphs of one precision
+  fp32/*.onnx         the graphs of one precision; of fp16 there is one, fp16/model.onnx
 """
 
 import hashlib
@@ -97,17 +97,28 @@ def describe_file(folder: Path, file: str) -> FileEntry:
     return FileEntry(file=file, sha256=digest, size_bytes=path.stat().st_size)
 
 
-def load_artifact(folder: Path, precision: str = "auto", *, has_vnni: bool = False) -> Artifact:
+def load_artifact(folder: Path, precision: str = "auto", *, has_vnni: bool = False, on_gpu: bool = False) -> Artifact:
     """Read an artifact folder and verify every file that the precision needs.
 
-    "auto" is int8 where it has passed its gate and the processor multiplies u8 by s8 without saturating, else fp32.
+    On a CPU "auto" is int8 where it has passed its gate and the processor multiplies u8 by s8 without saturating, else
+    fp32. A GPU runs fp16 alone, which "auto" is where it has passed its gate.
 
     Raises: ArtifactError: something is missing, damaged or made for another version or processor; the message is one
         sentence.
     """
     manifest = read_manifest(folder)
-    is_offered = "int8" in manifest.precisions and manifest.precisions["int8"].gate.get("status") == "passed"
-    chosen = precision if precision != "auto" else "int8" if is_offered and has_vnni else "fp32"
+    has_passed = {name for name, one in manifest.precisions.items() if one.gate.get("status") == "passed"}
+    if on_gpu:
+        chosen = "fp16" if precision == "auto" else precision
+        if chosen != "fp16":
+            raise ArtifactError(f"A GPU runs the graph in fp16, not those in {chosen}: they are for --provider cpu.")
+        if precision == "auto" and chosen in manifest.precisions and chosen not in has_passed:
+            raise ArtifactError(
+                f"The fp16 graph of {folder} has not passed its gate: export it with --eval-data, or serve it with"
+                " --precision fp16 all the same."
+            )
+    else:
+        chosen = precision if precision != "auto" else "int8" if "int8" in has_passed and has_vnni else "fp32"
     if chosen not in manifest.precisions:
         have = ", ".join(manifest.precisions)
         raise ArtifactError(f"The artifact {folder} has no precision {chosen}; it has {have}.")

@@ -53,6 +53,11 @@ class Admission:
         """Whether the server wants requests; those that arrive all the same are answered."""
         return self._is_open and self._faults < FAULTS_IN_A_ROW
 
+    @property
+    def status(self) -> str:
+        """Say the same in a word, and why not."""
+        return "ready" if self.is_ready else "draining" if self.is_draining else "faulty"
+
     def open(self) -> None:
         """Become ready."""
         self._is_open = True

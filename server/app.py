@@ -1,6 +1,5 @@
 """The application: everything wired together, the operator's routes, the one exception handler."""
 
-import asyncio
 import contextlib
 import logging
 import math
@@ -17,75 +16,59 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from server.admission import Admission
-from server.batcher import Batcher
-from server.clients import ApiKeys, Places
+from server.backend import Backend
+from server.bodies import BodyRoom
+from server.clients import ApiKeys
 from server.context import RequestContext, server_timing, timings_of
 from server.cpus import usable_cpus
 from server.errors import BadRequest, MethodNotAllowed, NotFound, ServerError
-from server.metrics import CONTENT_TYPE, Metrics
+from server.metrics import CONTENT_TYPE
 from server.pipeline import Pipeline
 from server.preparation import Limits
 from server.routes import TaskRoutes
-from server.schemas import (
-    ERRORS,
-    Calibration,
-    CalibrationResponse,
-    MeasuredRun,
-    ModelInfo,
-    ModelsResponse,
-    SlowestResponse,
-)
+from server.schemas import ERRORS, CalibrationResponse, ModelInfo, ModelsResponse, SlowestResponse
 from server.settings import Settings
-from server.slowest import Slowest
 from server.types import ServedModel
 
 log = logging.getLogger(__name__)
 NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "draining, or the model fails again and again"}}
 
 
-def create_app(settings: Settings, models: Sequence[ServedModel], admission: Admission, metrics: Metrics) -> ASGIApp:
-    """Wire loaded models into an application."""
+def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backend) -> ASGIApp:
+    """Wire loaded models, and where they run, into an application."""
     clock = time.perf_counter
     decode_threads = settings.decode_threads or usable_cpus()
     pool = ThreadPoolExecutor(decode_threads, "decode")
-    batcher = Batcher(clock, metrics, kept_logits=settings.logits_cache_entries, report=admission.report)
     limits = Limits(
         max_image_pixels=settings.max_image_pixels,
+        max_request_pixels=settings.max_request_pixels,
         max_text_chars=settings.max_text_chars,
         max_candidates=settings.max_candidates,
         decoded_cache_bytes=int(settings.decoded_cache_mb * 1e6),
     )
     pipeline = Pipeline(
         models,
-        admission=admission,
-        batcher=batcher,
+        backend=backend,
         pool=pool,
         decode_threads=decode_threads,
         limits=limits,
-        metrics=metrics,
         clock=clock,
     )
-    slowest = Slowest()
     tasks = TaskRoutes(
         pipeline,
-        places=Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock),
-        metrics=metrics,
-        slowest=slowest,
+        backend=backend,
         pool=pool,
         deadline_ms=settings.deadline_ms,
+        room=BodyRoom(int(settings.max_bodies_mb * 1e6), backend.count_body_bytes, clock),
+        receive_timeout_s=settings.receive_timeout_s,
         max_body_bytes=settings.max_body_bytes,
         max_candidates=settings.max_candidates,
     )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        batching = asyncio.create_task(batcher.run())
-        batching.add_done_callback(lambda _: admission.close())  # without its loop a server wants no requests
-        admission.open()
-        yield
-        batching.cancel()
-        await asyncio.gather(batching, return_exceptions=True)
+        async with backend.running():
+            yield
         pool.shutdown(wait=False)
 
     app = FastAPI(
@@ -100,14 +83,14 @@ def create_app(settings: Settings, models: Sequence[ServedModel], admission: Adm
     patch_fastapi(app, swagger_ui_parameters={"displayRequestDuration": True})
     keys = settings.api_key.get_secret_value().split(",") if settings.api_key else []
     guards = [Depends(ApiKeys(keys))] if keys else []
-    for router in (tasks.router(), _about_models_and_requests(models, slowest)):  # all of /v1, and nothing else
+    for router in (tasks.router(), _about_models_and_requests(models, backend)):  # all of /v1, and nothing else
         app.include_router(router, dependencies=guards)
-    _add_operator_routes(app, admission, metrics)
+    _add_operator_routes(app, backend)
     _add_exception_handler(app, tasks.record)
     return RequestContext(app)  # outside of the framework's own handler of the unexpected
 
 
-def _about_models_and_requests(models: Sequence[ServedModel], slowest: Slowest) -> APIRouter:
+def _about_models_and_requests(models: Sequence[ServedModel], backend: Backend) -> APIRouter:
     router = APIRouter(prefix="/v1", responses={401: ERRORS[401]}, tags=["operation"])
 
     @router.get("/models", summary="List the models", response_model=ModelsResponse)
@@ -116,19 +99,19 @@ def _about_models_and_requests(models: Sequence[ServedModel], slowest: Slowest) 
         return ModelsResponse(models=[_describe(model) for model in models])
 
     @router.get("/calibration", summary="How long runs take", response_model=CalibrationResponse)
-    async def calibration() -> CalibrationResponse:
+    async def calibration() -> Response:
         """Say what the server has measured of each model on this machine, and how far it is from that now."""
-        return CalibrationResponse(models=[_describe_latency(model) for model in models])
+        return Response(await backend.report("calibration"), media_type="application/json")
 
     @router.get("/slowest", summary="The worst requests of late", response_model=SlowestResponse)
-    async def list_slowest() -> SlowestResponse:
+    async def list_slowest() -> Response:
         """List the slowest requests of the last 5 to 10 minutes, up to 20 of each task, and where their time went."""
-        return SlowestResponse(requests=slowest.worst())
+        return Response(await backend.report("slowest"), media_type="application/json")
 
     return router
 
 
-def _add_operator_routes(app: FastAPI, admission: Admission, metrics: Metrics) -> None:
+def _add_operator_routes(app: FastAPI, backend: Backend) -> None:
     operation: dict[str, Any] = {"tags": ["operation"]}
 
     @app.get("/livez", summary="Is the process alive?", **operation)
@@ -140,13 +123,15 @@ def _add_operator_routes(app: FastAPI, admission: Admission, metrics: Metrics) -
     @app.get("/health", summary="The same as /readyz", responses=NOT_READY, **operation)
     async def readyz() -> JSONResponse:
         """Say whether the server wants requests."""
-        status = "ready" if admission.is_ready else "draining" if admission.is_draining else "faulty"
-        return JSONResponse({"status": status}, 200 if admission.is_ready else 503)
+        status = await backend.status()
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
-    @app.get("/metrics", summary="Metrics for Prometheus", **operation)
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=text, **operation)
     async def prometheus() -> Response:
         """Expose the server's metrics to Prometheus."""
-        return Response(metrics.render(), media_type=CONTENT_TYPE)
+        return Response(await backend.report("metrics"), media_type=CONTENT_TYPE)
 
 
 def _add_exception_handler(app: FastAPI, record: Callable[[Request, int, str], None]) -> None:
@@ -184,30 +169,6 @@ def _as_server_error(error: Exception) -> ServerError:
             return BadRequest("client_disconnected", "The client went away before it had its answer.")
         case _:
             return ServerError("internal_error", "Something failed that should not have; it has been logged.")
-
-
-def _describe_latency(model: ServedModel) -> Calibration:
-    latency, most = model.latency, model.max_batch_size
-    base, per_token, per_pair = latency.coefficients.tolist()
-    return Calibration(
-        model=model.name,
-        base_ms=1000 * base,
-        per_token_us=1e6 * per_token,
-        per_pair_of_tokens_ns=1e9 * per_pair,
-        drift=latency.drift,
-        typical_tokens=round(latency.typical_tokens),
-        rank_slice=latency.slice_size(most),
-        batch_size_by_waiting={waiting: latency.batch_size(waiting, most) for waiting in (1, 2, 4, 8, 16, 64)},
-        measured=[
-            MeasuredRun(
-                batch=one.batch,
-                tokens=one.tokens,
-                ms=1000 * one.seconds,
-                fitted_ms=1000 * latency.fitted_s(one.batch, one.tokens),
-            )
-            for one in latency.samples
-        ],
-    )
 
 
 def _describe(model: ServedModel) -> ModelInfo:

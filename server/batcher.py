@@ -21,6 +21,7 @@ from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Urgency
 
 log = logging.getLogger(__name__)
 
+MOST_UNDER_WAY = 2  # batches, where an engine copies one while another runs
 LOOK_AHEAD = 64  # entries considered for a batch: enough to find equal grids, little to sort
 BETWEEN_S = 0.0002  # from a run's end to the next one's start while entries wait, until it has been measured
 BETWEEN_SMOOTHING, BETWEEN_LIMIT_S = 0.05, 0.01  # weight of the newest; what is longer is a stall, and teaches nothing
@@ -50,7 +51,9 @@ class Batcher:
         self._between_s = BETWEEN_S
         self._ended_s: float | None = None  # of the last run, if there has been something to run ever since
         self._waiting = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "engine")
+        self._full = asyncio.Event()  # a whole batch waits that an engine can take while another runs
+        self.under_way = 0  # batches
+        self._thread = ThreadPoolExecutor(MOST_UNDER_WAY, "engine")
         self._closed = False
 
     def __len__(self) -> int:
@@ -68,11 +71,13 @@ class Batcher:
             kept = self._logits.find(entry.key)
             if kept is not None:
                 self._metrics.cache_hits.labels("logits").inc()
+                entry.let_go()
                 return EntryResult(kept, entry.queued_s, self._clock(), {}, 0)
             leader = self._leaders.get((entry.key, entry.urgency))
             if leader is not None:
                 self._metrics.cache_hits.labels("in_flight").inc()
                 leader.followers.append(entry)
+                entry.let_go()
                 return await entry.future
             self._leaders[entry.key, entry.urgency] = entry
         if entry.urgency is Urgency.INTERACTIVE:
@@ -81,11 +86,14 @@ class Batcher:
             self._ranks.setdefault(entry.client, deque()).append(entry)
         self._metrics.queue_entries.set(len(self))
         self._waiting.set()
+        if self._is_full():
+            self._full.set()
         return await entry.future
 
     async def run(self) -> None:
         """Empty the queue until cancelled; then fail what is left."""
         loop = asyncio.get_running_loop()
+        ahead = asyncio.create_task(self._run_ahead(loop))
         try:
             while True:
                 await self._waiting.wait()
@@ -94,14 +102,35 @@ class Batcher:
                     self._waiting.clear()
                     self._ended_s = None
                     continue
+                if self._is_full():
+                    self._full.set()
                 await self._resolve(batch, loop)
         finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)  # it fails the batch that it has
             self._closed = True
             self._thread.shutdown(wait=False)
             for queue in (self._interactive, *self._ranks.values()):
                 for entry in queue:
                     self._fail(entry, _shutting_down())
                 queue.clear()
+
+    async def _run_ahead(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Form the next batch while one runs, if it can grow no more: the engine copies it in the meantime.
+
+        A smaller one waits, and grows with whoever comes until the engine is idle.
+        """
+        while True:
+            await self._full.wait()
+            if self.under_way and self._is_full() and (batch := self.form()):
+                await self._resolve(batch, loop)
+            else:
+                self._full.clear()
+
+    def _is_full(self) -> bool:
+        """Tell whether a whole batch waits for an engine that can copy it while another runs."""
+        first = self._interactive[0].model if self._interactive else None
+        return first is not None and first.engine.overlapping > 1 and len(self._interactive) >= first.max_batch_size
 
     def form(self) -> list[Entry]:
         """Take the next batch; an empty list means that nothing is waiting.
@@ -182,6 +211,7 @@ class Batcher:
     async def _resolve(self, batch: list[Entry], loop: asyncio.AbstractEventLoop) -> None:
         """Run a batch and resolve its futures; a failure is the batch's own, never the loop's."""
         model = batch[0].model
+        self.under_way += 1
         try:
             outcomes = await loop.run_in_executor(self._thread, self._run, model, batch)
         except asyncio.CancelledError:
@@ -191,6 +221,8 @@ class Batcher:
         except Exception:
             log.exception("a batch of %d failed in model %s", len(batch), model.name)
             outcomes = [_fault() for _ in batch]
+        finally:
+            self.under_way -= 1
         if outcomes is None:
             self._put_back(batch)
             return
@@ -214,14 +246,17 @@ class Batcher:
         if all(entry.future.done() for leader in batch for entry in leader.all()):
             return None
         started_s = self._clock()
-        if self._ended_s is not None:
-            between_s = min(started_s - self._ended_s, BETWEEN_LIMIT_S)
+        before_s = self._ended_s
+        if before_s is not None and self.under_way == 1:
+            between_s = min(started_s - before_s, BETWEEN_LIMIT_S)
             self._between_s += BETWEEN_SMOOTHING * (between_s - self._between_s)
         feeds = collate([entry.features for entry in batch])
         output = model.engine.run(feeds)
-        self._ended_s = ended_s = self._clock()
+        ended_s = self._clock()
+        ran_s = ended_s - max(started_s, self._ended_s or started_s)  # not while the one before it still ran
+        self._ended_s = ended_s
         rows, tokens = feeds.mask.shape
-        model.latency.observe(rows, tokens, ended_s - started_s)
+        model.latency.observe(rows, tokens, ran_s)
         self._metrics.drift.labels(model.name).set(model.latency.drift)
         self._metrics.batch_entries.labels(model.name).observe(len(batch))
         self._metrics.padding_ratio.labels(model.name).observe(feeds.padding_ratio)
@@ -242,6 +277,8 @@ class Batcher:
             _resolve(entry, error)
 
     def _forget(self, leader: Entry) -> None:
+        """Have done with an entry: it is in no queue, and nobody will follow it."""
+        leader.let_go()
         if leader.key is not None:
             self._leaders.pop((leader.key, leader.urgency), None)
 

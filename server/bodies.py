@@ -3,8 +3,9 @@
 Knows sizes and syntax; what the fields mean is schemas.py's, and an image is still encoded when it leaves here.
 """
 
+import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,11 +13,14 @@ from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from server.errors import BadRequest, TooLarge, UnsupportedMediaType
+from server.errors import BadRequest, Overloaded, TooLarge, UnsupportedMediaType
 from server.schemas import Body, RankBody
+from server.types import Clock
 
 BodyT = TypeVar("BodyT", bound=Body)
 FIELD_BYTES = 64_000  # of a multipart part that is not a file; texts have their own limit
+JSON_VALUES = 300_000  # in 20 MB there is room for 6 million empty lists, which take 500 MB and hold up every thread
+SMOOTHING = 0.1  # weight of the newest body in the running mean
 
 Fields = dict[str, list[str | bytes]]
 
@@ -30,6 +34,48 @@ class RawBody:
     fields: Fields
 
 
+class BodyRoom:
+    """Bounds the bytes of all bodies in flight, from their first byte until their request is answered."""
+
+    def __init__(self, max_bytes: int, report: Callable[[int], None], clock: Clock) -> None:
+        """Report whatever is taken, and given back as a negative number."""
+        self._max_bytes = max_bytes
+        self._report = report
+        self._clock = clock
+        self._taken = 0
+        self._mean_s = 0.0  # how long bodies of late have been held
+
+    @contextlib.contextmanager
+    def body(self) -> Iterator[Callable[[int], None]]:
+        """Hold room for a body, which takes it as its bytes arrive; one alone always has room.
+
+        Raises: Overloaded: by taking it, there is no room for more.
+        """
+        held, since_s = 0, self._clock()
+
+        def take(count: int) -> None:
+            nonlocal held
+            if self._taken > held and self._taken + count > self._max_bytes:
+                raise Overloaded(
+                    "too_many_bodies",
+                    f"Bodies of {self._taken:,} bytes are in flight and at most {self._max_bytes:,} are taken on:"
+                    " come back later.",
+                    retry_after_s=self._mean_s,
+                )
+            held += count
+            self._count(count)
+
+        try:
+            yield take
+        finally:
+            self._count(-held)
+            self._mean_s += SMOOTHING * (self._clock() - since_s - self._mean_s)
+
+    def _count(self, count: int) -> None:
+        self._taken += count
+        self._report(count)
+
+
 async def read(
     stream: AsyncIterator[bytes],
     headers: Mapping[str, str],
@@ -37,11 +83,18 @@ async def read(
     max_body_bytes: int,
     max_parts: int,
     accepts_image: bool,
+    take: Callable[[int], None] = lambda _: None,
 ) -> RawBody:
-    """Read a whole body within its limits.
+    """Read a whole body within its limits, taking room for its bytes as they arrive.
 
     Raises: UnsupportedMediaType: not a form that the route reads. TooLarge, BadRequest: as the message says.
+        Overloaded: there is no room.
     """
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMediaType(
+            "unsupported_encoding", f"The Content-Encoding {encoding[:100]!r} is not read; send the body as it is."
+        )
     content_type, options = parse_options_header(headers.get("content-type", ""))
     kind = content_type.decode("latin-1")
     declared = headers.get("content-length", "0")
@@ -52,12 +105,12 @@ async def read(
         if not boundary:
             raise BadRequest("malformed_body", "The multipart body's Content-Type names no boundary.")
         parts = _Parts(boundary, max_parts)
-        async for chunk in _bounded(stream, max_body_bytes):
+        async for chunk in _bounded(stream, max_body_bytes, take):
             parts.feed(chunk)
         return RawBody("multipart", b"", parts.finish())
     if kind == "application/json" or (accepts_image and kind.startswith("image/")):
         data = bytearray()
-        async for chunk in _bounded(stream, max_body_bytes):
+        async for chunk in _bounded(stream, max_body_bytes, take):
             data += chunk
         return RawBody("json" if kind == "application/json" else "image", bytes(data), {})
     forms = "multipart/form-data, application/json" + (" or image/*" if accepts_image else "")
@@ -85,9 +138,13 @@ def parse(body: RawBody, query: Mapping[str, str], schema: type[BodyT]) -> BodyT
 
 
 def _parse_json(data: bytes) -> dict[str, Any]:
+    if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:  # of a text they count as well: it is a bound
+        raise TooLarge("too_many_values", f"The JSON body has more than {JSON_VALUES:,} values.")
     try:
         parsed = json.loads(data)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise BadRequest("malformed_json", "The JSON body is nested too deeply.") from error
+    except ValueError as error:
         raise BadRequest("malformed_json", f"The body is not JSON: {error}.") from error
     if not isinstance(parsed, dict):
         raise BadRequest("malformed_json", "The JSON body must be an object.")
@@ -130,12 +187,15 @@ def _explain(error: ValidationError) -> BadRequest:
             )
 
 
-async def _bounded(stream: AsyncIterator[bytes], max_body_bytes: int) -> AsyncIterator[bytes]:
+async def _bounded(
+    stream: AsyncIterator[bytes], max_body_bytes: int, take: Callable[[int], None]
+) -> AsyncIterator[bytes]:
     received = 0
     async for chunk in stream:
         received += len(chunk)
         if received > max_body_bytes:
             raise _body_too_large(max_body_bytes)
+        take(len(chunk))
         yield chunk
 
 

@@ -1,11 +1,98 @@
-"""The end of connections: none is closed while a request may be on its way."""
+"""Connections: how much and how long a request's head may be, and an end that cuts off no request on its way."""
 
+from asyncio import TimerHandle, Transport
+
+from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+HEAD_BYTES = 65_536  # a raw image's fields are in the query string: 2,000 characters, each up to 12 bytes there
+HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 LINGER_S = 1.0  # longer than a request takes to arrive that was sent before its client could know
 
 
-class LingeringProtocol(HttpToolsProtocol):
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which takes heads of any length and waits for ever for the rest of one."""
+
+    receive_timeout_s: float
+    _timer: TimerHandle | None = None
+    _head_bytes = 0
+    _unread_bytes = 0  # that came since the parser told of anything: part of a header, of a chunk's extensions
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn does
+        super().connection_made(transport)
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; where it is the beginning of a head, or a body that nobody wants, bound what follows."""
+        self._unread_bytes += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._unread_bytes > HEAD_BYTES:
+            self.send_400_response("")
+        elif self._is_idle() and self._timer is None:
+            self._start_timer()
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._take(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._take(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._unread_bytes = 0
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unread_bytes = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say what is wrong with a head, and hang up."""
+        if max(self._head_bytes, self._unread_bytes) > HEAD_BYTES:
+            self.transport.write(HEAD_TOO_LARGE)
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+
+    def _take(self, count: int) -> None:
+        """Count what a head has, with the headers behind a chunked body.
+
+        Raises: HttpParserError: it is too much; the parser ends, and send_400_response is called.
+        """
+        self._unread_bytes = 0
+        self._head_bytes += count
+        if self._head_bytes > HEAD_BYTES:
+            raise HttpParserError
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self.receive_timeout_s, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class LingeringProtocol(BoundedProtocol):
     """uvicorn's protocol, which closes idle connections at once when it drains, under a request that is being sent."""
 
     _is_ending = False
@@ -24,9 +111,11 @@ class LingeringProtocol(HttpToolsProtocol):
         if self._is_ending and not self._is_idle():
             self.cycle.keep_alive = False
 
-    def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
     def _close_if_idle(self) -> None:
         if self._is_idle():
             self.transport.close()
+
+
+def protocol(receive_timeout_s: float) -> type[LingeringProtocol]:
+    """Make the protocol of a server that waits so long for a head; uvicorn takes a class."""
+    return type("Protocol", (LingeringProtocol,), {"receive_timeout_s": receive_timeout_s})

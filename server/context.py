@@ -1,4 +1,4 @@
-"""What every request carries: an id, a clock that starts with its head, a deadline."""
+"""What every request carries: an id, a clock that starts with its head, a deadline; what every response does."""
 
 import math
 import re
@@ -10,11 +10,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import BadRequest
 from server.types import Timings
 
+NO_SNIFFING = (b"x-content-type-options", b"nosniff")  # what echoes a client's words is never taken for a page
+ON_PAGES = [  # of which there is /docs: it loads and calls this server only, and is framed by nobody
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline';"
+        b" img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"referrer-policy", b"no-referrer"),
+]
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestContext:
-    """Starts a request's clock and gives it an id, before anything else sees it; returns the id on every response."""
+    """Starts a request's clock and gives it an id, before anything else sees it; returns the id on every response.
+
+    With it goes what keeps browsers from making more of a response than it is.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -32,7 +44,10 @@ class RequestContext:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                headers = [*message["headers"], (b"x-request-id", request_id.encode()), NO_SNIFFING]
+                if dict(headers).get(b"content-type", b"").startswith(b"text/html"):
+                    headers += ON_PAGES
+                message["headers"] = headers
             await send(message)
 
         try:

@@ -20,18 +20,23 @@ from models.text import TextTokens
 from server.cpus import usable_cpus
 from server.types import PARTS, EngineOutput
 
+WHOLE = "model"  # the graph of a precision that has only one: fp16, which is a GPU's
+
 
 class OrtEngine:
     """An artifact's graphs, loaded and ready to run."""
 
     provider = "cpu"
     version: str = onnxruntime.__version__
+    overlapping = 1
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int = 0) -> None:
+        """Load the graphs of the artifact's precision; 0 threads are the CPUs that this process may use."""
         graphs = artifact.graphs
         self._spec = artifact.manifest.spec
-        self._sessions = [(part, _session(graphs[part], threads)) for part in PARTS if part in graphs]
-        if len(self._sessions) != len(PARTS):
+        names = (WHOLE,) if WHOLE in graphs else PARTS
+        self._sessions = [(part, _session(graphs[part], count_threads(threads))) for part in names if part in graphs]
+        if len(self._sessions) != len(names):
             raise ArtifactError(f"The artifact {artifact.folder} lacks a graph: it has {', '.join(graphs)}.")
 
     def warm_up(self) -> None:
@@ -41,6 +46,10 @@ class OrtEngine:
         image = ImagePatches(patches, np.ones(len(patches), np.int64), grid)
         text = TextTokens(np.zeros(self._spec.max_text_tokens, np.int64), truncated=False)
         self.run(collate([Features(image, text)]))
+
+    def padded(self, batch: int, tokens: float) -> tuple[int, float]:
+        """Tell that every batch runs at its own shape."""
+        return batch, tokens
 
     def run(self, feeds: Feeds) -> EngineOutput:
         """Compute every head's logits of a batch.
@@ -58,6 +67,7 @@ class OrtEngine:
             values.update(zip(outputs, session.run(outputs, {name: values[name] for name in inputs}), strict=True))
             now_s = time.perf_counter()
             parts_s[part], last_s = now_s - last_s, now_s
+        parts_s.pop(WHOLE, None)  # it is inference itself, not a part of it
         return EngineOutput({name: value for name, value in values.items() if name.endswith("_logits")}, parts_s)
 
 
@@ -71,7 +81,7 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
     Within a run threads spin from one operator to the next: to wake them each time makes int8 a tenth slower. After it
     they would spin on, on the cores that the answer needs; a pool for the whole process cannot be told to stop.
-    Source: docs/decisions/0008-cpu-time.md.
+    Source: docs/decisions/0009-cpu-time.md.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -87,5 +87,9 @@ class Unavailable(ServerError):
 class DeadlineExceeded(ServerError):
     status = 504
 
-    def __init__(self) -> None:
-        super().__init__("deadline_exceeded", "The request's deadline passed before its answer was ready.")
+    def __init__(
+        self,
+        code: str = "deadline_exceeded",
+        message: str = "The request's deadline passed before its answer was ready.",
+    ) -> None:
+        super().__init__(code, message)

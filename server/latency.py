@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ TYPICAL_TEXT_TOKENS = 12
 SLICE_FACTOR = 1.5  # a slice of a rank may take so many times a run of one: a question waits no longer behind it
 DRIFT_SMOOTHING = 0.05  # weight of the newest run
 DRIFT_LIMITS = (0.1, 10.0)
+Padded = Callable[[int, float], tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,12 @@ class LatencyModel:
     The last term is attention's. Drift is how much slower runs are now than at warm-up: neighbours, heat, decoding.
     """
 
-    def __init__(self, samples: Sequence[Sample], typical_tokens: float) -> None:
+    def __init__(self, samples: Sequence[Sample], typical_tokens: float, padded: Padded | None = None) -> None:
+        """Fit; `padded` tells the shape that a batch really runs at, where that is not its own."""
         self.samples = list(samples)
         self.typical_tokens = typical_tokens  # of a row, as requests of late had it
-        self.coefficients = _fit(samples)
+        self._padded = padded or (lambda batch, tokens: (batch, tokens))
+        self.coefficients = _fit([(*self._padded(one.batch, one.tokens), one.seconds) for one in samples])
         self.drift = 1.0
 
     def run_s(self, batch: int, tokens: float | None = None) -> float:
@@ -57,7 +60,7 @@ class LatencyModel:
     def fitted_s(self, batch: int, tokens: float | None = None) -> float:
         """Estimate a run as it would have taken at warm-up."""
         tokens = tokens or self.typical_tokens
-        return float(self.coefficients @ _terms(batch, tokens))
+        return float(self.coefficients @ _terms(*self._padded(batch, tokens)))
 
     def batch_size(self, waiting: int, most: int, tokens: float | None = None, between_s: float = 0.0) -> int:
         """Choose how many of those that wait should run together, so that on average they are answered soonest.
@@ -65,8 +68,9 @@ class LatencyModel:
         Rows that run together share a run's base cost and what passes between two runs, and each waits for all of them.
         """
 
-        def mean_s(batch: int) -> float:
-            return (between_s + self.run_s(batch, tokens)) * (math.ceil(waiting / batch) + 1) / 2
+        def mean_s(batch: int) -> tuple[float, int]:
+            unused = self._padded(batch, tokens or self.typical_tokens)[0] - batch  # rows, which decide between equals
+            return (between_s + self.run_s(batch, tokens)) * (math.ceil(waiting / batch) + 1) / 2, unused
 
         return min(range(1, max(1, min(waiting, most)) + 1), key=mean_s)
 
@@ -102,7 +106,7 @@ def calibrated(
     typical = TYPICAL_TEXT_TOKENS + 1 + math.prod(_square(spec))
     try:
         samples = [Sample(**sample) for sample in json.loads(file.read_text())["samples"]]
-        return LatencyModel(samples, typical)
+        return LatencyModel(samples, typical, engine.padded)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError, KeyError, np.linalg.LinAlgError) as error:
@@ -115,7 +119,7 @@ def calibrated(
         partial.replace(file)
     except OSError as error:  # read-only or full: serve all the same
         log.warning("the latency model is not kept for the next start: %s", error)
-    return LatencyModel(samples, typical)
+    return LatencyModel(samples, typical, engine.padded)
 
 
 def measure(engine: Engine, spec: ViltSpec, *, most: int, budget_s: float, clock: Clock) -> list[Sample]:
@@ -159,9 +163,12 @@ def _terms(batch: int, tokens: float) -> np.ndarray[tuple[int], np.dtype[np.floa
     return np.array([1.0, batch * tokens, batch * tokens**2])
 
 
-def _fit(samples: Sequence[Sample]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Least squares of relative errors; a term that comes out negative is left out and the rest fitted again."""
-    rows = np.array([_terms(sample.batch, sample.tokens) / sample.seconds for sample in samples])
+def _fit(runs: Sequence[tuple[int, float, float]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Least squares of relative errors; a term that comes out negative is left out and the rest fitted again.
+
+    A run is its rows, the tokens of a row, and the seconds that it took.
+    """
+    rows = np.array([_terms(batch, tokens) / seconds for batch, tokens, seconds in runs])
     scale = rows.max(axis=0)
     coefficients, kept = np.zeros(3), [0, 1, 2]
     while kept:

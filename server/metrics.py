@@ -1,7 +1,14 @@
 """Every Prometheus instrument, on a registry that is passed in: the only file that imports prometheus-client."""
 
+import os
+from collections.abc import Collection, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from server.slowest import SlowRequest
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (
@@ -9,14 +16,16 @@ SECONDS = (
     16.0, 32.0, 64.0,
 )  # fmt: skip  # doubling: a stage takes from well under a millisecond to the deadline
 ENTRIES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
+CPU, STARTED = "process_cpu_seconds", "process_start_time_seconds"
 RATIOS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
 class Metrics:
     """The server's instruments."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry = registry or CollectorRegistry()  # never the global one
+    def __init__(self, processes: Collection[int] = ()) -> None:
+        """Measure the processes of these ids, which may change; none stands for this one."""
+        self.registry = registry = CollectorRegistry()  # never the global one
         self.requests = Counter(
             "vilt_requests", "Task requests answered, by status and error code.", ["task", "model", "status", "code"],
             registry=registry,
@@ -43,6 +52,7 @@ class Metrics:
         self.work_seconds = Gauge(
             "vilt_work_seconds", "Engine time that the entries in flight are estimated to take.", registry=registry
         )
+        self.body_bytes = Gauge("vilt_body_bytes", "Bytes of request bodies in flight.", registry=registry)
         self.drift = Gauge(
             "vilt_latency_drift", "How many times as long runs take now as at warm-up.", ["model"], registry=registry
         )
@@ -59,9 +69,41 @@ class Metrics:
             ["use"],
             registry=registry,
         )
-        ProcessCollector(registry=registry)  # memory, open files, processor time; where there is a /proc
+        registry.register(Processes(processes or {os.getpid()}))
         self.ready = Gauge("vilt_ready", "1 while the server may be sent requests.", registry=registry)
+
+    def record(self, request: SlowRequest) -> None:
+        """Count a request that has had its response, and the stages of one that was answered."""
+        self.requests.labels(request.task, request.model, str(request.status), request.code).inc()
+        self.request_seconds.labels(request.task, request.model).observe(request.total_ms / 1000)
+        if request.code == "ok":
+            for stage, value_ms in request.timing_ms.items():
+                self.stage_seconds.labels(stage).observe(value_ms / 1000)
 
     def render(self) -> bytes:
         """Write the exposition text."""
         return generate_latest(self.registry)
+
+
+class Processes(Collector):
+    """Memory, open files and processor time of several processes as one; where there is a /proc."""
+
+    def __init__(self, processes: Collection[int]) -> None:
+        """Know them by their ids, which may change; this one has to be among them."""
+        self._processes = processes
+        self._cpu_s: dict[int, float] = {}  # of those that have ended, too, or the sum would fall
+
+    def collect(self) -> Iterator[Metric]:
+        """Sum up each metric; when it started is told of this process, which counts for all."""
+        each = {pid: _measured(pid) for pid in tuple(self._processes)}
+        self._cpu_s |= {pid: found[CPU].samples[0].value for pid, found in each.items() if CPU in found}
+        for name, metric in each[os.getpid()].items():
+            values = [found[name].samples[0].value for found in each.values() if name in found]
+            if name != STARTED:
+                total = sum(self._cpu_s.values() if name == CPU else values)
+                metric.samples = [metric.samples[0]._replace(value=total)]
+            yield metric
+
+
+def _measured(pid: int) -> dict[str, Metric]:
+    return {metric.name: metric for metric in ProcessCollector(pid=lambda: pid, registry=None).collect()}

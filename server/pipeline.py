@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from models.answers import RankedAnswer, matching_score, sigmoid, top_answers
-from server.admission import Admission, Ticket
-from server.batcher import Batcher
+from server.backend import Backend, Permit
 from server.errors import DeadlineExceeded, NotFound, TooLarge
-from server.metrics import Metrics
 from server.preparation import Limits, Pair, Preparation
 from server.schemas import Candidate, ItmBody, RankBody, VqaBody
 from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Timings, Urgency
@@ -74,20 +72,17 @@ class Pipeline:
         self,
         models: Sequence[ServedModel],
         *,
-        admission: Admission,
-        batcher: Batcher,
+        backend: Backend,
         pool: ThreadPoolExecutor,
         decode_threads: int,
         limits: Limits,
-        metrics: Metrics,
         clock: Clock,
     ) -> None:
         self._models = models
-        self._admission = admission
-        self._batcher = batcher
+        self._backend = backend
         self._pool = pool  # its threads are the decode permits: no more images are open at once
         self._limits = limits
-        self._preparation = Preparation(limits, metrics)
+        self._preparation = Preparation(limits, backend.count_decoded_hit)
         self._clock = clock
         # Of the decode threads all but one, so that a question's image never waits for those of a long rank.
         self._rank_permits = asyncio.Semaphore(max(1, decode_threads - 1))
@@ -112,12 +107,12 @@ class Pipeline:
             model = self._choose(body.model, task)
             text = body.question if isinstance(body, VqaBody) else body.text
             asked = functools.partial(_asked, client, body)
-            with self._admission.admit(model, Urgency.INTERACTIVE, 1, deadline_s, asked):
+            async with self._backend.admit(model, Urgency.INTERACTIVE, 1, deadline_s, asked) as permit:
                 timings.mark("admit")
                 pair = await self._in_pool(lambda: self._preparation.pair(model, body.image, text, timings))
                 entry = _entry(model, pair, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s, request_id=request_id)
-                result = await self._batcher.submit(entry)
-                self._mark_run(timings, result, result)
+                result = await permit.run(entry)
+                _mark_run(timings, result, result)
                 top_k = body.top_k if isinstance(body, VqaBody) else 0
                 truncated = pair.features.text.truncated
                 return Outcome(model=model, truncated=truncated, logits=result.logits, top_k=top_k, ran=result)
@@ -143,29 +138,42 @@ class Pipeline:
             if count > most:
                 raise TooLarge("too_many_candidates", f"There are {count:,} candidates; at most {most:,} are ranked.")
             asked = functools.partial(_asked, client, body)
-            with self._admission.admit(model, Urgency.RANK, count, deadline_s, asked) as ticket:
+            async with self._backend.admit(model, Urgency.RANK, count, deadline_s, asked) as permit:
                 timings.mark("admit")
-                first = await self._in_pool(lambda: self._preparation.first_of(model, body, timings))
+                pixels = self._preparation.budget()
+                first = await self._in_pool(lambda: self._preparation.first_of(model, body, timings, pixels))
 
                 def make_entry(pair: Pair) -> Entry:
                     return _entry(
                         model, pair, urgency=Urgency.RANK, deadline_s=deadline_s, request_id=request_id, client=client
                     )
 
-                results, truncated = await self._run_slices(model, first, body, make_entry, ticket)
+                def prepare(index: int) -> Pair:
+                    return self._preparation.candidate(model, body, index, first, pixels)
+
+                results, truncated = await self._run_slices(
+                    model, first, len(body.candidates), prepare=prepare, make_entry=make_entry, permit=permit
+                )
                 started_first = min(results, key=lambda result: result.started_s)
                 ended_last = max(results, key=lambda result: result.ended_s)
-                self._mark_run(timings, started_first, ended_last)
+                _mark_run(timings, started_first, ended_last)
                 ranked = _ranked(body.candidates, results)[: body.top_k]
                 return RankOutcome(model=model, truncated=truncated, results=ranked, ran=ended_last)
 
     async def _run_slices(
-        self, model: ServedModel, first: Pair, body: RankBody, make_entry: Callable[[Pair], Entry], ticket: Ticket
+        self,
+        model: ServedModel,
+        first: Pair,
+        count: int,
+        *,
+        prepare: Callable[[int], Pair],
+        make_entry: Callable[[Pair], Entry],
+        permit: Permit,
     ) -> tuple[list[EntryResult], bool]:
         """Prepare candidates a little ahead of the engine, whatever their number, and queue each as an entry."""
         results: dict[int, EntryResult] = {}
         truncated = first.features.text.truncated
-        indices = iter(range(len(body.candidates)))
+        indices = iter(range(count))
 
         async def work() -> None:
             nonlocal truncated
@@ -173,21 +181,18 @@ class Pipeline:
                 pair = first
                 if index:
                     async with self._rank_permits:
-                        pair = await self._in_pool(
-                            functools.partial(self._preparation.candidate, model, body, index, first)
-                        )
+                        pair = await self._in_pool(functools.partial(prepare, index))
                 truncated |= pair.features.text.truncated
-                results[index] = await self._batcher.submit(make_entry(pair))
-                ticket.finish()
+                results[index] = await permit.run(make_entry(pair))
 
         try:
             async with asyncio.TaskGroup() as group:
                 ahead = model.latency.slice_size(model.max_batch_size) + PREPARED_AHEAD
-                for _ in range(min(len(body.candidates), ahead)):
+                for _ in range(min(count, ahead)):
                     group.create_task(work())
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures
-        return [results[index] for index in range(len(body.candidates))], truncated
+        return [results[index] for index in range(count)], truncated
 
     def _choose(self, name: str | None, task: str) -> ServedModel:
         for model in self._models:
@@ -197,13 +202,6 @@ class Pipeline:
         if not serving:
             raise NotFound("unknown_model", f"No model here serves {task}: none has the head for it.")
         raise NotFound("unknown_model", f"No model {name!r} serves {task}; there is: {', '.join(serving)}.")
-
-    def _mark_run(self, timings: Timings, first: EntryResult, last: EntryResult) -> None:
-        self._admission.prepared(sum(timings.stages_s[stage] for stage in ("decode", "preprocess", "tokenize")))
-        timings.mark("queue", first.started_s)
-        timings.mark("inference", last.ended_s)
-        for part, value in last.parts_s.items():
-            timings.parts_s[part] = value
 
     @contextlib.asynccontextmanager
     async def _until(self, deadline_s: float) -> AsyncIterator[None]:
@@ -216,6 +214,13 @@ class Pipeline:
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _mark_run(timings: Timings, first: EntryResult, last: EntryResult) -> None:
+    timings.mark("queue", first.started_s)
+    timings.mark("inference", last.ended_s)
+    for part, value in last.parts_s.items():
+        timings.parts_s[part] = value
 
 
 def _asked(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:

@@ -7,16 +7,16 @@ import base64
 import binascii
 import contextlib
 import hashlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from models.batch import Features
 from models.errors import InputTooLarge, InvalidInput
-from models.image import ImagePatches, decode, to_patches
+from models.image import ImagePatches, identify, load, to_patches
 from models.text import TextTokens
 from server.caches import Cache
 from server.errors import TooLarge, Unusable
-from server.metrics import Metrics
 from server.schemas import RankBody
 from server.types import ServedModel, Timings
 
@@ -26,6 +26,7 @@ class Limits:
     """What an image, a text and a list may measure, and how much of decoded images is kept."""
 
     max_image_pixels: int
+    max_request_pixels: int
     max_text_chars: int
     max_candidates: int
     decoded_cache_bytes: int
@@ -39,57 +40,87 @@ class Pair:
     digest: bytes
 
 
+class PixelBudget:
+    """The pixels that may still be decoded for a request; pool threads share it."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = self._left = max_pixels
+        self._lock = threading.Lock()
+
+    def spend(self, pixels: int) -> None:
+        """Take pixels off, before they are decoded.
+
+        Raises: InputTooLarge: there are not as many left.
+        """
+        with self._lock:
+            self._left -= pixels
+            left = self._left
+        if left < 0:
+            raise InputTooLarge(
+                "too_many_pixels",
+                f"With this image the request has more than the {self._max_pixels:,} pixels that are decoded for one.",
+            )
+
+
 class Preparation:
     """Prepares pairs; an image that was decoded lately is not decoded again."""
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, count_hit: Callable[[], None]) -> None:
         self._limits = limits
-        self._metrics = metrics
+        self._count_hit = count_hit
         self._decoded: Cache[ImagePatches] = Cache(limits.decoded_cache_bytes, lambda image: image.patches.nbytes)
+
+    def budget(self) -> PixelBudget:
+        """Begin the account of a request's pixels."""
+        return PixelBudget(self._limits.max_request_pixels)
 
     def pair(self, model: ServedModel, image: str | bytes, text: str, timings: Timings) -> Pair:
         """Turn one pair into features; on a pool thread."""
         with _refusing():
-            patches, digest = self._patches(model, image, timings)
+            patches, digest = self._patches(model, image, timings, self.budget())
             tokens = self._tokens(model, text)
         timings.mark("tokenize")
         return Pair(Features(patches, tokens), digest)
 
-    def first_of(self, model: ServedModel, body: RankBody, timings: Timings) -> Pair:
+    def first_of(self, model: ServedModel, body: RankBody, timings: Timings, pixels: PixelBudget) -> Pair:
         """Prepare a rank's query, of which there is one, with its first candidate."""
         query, candidate = body.query, body.candidates[0]
         asks_text = query.text is not None
         image, text = (candidate.image, query.text) if asks_text else (query.image, candidate.text)
         with _refusing("candidates[0]" if asks_text else "query"):
-            patches, digest = self._patches(model, image or b"", timings)
+            patches, digest = self._patches(model, image or b"", timings, pixels)
         with _refusing("query" if asks_text else "candidates[0]"):
             tokens = self._tokens(model, text or "")
         timings.mark("tokenize")
         return Pair(Features(patches, tokens), digest)
 
-    def candidate(self, model: ServedModel, body: RankBody, index: int, first: Pair) -> Pair:
+    def candidate(self, model: ServedModel, body: RankBody, index: int, first: Pair, pixels: PixelBudget) -> Pair:
         """Prepare another candidate of a rank; the query is in the first pair."""
         candidate = body.candidates[index]
         with _refusing(f"candidates[{index}]"):
             if candidate.image is not None:
-                image, digest = self._patches(model, candidate.image, Timings())
+                image, digest = self._patches(model, candidate.image, Timings(), pixels)
                 return Pair(Features(image, first.features.text), digest)
             return Pair(Features(first.features.image, self._tokens(model, candidate.text or "")), first.digest)
 
-    def _patches(self, model: ServedModel, image: str | bytes, timings: Timings) -> tuple[ImagePatches, bytes]:
+    def _patches(
+        self, model: ServedModel, image: str | bytes, timings: Timings, pixels: PixelBudget
+    ) -> tuple[ImagePatches, bytes]:
         """Decode and cut up an image, unless that has been done or is being done; tell its digest, too."""
         spec = model.artifact.manifest.spec
         data = _image_bytes(image)
         digest = hashlib.blake2b(data, digest_size=16).digest()
 
         def make() -> ImagePatches:
-            rgb = decode(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
+            found = identify(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
+            pixels.spend(found.width * found.height)
+            rgb = load(found)
             timings.mark("decode")
             return to_patches(rgb, spec)
 
         patches, was_there = self._decoded.get_or_make((digest, spec), make)
         if was_there:
-            self._metrics.cache_hits.labels("decoded").inc()
+            self._count_hit()
             timings.mark("decode")
         timings.mark("preprocess")
         return patches, digest

@@ -14,11 +14,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from server import bodies
-from server.clients import Connection, Places, client_of
+from server.backend import Backend
+from server.bodies import BodyRoom
+from server.clients import Connection, client_of
 from server.context import deadline_of, server_timing, timings_of
-from server.errors import Unavailable
+from server.errors import DeadlineExceeded, Unavailable
 from server.logs import FIELDS
-from server.metrics import Metrics
 from server.pipeline import Outcome, Pipeline, RankOutcome
 from server.schemas import (
     ERRORS,
@@ -32,7 +33,7 @@ from server.schemas import (
     rank_forms,
     three_forms,
 )
-from server.slowest import Slowest, SlowRequest
+from server.slowest import SlowRequest
 from server.types import Timings
 
 log = logging.getLogger(__name__)
@@ -49,20 +50,20 @@ class TaskRoutes:
         self,
         pipeline: Pipeline,
         *,
-        places: Places,
-        metrics: Metrics,
-        slowest: Slowest,
+        backend: Backend,
         pool: ThreadPoolExecutor,
         deadline_ms: float,
+        room: BodyRoom,
+        receive_timeout_s: float,
         max_body_bytes: int,
         max_candidates: int,
     ) -> None:
         self._pipeline = pipeline
-        self._places = places
-        self._metrics = metrics
-        self._slowest = slowest
+        self._backend = backend
         self._pool = pool
         self._deadline_ms = deadline_ms
+        self._room = room
+        self._receive_timeout_s = receive_timeout_s
         self._max_body_bytes = max_body_bytes
         self._max_candidates = max_candidates
 
@@ -112,28 +113,37 @@ class TaskRoutes:
 
         Raises: ServerError: of the kind that says why. ClientDisconnect: there is nobody left to answer.
         """
-        with self._places.take(client_of(request), task):
+        async with self._backend.place(client_of(request), task):
             deadline_s = deadline_of(request, self._deadline_ms)
             try:
                 async with Connection(request) as connection:
-                    return await walk(self._receiver(request, schema, connection), timings_of(request), deadline_s)
+                    with self._room.body() as take:
+                        receive = self._receiver(request, schema, connection, take)
+                        return await walk(receive, timings_of(request), deadline_s)
             except asyncio.CancelledError as error:  # by uvicorn, at the end of a drain that has taken too long
                 raise Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0) from error
 
     def _receiver(
-        self, request: Request, schema: type[BodyT], connection: Connection
+        self, request: Request, schema: type[BodyT], connection: Connection, take: Callable[[int], None]
     ) -> Callable[[], Awaitable[BodyT]]:
         """Make the walk's first step: read a body of any form and hold it to its schema."""
         is_rank = schema is RankBody
 
         async def receive() -> BodyT:
-            body = await bodies.read(
-                request.stream(),
-                request.headers,
-                max_body_bytes=self._max_body_bytes,
-                max_parts=(self._max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
-                accepts_image=not is_rank,
-            )
+            try:
+                async with asyncio.timeout(self._receive_timeout_s):
+                    body = await bodies.read(
+                        request.stream(),
+                        request.headers,
+                        max_body_bytes=self._max_body_bytes,
+                        max_parts=(self._max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
+                        accepts_image=not is_rank,
+                        take=take,
+                    )
+            except TimeoutError as error:
+                raise DeadlineExceeded(
+                    "receive_timeout", f"The body did not arrive within {self._receive_timeout_s:g} s."
+                ) from error
             connection.watch()
             parse = functools.partial(bodies.parse, body, dict(request.query_params), schema)
             if body.form == "json":  # a large one takes milliseconds
@@ -145,8 +155,6 @@ class TaskRoutes:
     def _respond(self, request: Request, outcome: Outcome | RankOutcome, **result: object) -> JSONResponse:
         timings = timings_of(request)
         timings.mark("answer")
-        for stage, value in {**timings.stages_s, **timings.parts_s}.items():
-            self._metrics.stage_seconds.labels(stage).observe(value)
         content = {
             **result,
             "model": outcome.model.name,
@@ -169,13 +177,11 @@ class TaskRoutes:
         timings, request_id = timings_of(request), request.state.request_id
         model = outcome.model.name if outcome else ""
         elapsed_s = timings.elapsed_s()
-        self._metrics.requests.labels(task, model, str(status), code).inc()
-        self._metrics.request_seconds.labels(task, model).observe(elapsed_s)
         stages_s = dict(timings.stages_s)  # after a 504 a pool thread may still be marking
         stages_ms = {f"{stage}_ms": round(1000 * value, 2) for stage, value in stages_s.items()}
         fields = {"request_id": request_id, "model": model, "status": status, "code": code}
         log.info(task, extra={FIELDS: {**fields, "total_ms": round(1000 * elapsed_s, 2), **stages_ms}})
-        self._slowest.add(
+        self._backend.record(
             SlowRequest(
                 request_id=request_id,
                 task=task,

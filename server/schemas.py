@@ -197,16 +197,17 @@ def three_forms(body: type[Body]) -> dict[str, Any]:
 def rank_forms() -> dict[str, Any]:
     """Describe a rank's body: JSON, or multipart with repeated parts."""
     fields = json_schema(RankBody)
-    text, several_texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
+    text, several_texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}
     form = {
         "type": "object",
         "properties": {
             "query_text": text,
             "query_image": FILE,
-            "images": {"type": "array", "items": FILE},
+            "images": {"type": "array", "items": FILE, "minItems": 1},
             "texts": several_texts,
             **{name: fields["properties"][name] for name in ("top_k", "model")},
         },
+        "oneOf": [{"required": ["query_text", "images"]}, {"required": ["query_image", "texts"]}],
     }
     return {"requestBody": _request_body({"application/json": fields, "multipart/form-data": form})}
 

@@ -29,14 +29,23 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    provider: Literal["cpu"] = Field(default="cpu", description="onnxruntime's execution provider")
-    precision: Literal["auto", "fp32", "int8"] = Field(
-        default="auto", description="of the graphs; auto is int8 where the artifact vouches for it and the CPU has VNNI"
+    provider: Literal["cpu", "cuda", "tensorrt"] = Field(
+        default="cpu", description="onnxruntime's execution provider; the others are for an NVIDIA GPU, and fp16"
+    )
+    precision: Literal["auto", "fp32", "int8", "fp16"] = Field(
+        default="auto",
+        description="of the graphs; auto is int8 where the artifact vouches for it and the CPU has VNNI, on a GPU fp16",
+    )
+    workers: int = Field(
+        default=1, ge=1, le=256, description="processes that receive and decode, for one that runs; 1 does all in one"
     )
     threads: int = Field(default=0, ge=0, description="of the model; 0 takes the CPUs this process may use")
     decode_threads: int = Field(default=0, ge=0, description="images decoded at once; 0 takes the CPUs")
     max_batch_size: int = Field(
-        default=8, ge=1, le=256, description="most requests run together; fewer where that is sooner done"
+        default=0,
+        ge=0,
+        le=256,
+        description="most requests run together, fewer where that is sooner done; 0 is 8 on a CPU, 32 on a GPU",
     )
     calibration_s: float = Field(
         default=15.0, gt=0, description="longest time to measure the model at the first start on a machine"
@@ -64,7 +73,16 @@ class Settings(BaseSettings):
         default=60_000, ge=1, description="time a request has from its head on, unless X-Deadline-Ms says otherwise"
     )
     max_body_bytes: int = Field(default=20_000_000, ge=1, description="largest request body")
+    max_bodies_mb: float = Field(
+        default=512.0, gt=0, description="bytes of all request bodies in flight, before another gets 429"
+    )
+    receive_timeout_s: float = Field(
+        default=60.0, gt=0, description="longest time in which a request's head, and then its body, may arrive"
+    )
     max_image_pixels: int = Field(default=50_000_000, ge=1, description="largest image, checked before decoding")
+    max_request_pixels: int = Field(
+        default=1_000_000_000, ge=1, description="of all images of a request, counted before each is decoded"
+    )
     max_text_chars: int = Field(default=2_000, ge=1, description="longest question or text")
     max_candidates: int = Field(default=1_000, ge=1, description="most candidates of a rank")
     keep_alive_s: int = Field(default=65, ge=1, description="how long an idle connection is kept")

@@ -58,9 +58,19 @@ class EngineOutput:
 
 
 class Engine(Protocol):
-    """Runs batches, one at a time, on a thread of the caller's."""
+    """Runs batches, on threads of the caller's."""
 
     provider: str
+    version: str
+    overlapping: int  # batches that may be under way at once: all but one are being copied
+
+    def padded(self, batch: int, tokens: float) -> tuple[int, float]:
+        """Tell the rows, and the tokens of a row, that a batch is padded to."""
+        ...
+
+    def warm_up(self) -> None:
+        """Run what a first request would else pay for."""
+        ...
 
     def run(self, feeds: Feeds) -> EngineOutput:
         """Compute every head's logits."""
@@ -120,6 +130,7 @@ class Entry:
     key: Hashable | None = None
     queued_s: float = 0.0
     followers: list["Entry"] = field(default_factory=list)
+    let_go: Callable[[], None] = lambda: None  # called once, when nobody will look at the features any more
     future: asyncio.Future[EntryResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property

@@ -20,12 +20,12 @@ def export_both_forms(folder: Path, loaded: checkpoint.Checkpoint) -> Exported:
     """Write a checkpoint's graphs as three parts and as one."""
     model = graph.build(loaded.config, loaded.state)
     parts = to_onnx.three_parts(model, loaded.config)
-    whole = to_onnx.fused(model, loaded.config)
-    for part in (*parts, whole):
+    fused = to_onnx.whole(model, model.interaction.heads, loaded.config)
+    for part in (*parts, fused):
         to_onnx.write(part, folder / f"{part.name}.onnx")
     return Exported(
         loaded,
         model,
         {part.name: folder / f"{part.name}.onnx" for part in parts},
-        {whole.name: folder / f"{whole.name}.onnx"},
+        {fused.name: folder / f"{fused.name}.onnx"},
     )

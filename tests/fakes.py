@@ -1,7 +1,12 @@
-"""Fakes we own: an engine that answers at once, fails, or waits; a clock that is set by hand."""
+"""Fakes we own: an engine that answers at once, fails, or waits; a clock set by hand; fronts without processes."""
 
+import asyncio
+import contextlib
+import os
+import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +16,10 @@ from models.batch import Features, Feeds
 from models.image import ImagePatches
 from models.manifest import Artifact, load_artifact
 from models.text import TextTokens
+from server.backend import LocalBackend
+from server.desk import Desk, slots_of
 from server.latency import LatencyModel, Sample
+from server.remote import RemoteBackend
 from server.settings import SHAPES
 from server.types import EngineOutput, ServedModel
 
@@ -30,14 +38,22 @@ class FakeEngine:
     """Gives each row its own first token as every logit, and remembers the sizes of its batches."""
 
     provider = "fake"
+    version = "0"
 
-    def __init__(self, *, failures: int = 0, not_numbers: Sequence[int] = ()) -> None:
+    def __init__(self, *, failures: int = 0, not_numbers: Sequence[int] = (), overlapping: int = 1) -> None:
         self.labels = len(artifact().labels)
         self.not_numbers = list(not_numbers)
         self.batches: list[list[int]] = []
         self.failures = failures
+        self.overlapping = overlapping
         self.may_run = threading.Event()
         self.may_run.set()
+
+    def padded(self, batch: int, tokens: float) -> tuple[int, float]:
+        return batch, tokens
+
+    def warm_up(self) -> None:
+        pass
 
     def run(self, feeds: Feeds) -> EngineOutput:
         self.may_run.wait(timeout=30)
@@ -50,6 +66,18 @@ class FakeEngine:
         logits = {"vqa_logits": np.repeat(first, self.labels, axis=1), "itm_logits": np.repeat(first, 2, axis=1)}
         parts_s = dict.fromkeys(("text_embedding", "visual_embedding", "interaction"), 0.001)
         return EngineOutput({**logits, "rank_logits": first}, parts_s)
+
+
+class HeldEngine(FakeEngine):
+    """Says that a run has begun, and ends it when it may."""
+
+    def __init__(self, *, failures: int = 0) -> None:
+        super().__init__(failures=failures)
+        self.has_begun = threading.Event()
+
+    def run(self, feeds: Feeds) -> EngineOutput:
+        self.has_begun.set()
+        return super().run(feeds)
 
 
 def latency(base_s: float = 0.01, per_token_s: float = 0.0, typical_tokens: float = 10) -> LatencyModel:
@@ -76,3 +104,61 @@ def features(number: int, *, rows: int = 1, columns: int = 1, length: int = 3) -
     count = rows * columns
     image = ImagePatches(np.zeros((count, 3072), np.uint8), np.ones(count, np.int64), (rows, columns))
     return Features(image, TextTokens(np.array([number] * length, np.int64), truncated=False))
+
+
+class Hall:
+    """What an engine process shares between the desks of its fronts."""
+
+    def __init__(self, local: LocalBackend, models: Sequence[ServedModel], capacity: int = 1024) -> None:
+        self.local, self.models = local, models
+        self.memory = os.memfd_create("test")
+        self.slots = slots_of(self.memory, models, capacity)
+        self.desks: set[Desk] = set()
+
+    @property
+    def slots_in_use(self) -> int:
+        return self.slots.count - len(self.slots)
+
+    async def connect(self, front: RemoteBackend) -> socket.socket:
+        """Give a front a desk, over a real connection; return the front's end."""
+        theirs, ours = socket.socketpair()
+        await CountedDesk(self).open(ours, starts_in_s=1.5)
+        await front.connect(theirs, os.dup(self.memory))
+        while await front.status() != "ready":  # noqa: ASYNC110 the welcome is on its way
+            await asyncio.sleep(0)
+        return theirs
+
+    async def emptied(self) -> None:
+        """Wait until the last front has gone."""
+        while self.desks:  # noqa: ASYNC110 it is on its way
+            await asyncio.sleep(0)
+        os.close(self.memory)
+
+
+class CountedDesk(Desk):
+    """A desk that its hall knows while it is open."""
+
+    def __init__(self, hall: Hall) -> None:
+        super().__init__(hall.local, hall.models, hall.slots, set())
+        self._hall = hall
+        hall.desks.add(self)
+
+    def _lost(self) -> None:
+        super()._lost()
+        self._hall.desks.discard(self)
+
+
+class SplitBackend(RemoteBackend):
+    """A front, and the engine process that it has, in one loop."""
+
+    def __init__(self, local: LocalBackend, models: Sequence[ServedModel], *, limits_clients: bool = False) -> None:
+        super().__init__(lambda _: True, limits_clients=limits_clients, clock=time.perf_counter)
+        self.hall = Hall(local, models)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with self.hall.local.running():
+            async with super().running():
+                await self.hall.connect(self)
+                yield
+            await self.hall.emptied()

@@ -82,5 +82,5 @@ def _write_artifact(folder: Path, sizes: Sizes) -> None:
         description="For timing: its answers are noise.",
         tasks=["itm"],
         report=lambda _: None,
-        with_int8=True,
+        precision="int8",
     )

@@ -37,8 +37,8 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     requests = workload.stream(learned.samples, "vqa")
     rng = random.Random(0)  # noqa: S311 a workload, not a secret
     hasty = [replace(next(requests), abandon_after_s=rng.uniform(*ABANDON_S)) for _ in range(ABANDONED)]
-    storm = await _ask(own.url, hasty, AT_ONCE, "abandoned")
-    rows = await _ask(own.url, list(itertools.islice(requests, NORMAL)), WAITING, "normal")
+    storm = await ask(own.url, hasty, AT_ONCE, "abandoned")
+    rows = await ask(own.url, list(itertools.islice(requests, NORMAL)), WAITING, "normal")
     waiting = await trial.settled(own.url, "vilt_queue_entries", SETTLE_S)
     in_flight = await trial.settled(own.url, "vilt_in_flight_entries", SETTLE_S)
     found = await trial.metrics(own.url)
@@ -62,7 +62,7 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     return figures, claims
 
 
-async def _ask(url: str, requests: Sequence[Request], at_once: int, label: str) -> list[Row]:
+async def ask(url: str, requests: Sequence[Request], at_once: int, label: str) -> list[Row]:
     """Send requests from so many people, each of whom asks again as soon as there is an answer, or no patience left."""
     left, rows = iter(requests), []
     with tqdm(total=len(requests), desc=label, unit="request", disable=None, leave=False) as bar:

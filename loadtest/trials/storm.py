@@ -9,7 +9,6 @@ import asyncio
 import io
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -21,6 +20,7 @@ from loadtest.launch import Started
 from loadtest.rows import Row
 from loadtest.summary import percentile, percentiles
 from loadtest.trials import trial
+from loadtest.trials.process import resident_mb
 from loadtest.trials.trial import Claim, Figures, at_most, equal
 from loadtest.workload import Request
 
@@ -106,11 +106,3 @@ def small() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (640, 480), "red").save(file, "JPEG")
     return file.getvalue()
-
-
-def resident_mb(pid: int, field: str) -> float:
-    """Read a process's memory, on Linux: VmRSS is now, VmHWM the most so far."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024 / MB
-    raise ValueError(f"/proc/{pid}/status has no {field}")

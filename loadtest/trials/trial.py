@@ -51,7 +51,15 @@ def equal(says: str, figure: float | str, bound: float | str) -> Claim:
 Run = Callable[[Started], Awaitable[tuple[Figures, Sequence[Claim]]]]
 
 
-def add(commands: Any, name: str, description: str | None, run: Run, flags: Sequence[str] = ()) -> None:
+def add(
+    commands: Any,
+    name: str,
+    description: str | None,
+    run: Run,
+    flags: Sequence[str] = (),
+    *,
+    module: str = "server",
+) -> None:
     """Declare a trial: a command that starts a server with these flags, tries it, and fails where a claim does."""
     parser = commands.add_parser(
         name,
@@ -66,7 +74,7 @@ def add(commands: Any, name: str, description: str | None, run: Run, flags: Sequ
 
     def carry_out(options: argparse.Namespace) -> None:
         try:
-            with started([*(f"--model={folder}" for folder in options.model), *flags]) as own:
+            with started([*(f"--model={folder}" for folder in options.model), *flags], module=module) as own:
                 models = httpx.get(f"{own.url}/v1/models").raise_for_status().json()["models"]
                 figures, claims = uvloop.run(_run(run, own))
         except (OSError, ValueError, httpx.HTTPError, aiohttp.ClientError) as error:

@@ -1,16 +1,19 @@
 """A real server on a real socket, with the shipped artifact."""
 
 import re
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 COMMAND = [sys.executable, "-m", "server", "--port", "0"]  # a --port that follows goes before
+MODES = {"one process": [], "two fronts": ["--workers", "2"]}  # flags by how the server is laid out
 LISTENING = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -21,6 +24,7 @@ class Running:
     process: subprocess.Popen[str]
     url: str
     client: httpx.Client
+    reader: threading.Thread | None = None  # of its log
 
 
 def start(*flags: str, executable: str = sys.executable) -> Running:
@@ -35,10 +39,19 @@ def start(*flags: str, executable: str = sys.executable) -> Running:
     raise AssertionError(f"the server ended: {''.join(seen)}")
 
 
+def connect(running: Running) -> socket.socket:
+    """Open a connection, to send what no HTTP client would."""
+    address = urlsplit(running.url)
+    return socket.create_connection((address.hostname, address.port), timeout=20)
+
+
 def stop(running: Running) -> None:
     running.client.close()
     running.process.kill()
     running.process.wait()
+    if running.reader:
+        running.reader.join(timeout=30)  # until every process that writes to the log has ended
+        assert not running.reader.is_alive()
     assert running.process.stderr is not None
     running.process.stderr.close()
 
@@ -51,9 +64,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Running]:
-    running = start("--log-level", "info", "--log-format", "json")
+@pytest.fixture(scope="session", params=MODES)
+def server(request: pytest.FixtureRequest) -> Iterator[Running]:
+    running = start("--log-level", "info", "--log-format", "json", *MODES[request.param])
     drain(running)
     yield running
     stop(running)
@@ -63,4 +76,5 @@ def drain(running: Running) -> None:
     """Keep reading the log, or the pipe fills up and the server waits."""
     stderr = running.process.stderr
     assert stderr is not None
-    threading.Thread(target=lambda: [None for _ in stderr], daemon=True).start()
+    running.reader = threading.Thread(target=lambda: [None for _ in stderr], daemon=True)
+    running.reader.start()

@@ -16,14 +16,13 @@ import factories
 import httpx
 import pytest
 import uvicorn
-from fakes import FakeEngine, served
+from fakes import HeldEngine, SplitBackend, served
 
-from models.batch import Feeds
 from server.admission import Admission
 from server.app import create_app
+from server.backend import Backend, LocalBackend
 from server.metrics import Metrics
 from server.settings import Settings
-from server.types import EngineOutput
 
 from .test_requests import base64_of
 
@@ -64,26 +63,18 @@ class Client:
         self.socket.close()
 
 
-class HeldEngine(FakeEngine):
-    """Says that a run has begun, and ends it when it may."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.has_begun = threading.Event()
-
-    def run(self, feeds: Feeds) -> EngineOutput:
-        self.has_begun.set()
-        return super().run(feeds)
-
-
 class Held:
     """A server in a thread of this process, so that its engine, its metrics and its tasks can be looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_split: bool) -> None:
+        """Answer in one process, or as if fronts and engine were two."""
         self.engine, self.metrics = HeldEngine(), Metrics()
         admission = Admission(1024, self.metrics, time.perf_counter)
         settings = Settings(deadline_ms=60_000)
-        self._app = create_app(settings, [served(self.engine)], admission, self.metrics)
+        models = [served(self.engine)]
+        local = LocalBackend(settings, models, admission, self.metrics, time.perf_counter)
+        backend: Backend = SplitBackend(local, models) if is_split else local
+        self._app = create_app(settings, models, backend)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self._socket.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
@@ -171,9 +162,9 @@ FORMS: dict[str, tuple[str, bytes]] = {
 }
 
 
-@pytest.fixture
-def held() -> Iterator[Held]:
-    running = Held()
+@pytest.fixture(params=[False, True], ids=["one process", "front and engine process"])
+def held(request: pytest.FixtureRequest) -> Iterator[Held]:
+    running = Held(is_split=request.param)
     running.start()
     yield running
     running.stop()
@@ -269,7 +260,7 @@ def test_requests_one_after_the_other_on_a_connection_are_all_answered(held: Hel
             connection.send(written("/v1/vqa", **raw(PNG, f"are there {number} stars?")))
             assert connection.answer()[0] == 200
 
-    assert held.value("vilt_requests_total", task="vqa", model="shapes", status="200", code="ok") == 30
+    until(lambda: held.value("vilt_requests_total", task="vqa", model="shapes", status="200", code="ok") == 30)
     until(lambda: held.tasks() == idle)
 
 

@@ -1,4 +1,4 @@
-"""What int8 has to pass before it is served unasked."""
+"""What int8 and fp16 have to pass before they are served unasked."""
 
 import json
 from collections.abc import Sequence
@@ -37,10 +37,20 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def check(picture: Path, fp32: Runner, other: Runner, rights: Sequence[str | None]) -> dict[str, object]:
+def check(
+    picture: Path, fp32: Runner, other: Runner, rights: Sequence[str | None], limits: gate.Limits = gate.INT8
+) -> dict[str, object]:
     asked = [Asked(picture, "what is it?", is_question=True, right=right) for right in rights]
     manifest = ARTIFACT.manifest
-    return gate.check(fp32, other, asked, spec=manifest.spec, encoder=ARTIFACT.text_encoder, labels=ARTIFACT.labels)
+    return gate.check(
+        fp32,
+        other,
+        asked,
+        spec=manifest.spec,
+        encoder=ARTIFACT.text_encoder,
+        labels=ARTIFACT.labels,
+        limits=limits,
+    )
 
 
 def test_same_answers_pass(picture: Path) -> None:
@@ -57,6 +67,14 @@ def test_same_answers_pass(picture: Path) -> None:
 def test_one_answer_in_a_hundred_may_differ(picture: Path, others: int, status: str) -> None:
     """Two may not."""
     found = check(picture, always([3] * 100), always([4] * others + [3] * (100 - others)), [None] * 100)
+
+    assert found["status"] == status
+
+
+@pytest.mark.parametrize(("score", "status"), [(2.01, "passed"), (2.2, "failed"), (np.nan, "failed")])
+def test_half_precision_has_to_keep_scores_as_well(picture: Path, score: float, status: str) -> None:
+    """Within 5e-3, and what is not a number is not within it."""
+    found = check(picture, always([3] * 9), always([3] * 9, score), [None] * 9, gate.FP16)
 
     assert found["status"] == status
 

@@ -217,6 +217,19 @@ def test_design_runs_through_every_stage_to_its_output(graphs: Path, name: str) 
 
 
 @pytest.mark.slow
+def test_vilt_on_a_gpu_runs_as_the_other_designs_do(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its three graphs in fp32, through the same sessions; here the CPU's stand in for the GPU's."""
+    monkeypatch.setitem(runner.PROVIDERS, "cuda", "CPUExecutionProvider")
+    (design,) = plan.prepare(graphs, [VILT])
+    sessions = Sessions("cuda", shared=False)
+
+    timed = command.timed_designs([design], sessions)
+
+    assert list(timed) == [VILT]
+    assert set(timed[VILT]()) == {"decode", "preprocess", "visual_embedding", "text_embedding", "interaction"}
+
+
+@pytest.mark.slow
 def test_command_times_everything_and_writes_the_result(graphs: Path, tmp_path: Path) -> None:
     """Stages sum to the total; region designs have all of a detector's stages; machine and versions are there."""
     arguments = ["claims", "--graphs", graphs, "--repeat", "2", "--threads", "1", "--output", tmp_path]

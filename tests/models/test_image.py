@@ -1,16 +1,19 @@
 """Any picture to the reference's pixels; anything else to a sentence."""
 
+import resource
 import struct
 import zlib
 
 import factories
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from models.errors import InputTooLarge, InvalidInput
-from models.image import ImagePatches, decode, to_patches
+from models.image import MAX_SCANS, ImagePatches, decode, to_patches
 from models.spec import ViltSpec
 
 SPEC = ViltSpec()
@@ -47,6 +50,21 @@ def test_patches_of_any_size_are_the_reference_s_pixels(size: tuple[int, int]) -
     ours = pixels_of(to_patches(image, SPEC))
 
     assert np.array_equal(ours, reference["pixel_values"][0].transpose(1, 2, 0))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.tuples(st.integers(1, 1_500), st.integers(1, 1_500)).filter(lambda size: max(size) <= 20 * min(size)))
+def test_image_of_any_size_lies_within_the_grids_and_is_the_reference_s(size: tuple[int, int]) -> None:
+    """As long as it is not too elongated: a reachable grid, its rows of the position table, the reference's pixels."""
+    image = factories.noise(*size)
+    reference = ViltImageProcessorPil(do_rescale=False, do_normalize=False)(image, return_tensors="np")
+
+    ours = to_patches(image, SPEC)
+
+    assert ours.grid in SPEC.grids
+    assert ours.patches.shape == (len(ours.position_ids), SPEC.patch_values)
+    assert ours.position_ids[0] == SPEC.first_position_row(ours.grid)
+    assert np.array_equal(pixels_of(ours), reference["pixel_values"][0].transpose(1, 2, 0))
 
 
 def test_position_ids_of_an_image_are_its_grid_s_rows() -> None:
@@ -190,3 +208,46 @@ def test_decode_beyond_the_pixel_limit_raises_before_decoding() -> None:
 
     with pytest.raises(InputTooLarge):
         decode(PNG, max_pixels=64 * 48 - 1, max_aspect_ratio=20)
+
+
+def test_decode_of_a_gif_whose_frame_is_beyond_the_limit_raises_before_it_is_made() -> None:
+    """Pillow makes the background of a first frame while it reads the header: 86 bytes took 6.8 GB."""
+    screen = b"GIF89a" + struct.pack("<HHBBB", 0, 0, 0, 0, 0)
+    is_disposed = b"\x21\xf9\x04\x08\0\0\0\0"
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 60_000, 60_000, 0) + b"\x02\x02\x4c\x01\0\x3b"
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputTooLarge):
+        decode(screen + is_disposed + frame, **LIMITS)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # of kilobytes
+
+
+def jpeg_of_scans(count: int, *, hidden: int = 0) -> bytes:
+    """Write a progressive JPEG whose last scan comes again and again, and a comment with what looks like more."""
+    data = factories.encoded(SMOOTH, "JPEG", progressive=True)
+    first, last = data.count(b"\xff\xda"), data.rindex(b"\xff\xda")
+    assert first < count
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + 2 * hidden) + b"\xff\xda" * hidden
+    return data[:2] + comment + data[2:-2] + data[last:-2] * (count - first) + data[-2:]
+
+
+@pytest.mark.parametrize("hidden", [0, 500])
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+def test_decode_of_a_jpeg_around_the_limit_of_scans_raises_only_beyond(excess: int, hidden: int) -> None:
+    """A scan takes a pass over the whole picture and 75 bytes: in 20 MB there is room for an hour of them."""
+    data = jpeg_of_scans(MAX_SCANS + excess, hidden=hidden)
+
+    if excess > 0:
+        with pytest.raises(InputTooLarge, match="more than 100 scans"):
+            decode(data, **LIMITS)
+    else:
+        assert decode(data, **LIMITS).size == SMOOTH.size
+
+
+def test_decode_of_scans_behind_a_marker_that_is_none_counts_them() -> None:
+    """A decoder that has lost its place looks for the next marker there, whatever length was said."""
+    data = jpeg_of_scans(MAX_SCANS + 1)
+    place = data.rindex(b"\xff\xc4", 0, data.rindex(b"\xff\xda"))  # behind the first: up to there Pillow looks, too
+
+    with pytest.raises(InputTooLarge):
+        decode(data[:place] + b"\xff\x02\xff\xff" + data[place:], **LIMITS)

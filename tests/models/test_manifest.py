@@ -82,6 +82,33 @@ def test_int8_that_is_asked_for_is_served_unless_the_processor_would_saturate(fo
         load_artifact(folder, "int8", has_vnni=False)
 
 
+def _with_fp16(folder: Path, status: str) -> None:
+    """Offer one of fp32's graphs as the one in half precision, with that outcome of the gate."""
+    manifest = read_manifest(folder)
+    fp32 = manifest.precisions["fp32"]
+    fp16 = replace(fp32, graphs={"model": fp32.graphs["interaction"]}, gate={"status": status})
+    replace(manifest, precisions={**manifest.precisions, "fp16": fp16}).write(folder)
+
+
+def test_gpu_serves_half_precision_that_has_passed_unasked_and_other_only_if_asked(folder: Path) -> None:
+    """On a CPU nothing changes."""
+    _with_fp16(folder, "passed")
+    assert load_artifact(folder, on_gpu=True).precision == "fp16"
+    assert load_artifact(folder).precision == "fp32"
+
+    _with_fp16(folder, "failed")
+    assert load_artifact(folder, "fp16", on_gpu=True).precision == "fp16"
+    with pytest.raises(ArtifactError, match="has not passed its gate"):
+        load_artifact(folder, on_gpu=True)
+
+
+@pytest.mark.parametrize(("precision", "sentence"), [("fp32", "not those in fp32"), ("auto", "no precision fp16")])
+def test_gpu_without_half_precision_is_refused(folder: Path, precision: str, sentence: str) -> None:
+    """It is never served by something else in its place."""
+    with pytest.raises(ArtifactError, match=sentence):
+        load_artifact(folder, precision, on_gpu=True)
+
+
 def test_manifest_written_and_read_is_the_same(folder: Path) -> None:
     """Nothing is lost between the export and the server."""
     manifest = read_manifest(folder)

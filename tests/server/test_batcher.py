@@ -1,6 +1,7 @@
 """The queue: who goes first, who goes together, and that every future is resolved."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import TypeVar
 
@@ -26,8 +27,9 @@ class Bench:
         not_numbers: Sequence[int] = (),
         per_token_s: float = 0.0,
         kept_logits: int = 0,
+        overlapping: int = 1,
     ) -> None:
-        self.engine = FakeEngine(failures=failures, not_numbers=not_numbers)
+        self.engine = FakeEngine(failures=failures, not_numbers=not_numbers, overlapping=overlapping)
         self.model = served(self.engine, max_batch_size=max_batch_size, runs=latency(per_token_s=per_token_s))
         self.clock = FakeClock()
         self.metrics = Metrics()
@@ -69,6 +71,13 @@ class Bench:
         loop.cancel()
         await asyncio.gather(loop, return_exceptions=True)
         return results
+
+    async def until_under_way(self, batches: int) -> None:
+        for _ in range(1000):  # turns of the event loop
+            if self.batcher.under_way == batches:
+                return
+            await asyncio.sleep(0)
+        raise AssertionError(f"{self.batcher.under_way} batches are under way, not {batches}")
 
     def hits(self, cache: str) -> float | None:
         return self.metrics.registry.get_sample_value("vilt_cache_hits_total", {"cache": cache})
@@ -372,3 +381,49 @@ def test_entry_that_a_run_could_not_answer_in_time_is_dropped_before_it() -> Non
 
     assert isinstance(first, DeadlineExceeded)
     assert bench.engine.batches == [[2]]
+
+
+@pytest.mark.parametrize(("overlapping", "waiting", "left"), [(1, 8, 8), (2, 8, 4), (2, 3, 3)])
+def test_whole_batch_is_given_to_an_engine_that_copies_ahead_while_another_runs(
+    overlapping: int, waiting: int, left: int
+) -> None:
+    """A smaller one waits in the queue, where it can still grow; so does the one after, and all of a CPU's."""
+
+    async def scenario() -> tuple[Bench, int]:
+        bench = Bench(max_batch_size=4, overlapping=overlapping)
+        bench.engine.may_run.clear()
+        loop = asyncio.create_task(bench.batcher.run())
+        asked = [asyncio.create_task(bench.batcher.submit(bench.entry(1)))]
+        await bench.until_under_way(1)
+        asked += [asyncio.create_task(bench.batcher.submit(bench.entry(n))) for n in range(2, 2 + waiting)]
+        for _ in range(20):  # turns of the event loop, which is all that forming takes
+            await asyncio.sleep(0)
+        in_queue = len(bench.batcher)
+        bench.engine.may_run.set()
+        await asyncio.gather(*asked)
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+        return bench, in_queue
+
+    bench, in_queue = run(scenario)
+
+    assert in_queue == left
+    assert sorted(itertools.chain(*bench.engine.batches)) == list(range(1, 2 + waiting))
+    assert max(map(len, bench.engine.batches)) <= 4
+
+
+def test_drain_with_two_batches_under_way_fails_all_that_are_left() -> None:
+    """Nobody waits for ever."""
+
+    async def scenario() -> list[object]:
+        bench = Bench(max_batch_size=4, overlapping=2)
+        bench.engine.may_run.clear()
+        loop = asyncio.create_task(bench.batcher.run())
+        asked = [asyncio.create_task(bench.batcher.submit(bench.entry(n))) for n in range(12)]
+        await bench.until_under_way(2)
+        loop.cancel()
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        bench.engine.may_run.set()
+        return results
+
+    assert all(isinstance(result, Unavailable) for result in run(scenario))

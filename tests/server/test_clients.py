@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from server.admission import Admission
 from server.app import create_app
+from server.backend import LocalBackend
 from server.clients import Connection, Places, client_of
 from server.errors import Overloaded
 from server.metrics import Metrics
@@ -32,7 +33,8 @@ def metrics() -> Metrics:
 def app(metrics: Metrics, **settings: Any) -> Any:
     """Wire a server that is never started: what its edge refuses needs no more."""
     admission = Admission(16, metrics, FakeClock())
-    return create_app(Settings(**settings), [served(FakeEngine())], admission, metrics)
+    made, models = Settings(**settings), [served(FakeEngine())]
+    return create_app(made, models, LocalBackend(made, models, admission, metrics, FakeClock()))
 
 
 def send(app: Any, method: str, path: str, **request: Any) -> httpx.Response:

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from server import bodies
 from server.cpus import has_vnni, usable_cpus
-from server.errors import BadRequest, TooLarge
+from server.errors import BadRequest, Overloaded, TooLarge, UnsupportedMediaType
 from server.logs import FIELDS, ConsoleFormatter, JsonFormatter
+from server.metrics import Metrics
 from server.schemas import RankBody, VqaBody
 from server.settings import SHAPES, Settings
 from server.types import Timings
@@ -88,6 +89,55 @@ def test_wrong_field_is_named() -> None:
         bodies.parse(body, {}, VqaBody)
 
 
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+def test_json_around_its_number_of_values_is_refused_only_beyond(excess: int) -> None:
+    """Beyond it is not parsed: small lists take twenty times their bytes, and parsing them holds up every thread."""
+    data = b'{"a": [' + b"0," * (bodies.JSON_VALUES + excess - 2) + b"0}"  # no JSON, which is found out only by parsing
+
+    with pytest.raises(TooLarge if excess > 0 else BadRequest):
+        bodies.parse(bodies.RawBody("json", data, {}), {}, VqaBody)
+
+
+def test_json_nested_too_deeply_is_said_to_be() -> None:
+    """In words of ours, not of Python's."""
+    with pytest.raises(BadRequest, match=r"nested too deeply\."):
+        bodies.parse(bodies.RawBody("json", b"[" * 250_000, {}), {}, VqaBody)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", ""])
+def test_compressed_body_is_refused_before_it_is_read(encoding: str) -> None:
+    """So there is no bomb to defuse."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    with pytest.raises(UnsupportedMediaType, match="Content-Encoding"):
+        asyncio.run(bodies.read(stream(), headers, max_body_bytes=10, max_parts=8, accepts_image=True))
+
+
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+def test_bodies_around_their_room_are_refused_only_beyond(excess: int) -> None:
+    """Told when to come back by how long bodies of late were held; one alone always has room."""
+    clock, metrics = FakeClock(), Metrics()
+    room = bodies.BodyRoom(100, metrics.body_bytes.inc, clock)
+    with room.body() as take:
+        take(150)
+        clock.now_s += 10
+    with room.body() as first, room.body() as second:
+        first(60)
+        if excess > 0:
+            with pytest.raises(Overloaded) as caught:
+                second(40 + excess)
+            assert caught.value.retry_after_s == pytest.approx(bodies.SMOOTHING * 10)
+        else:
+            second(40 + excess)
+            assert metrics.registry.get_sample_value("vilt_body_bytes") == 100 + excess
+
+    assert metrics.registry.get_sample_value("vilt_body_bytes") == 0
+
+
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every setting is VILT_ and its name; several models are separated by commas."""
     monkeypatch.setenv("VILT_MODEL", "/a,/b")
@@ -107,7 +157,7 @@ def test_settings_without_any_serve_shapes() -> None:
 def test_settings_out_of_range_are_refused() -> None:
     """A setting that makes no sense does not start a server."""
     with pytest.raises(ValidationError):
-        Settings(max_batch_size=0)
+        Settings(max_batch_size=-1)
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter()], ids=["json", "console"])

@@ -8,6 +8,7 @@ from fakes import FakeClock, FakeEngine, latency
 
 from models.batch import Feeds
 from models.spec import ViltSpec
+from server.gpu.buckets import buckets_of, padded
 from server.latency import LatencyModel, Sample, calibrated, measure
 from server.types import EngineOutput
 
@@ -157,3 +158,23 @@ def test_cache_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> 
     )
 
     assert runs.run_s(1) > 0
+
+
+def test_batch_is_as_many_as_fill_a_bucket_where_the_engine_pads_to_one() -> None:
+    """Five rows cost what eight do: with five waiting, four go first if that is sooner done on average."""
+    buckets = buckets_of(ViltSpec(), 32)
+
+    def padded_to(batch: int, tokens: float) -> tuple[int, int]:
+        return padded(buckets, batch, tokens)
+
+    samples = [
+        Sample(batch, tokens, 0.0004 + 4e-7 * batch * tokens) for batch in (1, 2, 4, 8, 32) for tokens in (160, 208)
+    ]
+    model = LatencyModel(samples, 204, padded_to)
+
+    assert model.run_s(5) == model.run_s(8) == pytest.approx(0.0004 + 4e-7 * 8 * 208, rel=1e-3)
+    assert model.run_s(1, 170) == model.run_s(1, 190)
+    assert model.batch_size(5, 32) in {4, 8, 5}
+    for waiting in range(1, 100):
+        rows = model.batch_size(waiting, 32)
+        assert rows == waiting or rows in {1, 2, 4, 8, 16, 32}

@@ -1,0 +1,203 @@
+"""ViLT on a GPU as torch runs it, for `vilt-bench gpu`: eager, compiled, and in a CUDA graph; and what the GPU can do.
+
+The same weights, batch and tokens as ours: transformers' model as it comes, and our module with torch's own attention.
+Only ours can be captured: transformers' draws patches at random and looks at the mask from Python.
+
+    python -m export.gpu_peers CHECKPOINT --batch 1 8 32 --patches 192 --text 9
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ViltConfig, ViltModel
+
+from export import checkpoint, fp16
+from export.graph import build
+
+LEFT_OUT = 10  # runs
+SQUARE = 8192  # of the product that measures the GPU's rate
+COPIED_BYTES = 2**30
+
+Run = Callable[[], Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.gpu_peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--patches", type=int, nargs=2, default=(12, 16), metavar=("ROWS", "COLUMNS"))
+    parser.add_argument("--text", type=int, default=9, metavar="TOKENS")
+    parser.add_argument("--repeat", type=int, default=100)
+    parser.add_argument(
+        "--device", default="cuda", help="cpu runs eager alone, to check this file (default %(default)s)"
+    )
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"gpu_peers: torch {torch.__version__} finds no GPU")
+    loaded = checkpoint.load(options.checkpoint)
+    device, grid = torch.device(options.device), tuple(options.patches)
+    rows = [
+        {
+            "name": name,
+            "batch": batch,
+            "tokens": options.text + 1 + grid[0] * grid[1],
+            **_timed(run, options.repeat, device),
+        }
+        for batch in options.batch
+        for name, run in peers(loaded, batch, grid, options.text, device)
+    ]
+    report = {
+        "torch": torch.__version__,
+        "runs": rows,
+        **work(loaded, grid, options.text),
+        **(_limits() if device.type == "cuda" else {}),
+    }
+    print(json.dumps(report, indent=1))
+
+
+@torch.inference_mode()
+def peers(
+    loaded: checkpoint.Checkpoint, batch: int, grid: tuple[int, int], text: int, device: torch.device
+) -> Iterator[tuple[str, Run]]:
+    """Yield each way to run a batch, one at a time, for compiling takes memory."""
+    theirs = transformers_model(loaded).to(device).half()
+    pixels = {
+        "input_ids": torch.ones(batch, text, dtype=torch.long, device=device),
+        "attention_mask": torch.ones(batch, text, dtype=torch.long, device=device),
+        "pixel_values": torch.zeros(batch, 3, 32 * grid[0], 32 * grid[1], dtype=torch.half, device=device),
+        "pixel_mask": torch.ones(batch, 32 * grid[0], 32 * grid[1], dtype=torch.long, device=device),
+    }
+    yield "transformers, eager", _without_gradients(lambda: theirs(**pixels).pooler_output)
+    ours, feeds = our_module(loaded).to(device), our_feeds(loaded, batch, grid, text, device)
+    yield "our module, eager", _without_gradients(lambda: ours(*feeds))
+    if device.type == "cuda":
+        compiled_theirs = torch.compile(theirs)
+        yield "transformers, torch.compile", _without_gradients(lambda: compiled_theirs(**pixels).pooler_output)
+        compiled = torch.compile(ours, mode="max-autotune-no-cudagraphs")
+        yield "our module, torch.compile", _without_gradients(lambda: compiled(*feeds))
+        yield "our module, CUDA graph", _captured(lambda: ours(*feeds))
+        yield "our module, torch.compile and CUDA graph", _captured(lambda: compiled(*feeds))
+
+
+@torch.inference_mode()
+def work(loaded: checkpoint.Checkpoint, grid: tuple[int, int], text: int) -> dict[str, float]:
+    """Count what one row takes: operations, and the weights that have to be read."""
+    module = our_module(loaded)
+    with FlopCounterMode(display=False) as counter:
+        module(*our_feeds(loaded, 1, grid, text, torch.device("cpu")))
+    held = sum(one.numel() * one.element_size() for one in module.interaction.parameters())
+    return {"gflop_per_image": counter.get_total_flops() / 1e9, "weights_gb": held / 1e9}
+
+
+def transformers_model(loaded: checkpoint.Checkpoint) -> nn.Module:
+    """Load transformers' trunk; the head that it lacks here is a thousandth of the work."""
+    model = ViltModel(ViltConfig(**loaded.raw_config))
+    state = {name.removeprefix("vilt."): value for name, value in loaded.state.items() if name.startswith("vilt.")}
+    model.load_state_dict(state, strict=False)
+    return model.eval()
+
+
+def our_module(loaded: checkpoint.Checkpoint) -> fp16.Half:
+    """Build the module of the fp16 graph, with torch's fused attention in the place of ONNX's node."""
+    model = fp16.Half(build(loaded.config, loaded.state)).eval()
+    for layer in model.interaction.layers:
+        layer.attend = attend
+    return model
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, attended: Tensor, heads: int) -> Tensor:
+    """Attend as export.graph.attend does.
+
+    Shapes: query (B, N or 1, hidden), key and value (B, N, hidden), attended (B, 1, N, N) bool -> as query
+    """
+    split = [tokens.unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (query, key, value)]
+    mask = attended[:, :, : query.shape[1]]
+    return nn.functional.scaled_dot_product_attention(*split, attn_mask=mask, scale=1.0).transpose(1, 2).flatten(2)
+
+
+def our_feeds(
+    loaded: checkpoint.Checkpoint, batch: int, grid: tuple[int, int], text: int, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Make a batch that has no padding."""
+    count = grid[0] * grid[1]
+    return (
+        torch.ones(batch, text, dtype=torch.long, device=device),
+        torch.zeros(batch, count, loaded.config.spec.patch_values, dtype=torch.uint8, device=device),
+        torch.ones(batch, count, dtype=torch.long, device=device),
+        torch.ones(batch, text + 1 + count, dtype=torch.bool, device=device),
+    )
+
+
+def _without_gradients(run: Run) -> Run:
+    @torch.inference_mode()
+    def quietly() -> Any:
+        return run()
+
+    return quietly
+
+
+def _captured(run: Run) -> Run:
+    """Capture a run in a CUDA graph, and replay it."""
+    quietly = _without_gradients(run)
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            quietly()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        quietly()
+    return graph.replay
+
+
+def _timed(run: Run, repeat: int, device: torch.device) -> dict[str, float]:
+    """Time single runs to their end, and many without waiting in between."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
+    for _ in range(LEFT_OUT):
+        run()
+    wait()
+    times_ms = []
+    for _ in range(repeat):
+        began_s = time.perf_counter()
+        run()
+        wait()
+        times_ms.append(1000 * (time.perf_counter() - began_s))
+    began_s = time.perf_counter()
+    for _ in range(repeat):
+        run()
+    wait()
+    taken_ms = 1000 * (time.perf_counter() - began_s)
+    return {"p50_ms": statistics.median(times_ms), "mean_ms_back_to_back": taken_ms / repeat}
+
+
+def _nothing() -> None:
+    """Wait for a CPU, which has no queue."""
+
+
+def _limits() -> dict[str, float | str]:
+    """Measure the rate of a large fp16 product and of a copy, which a model's can be held against."""
+    left, right = (torch.randn(SQUARE, SQUARE, device="cuda", dtype=torch.half) for _ in range(2))
+    source = torch.empty(COPIED_BYTES, device="cuda", dtype=torch.uint8)
+    target, device = torch.empty_like(source), torch.device("cuda")
+    product = _timed(lambda: torch.matmul(left, right), 20, device)
+    copy = _timed(lambda: target.copy_(source), 20, device)
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "matmul_tflops": 2 * SQUARE**3 / product["mean_ms_back_to_back"] / 1e9,
+        "memory_gb_per_s": 2 * COPIED_BYTES / copy["mean_ms_back_to_back"] / 1e6,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Ten thousand requests of careless and hostile clients, to an engine that fails in every tenth run.
+
+Three in ten are malformed, and all hang up after 0 to 333 ms. Then the engine is sound again: 500 people who wait get
+500 right answers, nothing is left in the queue, and the process holds as many descriptors and threads as before.
+
+The server that fails is a test's, in tests/faulty.py; it has to be on the path:
+
+    PYTHONPATH=tests vilt-bench chaos
+"""
+
+import asyncio
+import itertools
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from loadtest import workload
+from loadtest.launch import Started
+from loadtest.trials import trial
+from loadtest.trials.abandon import ask
+from loadtest.trials.process import Held, held
+from loadtest.trials.trial import Claim, Figures, at_most, equal
+from loadtest.workload import BOUNDARY, Request
+
+REQUESTS, MALFORMED, AT_ONCE = 10_000, 0.3, 32
+SHORTEST_S, LONGEST_S = 0.001, 0.333
+NORMAL, WAITING = 500, 8  # requests, people
+SETTLE_S = 10.0
+FAULTY = "faulty"  # the module; SIGUSR1 ends its faults
+OURS = {500} | {status for status in range(501, 600) if status not in (503, 504)}  # what bad input may never cause
+MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
+
+Spoil = Callable[[Request, random.Random], Request]
+
+
+def add_to(commands: Any) -> None:
+    """Declare `vilt-bench chaos`."""
+    trial.add(commands, "chaos", __doc__, run, module=FAULTY)
+
+
+async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
+    own.process.send_signal(signal.SIGUSR1)  # sound while it is asked what is right
+    learned = workload.learn(own.url, workload.read(workload.SAMPLES, "vqa"))
+    requests = workload.stream(learned.samples, "vqa")
+    await ask(own.url, list(itertools.islice(requests, NORMAL)), AT_ONCE, "before")
+    before = await _idle(own)
+    own.process.send_signal(signal.SIGUSR1)
+    storm = await ask(own.url, list(itertools.islice(hostile(requests), REQUESTS)), AT_ONCE, "chaos")
+    own.process.send_signal(signal.SIGUSR1)
+    rows = await ask(own.url, list(itertools.islice(requests, NORMAL)), WAITING, "normal")
+    waiting = await trial.settled(own.url, "vilt_queue_entries", SETTLE_S)
+    in_flight = await trial.settled(own.url, "vilt_in_flight_entries", SETTLE_S)
+    body_bytes = await trial.settled(own.url, "vilt_body_bytes", SETTLE_S)
+    after = await _idle(own, before)
+    spoiled = [row for row in storm if row.kind == "malformed"]
+    figures = {
+        "chaos": {
+            kind: Counter(row.code for row in storm if row.kind == kind) for kind in sorted({r.kind for r in storm})
+        },
+        "normal": Counter(row.code for row in rows),
+        "before": asdict(before),
+        "after": asdict(after),
+    }
+    claims = [
+        equal("malformed requests that were answered with a 5xx", sum(row.status in OURS for row in spoiled), 0),
+        equal("engine faults there were", any(row.code == "engine_fault" for row in storm), True),
+        equal("right answers to the 500 who wait", sum(row.correct is True for row in rows), NORMAL),
+        equal("entries in the queue", waiting, 0.0),
+        equal("entries in flight", in_flight, 0.0),
+        equal("bytes of bodies in flight", body_bytes, 0.0),
+        at_most("descriptors", after.descriptors, before.descriptors),
+        at_most("threads", after.threads, before.threads),
+    ]
+    return figures, claims
+
+
+def hostile(requests: Iterator[Request], seed: int = 0) -> Iterator[Request]:
+    """Spoil three in ten requests, and let all of them be abandoned."""
+    rng = random.Random(seed)  # noqa: S311 a workload, not a secret
+    while True:
+        request = replace(next(requests), abandon_after_s=rng.uniform(SHORTEST_S, LONGEST_S))
+        if rng.random() < MALFORMED:
+            yield replace(rng.choice(WAYS)(request, rng), kind="malformed", expected=None)
+        else:
+            yield request
+
+
+def _cut(request: Request, rng: random.Random) -> Request:
+    return replace(request, body=request.body[: rng.randrange(len(request.body) // 2)])
+
+
+def _noise(request: Request, rng: random.Random) -> Request:
+    return replace(request, body=rng.randbytes(rng.randrange(20_000)))
+
+
+def _flipped(request: Request, rng: random.Random) -> Request:
+    body = bytearray(request.body)
+    for _ in range(50):
+        body[rng.randrange(len(body))] = rng.randrange(256)
+    return replace(request, body=bytes(body))
+
+
+def _no_question(request: Request, _: random.Random) -> Request:
+    return replace(request, path="/v1/vqa")
+
+
+def _json(request: Request, rng: random.Random) -> Request:
+    body = rng.choice([b"", b"[" * 10_000, b'{"image": "', b'{"image": 1, "question": null}', b"\xff\xfe"])
+    return replace(request, content_type="application/json", body=body)
+
+
+def _multipart(request: Request, rng: random.Random) -> Request:
+    part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"\r\n\r\n'.encode()
+    body = rng.choice([b"", part, part * 100, part + request.body, b"--" + rng.randbytes(100)])
+    return replace(request, content_type=MULTIPART, body=body)
+
+
+def _type(request: Request, rng: random.Random) -> Request:
+    return replace(request, content_type=rng.choice(["text/plain", "image", "multipart/form-data", "application/x"]))
+
+
+WAYS: Sequence[Spoil] = (_cut, _noise, _flipped, _no_question, _json, _multipart, _type)
+
+
+async def _idle(own: Started, until: Held | None = None) -> Held:
+    """Look at the process once connections have been closed: until it holds no more than before, or for a while."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + SETTLE_S
+    async with asyncio.timeout(2 * SETTLE_S):
+        while loop.time() < until_s:
+            found = held(own.process.pid)
+            if until and found.descriptors <= until.descriptors and found.threads <= until.threads:
+                break
+            await asyncio.sleep(0.1)
+    return found

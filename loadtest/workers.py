@@ -1,0 +1,80 @@
+"""One process beside several: the same server with one, and with numbers of `--workers`, in turns in one run.
+
+What a front costs one client alone is latency; what it brings many is throughput, where there are cores for it and the
+model is not the limit. The load generator shares the machine.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvloop
+
+from loadtest import photo
+from loadtest.launch import started
+from loadtest.peers import turns
+from loadtest.stamp import stamp
+from loadtest.summary import percentile
+
+
+def add_to(commands: Any) -> None:
+    """Declare `vilt-bench workers`."""
+    parser = commands.add_parser(
+        "workers",
+        help="one process beside several",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", type=Path, metavar="DIR", help="artifact that is served (default: shapes)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[2], metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each server (default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    described = stamp()  # as it is now: a run takes a while
+    flags = ["--model", str(options.model)] if options.model else []
+    picture = photo.draw()
+    with contextlib.ExitStack() as stack:
+        urls = {
+            f"{workers} workers" if workers > 1 else "one process": stack.enter_context(
+                started([*flags, "--workers", str(workers)])
+            ).url
+            for workers in dict.fromkeys([1, *options.workers])
+        }
+        requests = {name: photo.requests(picture) for name in urls}
+        try:
+            (model,) = httpx.get(f"{urls['one process']}/v1/models").raise_for_status().json()["models"]
+            timed = uvloop.run(turns.take(urls, requests, options.rounds))
+        except (ValueError, httpx.HTTPError) as error:
+            sys.exit(f"vilt-bench workers: {error}")
+    found = {name: summarise(one) for name, one in timed.items()}
+    for name, by_clients in found.items():
+        for clients, figures in by_clients.items():
+            print(
+                f"{name:12} {clients:3} clients   p50 {figures['p50_ms']:8.2f} ms   p99 {figures['p99_ms']:8.2f} ms"
+                f"   {figures['answers_per_s']:8.1f} answers/s"
+            )
+    if options.output:
+        rounds = options.rounds
+        result = {"benchmark": "vilt-bench workers", **described, "model": model, "rounds": rounds, "servers": found}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def summarise(timed: turns.Timed) -> dict[int, dict[str, float]]:
+    """Sum up a server's turns: percentiles over all requests, and the median turn's rate."""
+    return {
+        clients: {
+            "p50_ms": percentile(latencies_ms, 0.5),
+            "p99_ms": percentile(latencies_ms, 0.99),
+            "answers_per_s": statistics.median(timed.rates_per_s[clients]),
+        }
+        for clients, latencies_ms in timed.latencies_ms.items()
+    }

@@ -1,0 +1,169 @@
+"""What a request's walk asks of the engine's side: a place, a permit, a run, and to be counted afterwards.
+
+Either all of that is in this process, or in the engine process that fronts share: remote.py.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from server.admission import Admission, Ticket
+from server.batcher import Batcher
+from server.clients import Places
+from server.metrics import Metrics
+from server.reports import Reports
+from server.settings import Settings
+from server.slowest import Slowest, SlowRequest
+from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
+
+
+class Permit(Protocol):
+    """The right to have so many entries run."""
+
+    async def run(self, entry: Entry) -> EntryResult:
+        """Queue an entry and wait for its result; its part of the permit is then used up.
+
+        Raises: ServerError: of the kind that says why there is none.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """Where requests are admitted, run and counted."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server has been told to end."""
+        ...
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Be there for requests."""
+        ...
+
+    def close(self) -> None:
+        """Stop being ready, for good."""
+        ...
+
+    def place(self, client: str, task: str) -> AbstractAsyncContextManager[None]:
+        """Hold one of a client's places while its request is answered.
+
+        Raises: Overloaded: it has none left.
+        """
+        ...
+
+    def admit(
+        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
+    ) -> AbstractAsyncContextManager[Permit]:
+        """Hold room for a request's entries while it is answered; by its key one that was refused is known again.
+
+        Raises: ServerError: as Admission.admit.
+        """
+        ...
+
+    def record(self, request: SlowRequest) -> None:
+        """Count a request that has had its response."""
+        ...
+
+    def count_decoded_hit(self) -> None:
+        """Count an image that was decoded before."""
+        ...
+
+    def count_body_bytes(self, count: int) -> None:
+        """Count bytes of bodies that have arrived or, if negative, been let go of."""
+        ...
+
+    async def status(self) -> str:
+        """Say whether the server wants requests: "ready", or why not."""
+        ...
+
+    async def report(self, name: str) -> bytes:
+        """Write a report: reports.py.
+
+        Raises: Unavailable: whoever knows is not there.
+        """
+        ...
+
+
+class LocalPermit:
+    """A permit of this process."""
+
+    def __init__(self, ticket: Ticket, batcher: Batcher) -> None:
+        self._ticket = ticket
+        self._batcher = batcher
+
+    async def run(self, entry: Entry) -> EntryResult:
+        """Queue an entry and wait for its result."""
+        result = await self._batcher.submit(entry)
+        self._ticket.finish()
+        return result
+
+
+class LocalBackend:
+    """Admission, queue, engine and metrics in this process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Sequence[ServedModel],
+        admission: Admission,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self.admission = admission
+        self.batcher = Batcher(clock, metrics, kept_logits=settings.logits_cache_entries, report=admission.report)
+        self.places = Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock)
+        self._metrics = metrics
+        self._slowest = Slowest()
+        self.reports = Reports(models, admission, self._slowest, metrics)
+
+    @property
+    def is_draining(self) -> bool:
+        return self.admission.is_draining
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Be ready, and empty the queue until the end."""
+        batching = asyncio.create_task(self.batcher.run())
+        batching.add_done_callback(lambda _: self.admission.close())  # without its loop a server wants no requests
+        self.admission.open()
+        yield
+        batching.cancel()
+        await asyncio.gather(batching, return_exceptions=True)
+
+    def close(self) -> None:
+        self.admission.close()
+
+    @contextlib.asynccontextmanager
+    async def place(self, client: str, task: str) -> AsyncIterator[None]:
+        with self.places.take(client, task):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def admit(
+        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
+    ) -> AsyncIterator[Permit]:
+        with self.admission.admit(model, urgency, entries, deadline_s, key_of) as ticket:
+            yield LocalPermit(ticket, self.batcher)
+
+    def record(self, request: SlowRequest) -> None:
+        """Count a request, learn from an answer what it took beside queue and run, and perhaps keep it."""
+        self._metrics.record(request)
+        if request.code == "ok":
+            self.admission.prepared(
+                sum(request.timing_ms[stage] for stage in ("decode", "preprocess", "tokenize")) / 1000
+            )
+        self._slowest.add(request)
+
+    def count_decoded_hit(self) -> None:
+        self._metrics.cache_hits.labels("decoded").inc()
+
+    def count_body_bytes(self, count: int) -> None:
+        self._metrics.body_bytes.inc(count)
+
+    async def status(self) -> str:
+        return self.admission.status
+
+    async def report(self, name: str) -> bytes:
+        return self.reports.write(name)

@@ -1,0 +1,109 @@
+"""Messages between a front and the engine process: a JSON list, and bytes that follow it, over a Unix socket."""
+
+import asyncio
+import json
+import logging
+import struct
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, cast
+
+import numpy as np
+
+from server import errors
+from server.errors import ServerError
+from server.slowest import SlowRequest
+from server.types import EntryResult
+
+log = logging.getLogger(__name__)
+Message = list[Any]
+SIZES = struct.Struct("<II")  # of the list, of the bytes
+
+
+class Channel(asyncio.Protocol):
+    """One end of a connection."""
+
+    def __init__(self, received: Callable[[Message, bytes], None], lost: Callable[[], None]) -> None:
+        self._received = received
+        self._lost = lost
+        self._buffer = bytearray()
+
+    def send(self, message: Message, payload: bytes = b"") -> None:
+        """Write a message; to somebody who has gone it is lost."""
+        head = json.dumps(message).encode()
+        self._transport.write(b"".join((SIZES.pack(len(head), len(payload)), head, payload)))
+
+    def close(self) -> None:
+        """Hang up; what has been written still arrives."""
+        self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on every message that is whole by now; one that cannot be handled is logged, and ends nothing else."""
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        while len(buffer) - start >= SIZES.size:
+            head_size, payload_size = SIZES.unpack_from(buffer, start)
+            middle = start + SIZES.size + head_size
+            end = middle + payload_size
+            if len(buffer) < end:
+                break
+            head, payload = buffer[start + SIZES.size : middle].decode(), bytes(buffer[middle:end])
+            start = end
+            try:
+                self._received(json.loads(head), payload)
+            except Exception:
+                log.exception("a message between processes failed: %s", head[:100])
+        del buffer[:start]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost()
+
+
+def write_error(error: ServerError) -> Message:
+    """Put a failure into a message."""
+    return [type(error).__name__, error.code, error.message, error.retry_after_s, dict(error.details)]
+
+
+def read_error(message: Message) -> ServerError:
+    """Take a failure out of a message."""
+    kind, code, text, retry_after_s, details = message
+    error: ServerError = getattr(errors, kind).__new__(getattr(errors, kind))
+    ServerError.__init__(error, code, text, retry_after_s=retry_after_s, details=details)
+    return error
+
+
+def write_result(result: EntryResult) -> tuple[dict[str, Any], bytes]:
+    """Put a result into a message's fields and payload."""
+    fields = {
+        "logits": {head: values.size for head, values in result.logits.items()},
+        "started_s": result.started_s,
+        "ended_s": result.ended_s,
+        "parts_s": result.parts_s,
+        "batch_size": result.batch_size,
+        "ran_together": list(result.ran_together),
+    }
+    return fields, b"".join(values.tobytes() for values in result.logits.values())
+
+
+def read_result(fields: dict[str, Any], payload: bytes) -> EntryResult:
+    """Take a result out of a message's fields and payload."""
+    values, logits = np.frombuffer(payload, np.float32), {}
+    for head, size in fields["logits"].items():
+        logits[head], values = values[:size], values[size:]
+    return EntryResult(**fields | {"logits": logits, "ran_together": frozenset(fields["ran_together"])})
+
+
+def write_request(request: SlowRequest) -> dict[str, Any]:
+    """Put what became of a request into a message's fields."""
+    return asdict(request) | {"when": request.when.isoformat()}
+
+
+def read_request(fields: dict[str, Any]) -> SlowRequest:
+    """Take what became of a request out of a message's fields."""
+    when, mates = datetime.fromisoformat(fields["when"]), tuple(fields["batch_mates"])
+    return SlowRequest(**fields | {"when": when, "batch_mates": mates})

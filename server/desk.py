@@ -1,0 +1,196 @@
+"""The engine process's side of a connection: what a front's requests ask for is done, and let go of."""
+
+import asyncio
+import contextlib
+import functools
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from models.batch import Features
+from models.image import ImagePatches
+from models.text import TextTokens
+from server.admission import Ticket
+from server.backend import LocalBackend
+from server.channel import Channel, Message, read_request, write_error, write_result
+from server.errors import Overloaded, ServerError
+from server.pipeline import PREPARED_AHEAD
+from server.slots import Slots
+from server.types import Entry, ServedModel, Urgency
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What a request was admitted with."""
+
+    model: ServedModel
+    urgency: Urgency
+    deadline_s: float
+    ticket: Ticket
+
+
+class Desk:
+    """Does for one front what it asks for, and lets go of everything it holds when the front is gone."""
+
+    def __init__(self, backend: LocalBackend, models: Sequence[ServedModel], slots: Slots, processes: set[int]) -> None:
+        """Share the slots with the desks of other fronts; who is at work here is among the processes."""
+        self._backend = backend
+        self._models = {model.name: model for model in models}
+        self._slots = slots
+        self._processes = processes
+        self._pid = 0
+        self._body_bytes = 0
+        self._held: dict[int, contextlib.ExitStack] = {}  # places and permits, by the front's numbers
+        self._admitted: dict[int, Admitted] = {}
+        self._runs: dict[int, asyncio.Task[None]] = {}
+        self._channel = Channel(self._received, self._lost)
+
+    async def open(self, connection: socket.socket, starts_in_s: float) -> None:
+        """Begin with a welcome: what a front has to know, and how long it should take if there has to be another."""
+        await asyncio.get_running_loop().create_unix_connection(lambda: self._channel, sock=connection)
+        welcome = {
+            "slots": self._slots.count,
+            "slot_bytes": self._slots.slot_bytes,
+            "starts_in_s": starts_in_s,
+            "models": [_describe(model) for model in self._models.values()],
+        }
+        self._channel.send(["welcome", welcome])
+
+    def _received(self, message: Message, payload: bytes) -> None:
+        match message:
+            case ["run", number, fields]:
+                self._start(number, payload, **fields)
+            case ["admit", number, fields]:
+                self._admit(number, **fields)
+            case ["place", number, fields]:
+                with self._holding(number) as stack:
+                    stack.enter_context(self._backend.places.take(**fields))
+                    self._channel.send([number, False, None])
+            case ["drop", number]:
+                self._drop(number)
+            case ["record", fields]:
+                self._backend.record(read_request(fields))
+            case ["hit"]:
+                self._backend.count_decoded_hit()
+            case ["bodies", count]:
+                self._count_bodies(count)
+            case ["report", number, name]:
+                self._channel.send([number, False, None], self._backend.reports.write(name))
+            case ["hello", pid]:
+                self._pid = pid
+                self._processes.add(pid)
+
+    def _admit(self, number: int, *, model: str, urgency: int, entries: int, deadline_s: float, key: str) -> None:
+        served = self._models[model]
+        with self._holding(number) as stack:
+            wanted = min(entries, slots_for(served))
+            if len(self._slots) < wanted:
+                why = "There is no memory for another image now: come back later."
+                raise Overloaded("overloaded", why, retry_after_s=served.latency.run_s(1))
+            admitted = self._backend.admission.admit(served, Urgency(urgency), entries, deadline_s, lambda: key)
+            ticket = stack.enter_context(admitted)
+            slots = self._slots.take(wanted)
+            for slot in slots:
+                stack.callback(self._slots.let_go, slot)
+            self._admitted[number] = Admitted(served, Urgency(urgency), deadline_s, ticket)
+            stack.callback(self._admitted.pop, number)
+            self._channel.send([number, False, slots])
+
+    def _start(
+        self,
+        number: int,
+        ids: bytes,
+        *,
+        permit: int,
+        slot: int,
+        grid: list[int],
+        key: str,
+        client: str,
+        request_id: str,
+    ) -> None:
+        """Queue an entry whose patches are in a slot."""
+        admitted = self._admitted[permit]
+        rows, columns = grid
+        count = rows * columns
+        numbers = np.frombuffer(ids, np.int64)
+        patches = self._slots.memory.view(slot, count, admitted.model.artifact.manifest.spec.patch_values)
+        entry = Entry(
+            model=admitted.model,
+            features=Features(
+                ImagePatches(patches, numbers[-count:], (rows, columns)), TextTokens(numbers[:-count], truncated=False)
+            ),
+            urgency=admitted.urgency,
+            deadline_s=admitted.deadline_s,
+            client=client,
+            request_id=request_id,
+            key=key,
+            let_go=functools.partial(self._slots.let_go, slot),
+        )
+        task = self._runs[number] = asyncio.create_task(self._run(number, slot, entry, admitted.ticket))
+        task.add_done_callback(lambda _: self._runs.pop(number))
+
+    async def _run(self, number: int, slot: int, entry: Entry, ticket: Ticket) -> None:
+        self._slots.hold(slot)  # for the queue
+        try:
+            result = await self._backend.batcher.submit(entry)
+        except ServerError as error:
+            self._channel.send([number, True, write_error(error)])
+            return
+        ticket.finish()
+        fields, logits = write_result(result)
+        self._channel.send([number, False, fields], logits)
+
+    @contextlib.contextmanager
+    def _holding(self, number: int) -> Iterator[contextlib.ExitStack]:
+        """Keep what is entered inside until it is dropped; or tell the front why there is nothing to keep."""
+        try:
+            with contextlib.ExitStack() as stack:
+                yield stack
+                self._held[number] = stack.pop_all()
+        except ServerError as error:
+            self._channel.send([number, True, write_error(error)])
+
+    def _drop(self, number: int) -> None:
+        """Let go of whatever is done or held under a number, if anything still is."""
+        if number in self._runs:
+            self._runs[number].cancel()
+        if number in self._held:
+            self._held.pop(number).close()
+
+    def _count_bodies(self, count: int) -> None:
+        self._backend.count_body_bytes(count - self._body_bytes)
+        self._body_bytes = count
+
+    def _lost(self) -> None:
+        self._processes.discard(self._pid)
+        self._count_bodies(0)
+        for number in [*self._runs, *self._held]:
+            self._drop(number)
+
+
+def slots_for(model: ServedModel) -> int:
+    """Count the slots that a request uses at once: a slice that runs, and what is prepared ahead of it."""
+    return model.max_batch_size + PREPARED_AHEAD
+
+
+def slots_of(memory: int, models: Sequence[ServedModel], capacity: int) -> Slots:
+    """Cut memory into slots of the largest picture, as many as admission can have asked for."""
+    specs = [model.artifact.manifest.spec for model in models]
+    largest = max(rows * columns * spec.patch_values for spec in specs for rows, columns in spec.grids)
+    return Slots(memory, count=capacity + max(map(slots_for, models)), least_bytes=largest)
+
+
+def _describe(model: ServedModel) -> dict[str, Any]:
+    """Say what a front has to know of a model beside its artifact."""
+    return {
+        "checksum": model.artifact.checksum,
+        "precision": model.artifact.precision,
+        "provider": model.engine.provider,
+        "version": model.engine.version,
+        "samples": [asdict(sample) for sample in model.latency.samples],
+        "typical_tokens": model.latency.typical_tokens,
+        "max_batch_size": model.max_batch_size,
+    }

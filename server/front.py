@@ -1,0 +1,148 @@
+"""A front of `vilt-serve --workers`: HTTP, bodies, images and texts, for the engine process to run."""
+
+import asyncio
+import contextlib
+import math
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import uvloop
+from pydantic_settings import CliApp
+from starlette.types import ASGIApp
+
+from models import image
+from models.batch import Feeds
+from models.manifest import load_artifact
+from server import control, logs
+from server.app import create_app
+from server.cpus import has_vnni, usable_cpus
+from server.latency import LatencyModel, Sample
+from server.listening import Server
+from server.remote import RemoteBackend
+from server.settings import Settings
+from server.types import EngineOutput, ServedModel
+
+
+@dataclass(slots=True)
+class EngineElsewhere:
+    """The engine as a front knows it."""
+
+    provider: str
+    version: str
+    overlapping: int = 1
+
+    def padded(self, batch: int, tokens: float) -> tuple[int, float]:
+        return batch, tokens
+
+    def warm_up(self) -> None:
+        """Leave that to the engine process."""
+
+    def run(self, feeds: Feeds) -> EngineOutput:
+        raise NotImplementedError("the engine process runs batches")
+
+
+class FrontServer(Server):
+    """Says when it listens; drains when the supervisor says so, whatever signals arrive."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, backend: RemoteBackend, orders: socket.socket) -> None:
+        super().__init__(app, settings, backend)
+        self._orders = orders
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._orders.send(control.READY)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Front:
+    """One front, from its first order to its last."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._first_welcome: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
+        self._backend = RemoteBackend(
+            self._suits, limits_clients=settings.max_client_requests > 0, clock=time.perf_counter
+        )
+        self._server: Server | None = None
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    async def serve(self, orders: socket.socket) -> None:
+        """Serve once there is an engine process, until told to end."""
+        control.obey(orders, self._command)
+        described = await self._first_welcome
+        models = [known_here(folder, fields) for folder, fields in zip(self._settings.model, described, strict=True)]
+        app = create_app(self._settings, models, self._backend)
+        self._server = FrontServer(app, self._settings, self._backend, orders)
+        await self._server.serve(sockets=[self._listener])
+
+    def _suits(self, described: list[dict[str, Any]]) -> bool:
+        """End, to be started again, if artifacts have been replaced: their labels may be others."""
+        if not self._first_welcome.done():
+            self._first_welcome.set_result(described)
+        first = self._first_welcome.result()
+        suits = [fields["checksum"] for fields in first] == [fields["checksum"] for fields in described]
+        if not suits and self._server:
+            self._server.force_exit = self._server.should_exit = True
+        return suits
+
+    def _command(self, word: bytes, descriptors: list[int]) -> None:
+        if word == control.CONNECT:
+            connection, memory = descriptors
+            task = asyncio.create_task(self._backend.connect(socket.socket(fileno=connection), memory))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+        elif self._server is None:
+            sys.exit()  # nobody has been served yet
+        else:
+            self._server.drain()
+            if word != control.DRAIN:
+                self._server.drain()
+
+
+def known_here(folder: Any, fields: dict[str, Any]) -> ServedModel:
+    """Load what a front needs of an artifact: how its pictures and texts are prepared, what its answers are called."""
+    on_gpu = fields["provider"] != "cpu"
+    artifact = load_artifact(folder, fields["precision"], has_vnni=has_vnni(), on_gpu=on_gpu)
+    image.warm_up(artifact.manifest.spec)
+    artifact.text_encoder.encode("warm up?")
+    return ServedModel(
+        artifact=artifact,
+        engine=EngineElsewhere(fields["provider"], fields["version"]),
+        latency=LatencyModel([Sample(**sample) for sample in fields["samples"]], fields["typical_tokens"]),
+        max_batch_size=fields["max_batch_size"],
+    )
+
+
+def share_of(settings: Settings) -> Settings:
+    """Divide among the fronts what is meant for all of them."""
+    threads = settings.decode_threads or usable_cpus()
+    return settings.model_copy(
+        update={
+            "decode_threads": math.ceil(threads / settings.workers),
+            "decoded_cache_mb": settings.decoded_cache_mb / settings.workers,
+            "max_bodies_mb": settings.max_bodies_mb / settings.workers,
+        }
+    )
+
+
+async def serve(settings: Settings, orders: socket.socket, listener: socket.socket) -> None:
+    await Front(share_of(settings), listener).serve(orders)
+
+
+def main() -> None:
+    orders, listener, *flags = sys.argv[1:]
+    settings = CliApp.run(Settings, cli_args=flags)
+    logs.configure(settings.log_format, settings.log_level)
+    uvloop.run(serve(settings, socket.socket(fileno=int(orders)), socket.socket(fileno=int(listener))))
+
+
+if __name__ == "__main__":
+    main()

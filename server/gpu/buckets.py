@@ -1,0 +1,168 @@
+"""The shapes that a GPU runs, and no others: a CUDA graph is captured for one shape, TensorRT tuned for a range.
+
+A batch is padded to the cheapest bucket that holds it. What none holds is refused here, before any library sees it:
+onnxruntime would replay a graph on a shape that it was not captured for, and TensorRT would build for minutes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.batch import Feeds
+from models.spec import PADDING_ROW, ViltSpec
+
+ALIGNED = 8  # tokens: fused attention with a mask wants rows of 4 halves, tensor cores of 8
+SHORT_TEXT = 15  # tokens: most questions; with the picture's cls token a multiple of ALIGNED
+LATENCY_BATCH = 4  # rows up to which a profile is tuned for one
+
+
+class OutsideBuckets(ValueError):
+    """No bucket holds the batch; the message has its shape."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """The shape of a run: rows, text tokens, patches."""
+
+    batch: int
+    length: int
+    patches: int
+
+    @property
+    def tokens(self) -> int:
+        """Count a row's tokens: text, the picture's cls token, patches."""
+        return self.length + 1 + self.patches
+
+    def holds(self, other: "Bucket") -> bool:
+        """Tell whether a batch of this shape fits in."""
+        return other.batch <= self.batch and other.length <= self.length and other.patches <= self.patches
+
+    def shapes(self, patch_values: int) -> dict[str, tuple[int, ...]]:
+        """Give the shape of each of the graph's inputs."""
+        return {
+            "input_ids": (self.batch, self.length),
+            "patches": (self.batch, self.patches, patch_values),
+            "position_ids": (self.batch, self.patches),
+            "mask": (self.batch, self.tokens),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A range of shapes that one TensorRT engine runs, and the one that it is tuned for."""
+
+    smallest: Bucket
+    tuned: Bucket
+    largest: Bucket
+
+    def holds(self, bucket: Bucket) -> bool:
+        """Tell whether the engine may be given this shape."""
+        return self.largest.holds(bucket) and bucket.holds(self.smallest)
+
+
+def buckets_of(spec: ViltSpec, most: int) -> list[Bucket]:
+    """List the shapes for a model: few texts by few pictures by powers of two, those that are common.
+
+    Any text and any grid fit into one of them, up to `most` rows.
+    """
+    return [bucket for patches in _pictures(spec) for bucket in _of_picture(spec, patches, most)]
+
+
+def profiles_of(spec: ViltSpec, most: int) -> list[Profile]:
+    """Group the same shapes for TensorRT, which tunes for one shape of a range: by picture, and by few or many rows.
+
+    A narrow range is a fast one; each costs a minute or so to build, once on a machine, and memory for its weights.
+    """
+    profiles = []
+    for patches in _pictures(spec):
+        buckets = _of_picture(spec, patches, most)
+        few = [bucket for bucket in buckets if bucket.batch <= LATENCY_BATCH]
+        many = [bucket for bucket in buckets if bucket.batch > LATENCY_BATCH]
+        profiles.append(span(few, tuned=few[0]))
+        if many:
+            tuned = next(bucket for bucket in many if bucket.batch == most)
+            profiles.append(span(many, tuned=tuned))
+    return profiles
+
+
+def span(buckets: Sequence[Bucket], tuned: Bucket) -> Profile:
+    """Take the range from the smallest to the largest of every axis."""
+    axes = [[getattr(bucket, axis) for bucket in buckets] for axis in ("batch", "length", "patches")]
+    return Profile(Bucket(*(min(axis) for axis in axes)), tuned, Bucket(*(max(axis) for axis in axes)))
+
+
+def choose(buckets: Sequence[Bucket], wanted: Bucket) -> Bucket:
+    """Find the bucket that holds a batch with the fewest tokens in all.
+
+    Raises: OutsideBuckets: there is none.
+    """
+    holding = [bucket for bucket in buckets if bucket.holds(wanted)]
+    if not holding:
+        raise OutsideBuckets(
+            f"A batch of {wanted.batch} with {wanted.length} text tokens and {wanted.patches} patches is larger than"
+            f" any shape that this engine runs; the largest is {max(buckets)}."
+        )
+    return min(holding, key=lambda bucket: (bucket.batch * bucket.tokens, bucket))
+
+
+def padded(buckets: Sequence[Bucket], batch: int, tokens: float) -> tuple[int, int]:
+    """Tell what a batch of rows with so many tokens is padded to, for an estimate: rows and tokens of a row."""
+    holding = [bucket for bucket in buckets if bucket.batch >= batch and bucket.tokens >= tokens]
+    best = min(holding or [max(buckets)], key=lambda bucket: (bucket.batch * bucket.tokens, bucket))
+    return max(best.batch, batch), best.tokens
+
+
+def shape_of(feeds: Feeds) -> Bucket:
+    """Tell a batch's shape."""
+    batch, length = feeds.input_ids.shape
+    return Bucket(batch, length, feeds.patches.shape[1])
+
+
+def pad(feeds: Feeds, into: Feeds) -> None:
+    """Write a batch into the tensors of a bucket; rows and tokens that are padding are masked out.
+
+    A row of padding keeps one token, its first: attention over none would be no number. Patches that are masked keep
+    what an earlier batch left there: nothing reads them, and there are megabytes of them.
+    """
+    rows, length = feeds.input_ids.shape
+    count, held = feeds.patches.shape[1], into.input_ids.shape[1]
+    into.input_ids[:] = 0
+    into.input_ids[:rows, :length] = feeds.input_ids
+    into.patches[:rows, :count] = feeds.patches
+    into.position_ids[:] = PADDING_ROW
+    into.position_ids[:rows, :count] = feeds.position_ids
+    into.mask[:] = False
+    into.mask[rows:, 0] = True
+    into.mask[:rows, :length] = feeds.mask[:, :length]
+    into.mask[:rows, held : held + 1 + count] = feeds.mask[:, length:]
+
+
+def blank(bucket: Bucket, patch_values: int) -> Feeds:
+    """Make a batch that fills a bucket, for warm-up; every token counts."""
+    shapes = bucket.shapes(patch_values)
+    return Feeds(
+        np.zeros(shapes["input_ids"], np.int64),
+        np.zeros(shapes["patches"], np.uint8),
+        np.ones(shapes["position_ids"], np.int64),
+        np.ones(shapes["mask"], np.bool_),
+    )
+
+
+def _pictures(spec: ViltSpec) -> list[int]:
+    """Count the patches of square pictures, of 4:3, of 3:2, and of the largest."""
+    side = spec.shortest_edge_px // spec.patch_px
+    largest = max(map(math.prod, spec.grids))
+    common = {side * side, side * round(4 / 3 * side), side * round(3 / 2 * side)}
+    return sorted({count for count in common if count < largest} | {largest})
+
+
+def _of_picture(spec: ViltSpec, patches: int, most: int) -> list[Bucket]:
+    lengths = sorted({min(SHORT_TEXT, spec.max_text_tokens), spec.max_text_tokens})
+    batches = [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
+    return [
+        Bucket(batch, length, math.ceil((length + 1 + patches) / ALIGNED) * ALIGNED - length - 1)
+        for length in lengths
+        for batch in batches
+    ]

@@ -1,0 +1,118 @@
+"""The graph in half precision on an NVIDIA GPU: batches padded into buckets, each bucket a CUDA graph.
+
+A batch is written into memory that the GPU copies from, and copied, while the one before it still runs. One thread of
+the engine's own runs everything, because a captured graph belongs to the thread that captured it.
+"""
+
+import contextlib
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.batch import Feeds
+from models.spec import ViltSpec
+from server.gpu.buckets import Bucket, Profile, blank, choose, pad, padded, shape_of
+from server.types import EngineOutput, Logits
+
+SLOTS = 2  # batches under way: one runs while the next is copied
+
+Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
+
+
+class Program(Protocol):
+    """The graph on a device, with tensors that stay where they are for each bucket and slot."""
+
+    def copy_in(self, bucket: Bucket, slot: int, tensors: Feeds) -> None:
+        """Copy a bucket's tensors to the device."""
+        ...
+
+    def run(self, bucket: Bucket, slot: int) -> Logits:
+        """Run what was copied there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One of the batches under way."""
+
+    number: int
+    staging: NDArray[np.uint8]  # patches of the largest bucket, flat
+
+
+class GpuEngine:
+    """An artifact's fp16 graph; nothing runs but the shapes of its buckets."""
+
+    overlapping = SLOTS
+
+    def __init__(
+        self,
+        programs: Sequence[tuple[Profile, Program]],
+        buckets: Sequence[Bucket],
+        spec: ViltSpec,
+        *,
+        provider: str,
+        version: str,
+        allocate: Allocate,
+        thread: ThreadPoolExecutor,
+    ) -> None:
+        """Take a program for each range of shapes, opened on the thread that will run them."""
+        self.provider, self.version = provider, version
+        self._spec = spec
+        self._buckets = list(buckets)
+        self._programs = {
+            bucket: next(program for profile, program in programs if profile.holds(bucket)) for bucket in buckets
+        }
+        self._thread = thread
+        self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        largest = max(bucket.batch * bucket.patches for bucket in buckets) * spec.patch_values
+        for number in range(SLOTS):
+            self._slots.put(Slot(number, allocate((largest,))))
+
+    def warm_up(self) -> None:
+        """Capture every bucket in every slot, so that no request pays for it."""
+        for bucket in self._buckets:
+            for _ in range(SLOTS):  # the slot that was used last comes last
+                self.run(blank(bucket, self._spec.patch_values))
+
+    def padded(self, batch: int, tokens: float) -> tuple[int, int]:
+        """Tell the rows, and the tokens of a row, that a batch is padded to."""
+        return padded(self._buckets, batch, tokens)
+
+    def run(self, feeds: Feeds) -> EngineOutput:
+        """Compute every head's logits of a batch; from two threads, the copies of one overlap the other's run.
+
+        Raises: OutsideBuckets: no bucket holds it.
+        """
+        bucket = choose(self._buckets, shape_of(feeds))
+        program = self._programs[bucket]
+        with self._slot() as slot:
+            tensors = _tensors(bucket, slot, self._spec.patch_values)
+            pad(feeds, tensors)
+            program.copy_in(bucket, slot.number, tensors)
+            logits = self._thread.submit(program.run, bucket, slot.number).result()
+        return EngineOutput({head: values[: len(feeds.input_ids)] for head, values in logits.items()}, {})
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[Slot]:
+        slot = self._slots.get()
+        try:
+            yield slot
+        finally:
+            self._slots.put(slot)
+
+
+def _tensors(bucket: Bucket, slot: Slot, patch_values: int) -> Feeds:
+    """Make a bucket's tensors to write to: patches in the slot's staging memory, the small ones anew."""
+    shapes = bucket.shapes(patch_values)
+    size = bucket.batch * bucket.patches * patch_values
+    return Feeds(
+        np.empty(shapes["input_ids"], np.int64),
+        slot.staging[:size].reshape(shapes["patches"]),
+        np.empty(shapes["position_ids"], np.int64),
+        np.empty(shapes["mask"], np.bool_),
+    )

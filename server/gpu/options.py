@@ -1,0 +1,72 @@
+"""What onnxruntime is told about a GPU, and under which name a TensorRT engine is kept.
+
+Sources: onnxruntime.ai, CUDA and TensorRT execution providers.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from server.gpu.buckets import Bucket, Profile
+
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+NAMES = {"cuda": CUDA, "tensorrt": TENSORRT}
+WORKSPACE_BYTES = 4 * 2**30
+Options = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKey:
+    """All that a TensorRT engine depends on; another of any of these is another engine."""
+
+    gpu: str  # name and compute capability
+    tensorrt: str
+    onnxruntime: str
+    artifact: str  # checksum of its graph
+    profile: Profile
+
+    @property
+    def name(self) -> str:
+        """Name the engine's files; TensorRT's own check of a file knows neither the artifact nor the profile."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return f"vilt-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def cuda() -> Options:
+    """Capture graphs; fp32 stays fp32 where the graph asks for it."""
+    return {"device_id": "0", "enable_cuda_graph": "1", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+
+
+def tensorrt(key: EngineKey, cache: Path, patch_values: int) -> Options:
+    """Build or load one engine for one profile; nothing outside of it may be asked of the session."""
+    ends = {"min": key.profile.smallest, "opt": key.profile.tuned, "max": key.profile.largest}
+    return {
+        "device_id": "0",
+        "trt_fp16_enable": "1",
+        "trt_layer_norm_fp32_fallback": "1",
+        "trt_max_workspace_size": str(WORKSPACE_BYTES),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(engine_folder(cache, key)),
+        "trt_engine_cache_prefix": key.name,
+        "trt_timing_cache_enable": "1",  # what was timed for one profile serves the next
+        "trt_timing_cache_path": str(cache / "tensorrt"),
+        "trt_cuda_graph_enable": "1",
+        **{f"trt_profile_{end}_shapes": shapes(bucket, patch_values) for end, bucket in ends.items()},
+    }
+
+
+def engine_folder(cache: Path, key: EngineKey) -> Path:
+    """Say where an engine is kept; each has a folder of its own."""
+    return cache / "tensorrt" / key.name
+
+
+def shapes(bucket: Bucket, patch_values: int) -> str:
+    """Write the shape of every input as the provider reads it: `input_ids:1x15,patches:1x192x3072,...`."""
+    found = bucket.shapes(patch_values)
+    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in found.items())
+
+
+def graph_id(buckets: list[Bucket], bucket: Bucket, slot: int, slots: int) -> str:
+    """Number the CUDA graph of a bucket and a slot: no two share one, and 0 is onnxruntime's own."""
+    return str(1 + buckets.index(bucket) * slots + slot)

@@ -1,0 +1,116 @@
+"""Does the GPU answer as fp32 on the CPU does? Every grid alone, then batches of random shapes, each row also alone."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.batch import Features, Feeds, collate
+from models.image import ImagePatches
+from models.spec import Grid, ViltSpec
+from models.text import TextTokens
+from server.types import Engine, Logits
+
+log = logging.getLogger(__name__)
+
+FEW_IDS = 30  # that every vocabulary has
+AGREEMENT = 0.995  # of top answers, where the best two are further apart than rounding
+SCORE_DIFFERENCE = 5e-3  # the largest of a row's, in 999 rows of 1,000
+LOGGED_EVERY = 100
+Probabilities = NDArray[np.float64]
+
+
+def check(
+    engine: Engine, reference: Engine, spec: ViltSpec, *, most: int, shapes: int, seed: int = 0
+) -> dict[str, Any]:
+    """Run both on every grid and on so many random batches, and say how far they are apart.
+
+    "alone" is a row of a batch against the same row run by itself, on the GPU both times.
+    """
+    rng = np.random.default_rng(seed)
+    logits: list[float] = []
+    scores: list[float] = []
+    alone: list[float] = []
+    agreed: list[bool] = []
+
+    def compare(rows: list[Features]) -> None:
+        feeds = collate(rows)
+        found, expected = engine.run(feeds).logits, reference.run(feeds).logits
+        logits.append(max(float(np.abs(found[head] - expected[head]).max()) for head in expected))
+        for row in range(len(rows)):
+            scores.append(_distance(found, expected, row))
+            agreed.extend(_agreements(found, expected, row))
+        if len(rows) > 1:
+            row = int(rng.integers(len(rows)))
+            by_itself = engine.run(collate([rows[row]])).logits
+            alone.append(_distance({head: values[row : row + 1] for head, values in found.items()}, by_itself, 0))
+
+    for grid in spec.grids:
+        compare([_row(spec, rng, grid)])
+    for number, rows in enumerate(random_batches(spec, rng, most, shapes), 1):
+        compare(rows)
+        if number % LOGGED_EVERY == 0:
+            log.info("%d of %d random shapes compared", number, shapes)
+    typical, agreement = float(np.quantile(scores, 0.999)), float(np.mean(agreed)) if agreed else None
+    passed = typical <= SCORE_DIFFERENCE and all(one <= SCORE_DIFFERENCE for one in alone)  # NaN is not close
+    passed &= agreement is None or agreement >= AGREEMENT
+    return {
+        "status": "passed" if passed else "failed",
+        "provider": engine.provider,
+        "grids": len(spec.grids),
+        "random_shapes": shapes,
+        "rows": len(scores),
+        "max_logit_difference": float(np.max(logits)),
+        "p999_score_difference": typical,
+        "max_score_difference": float(np.max(scores)),
+        "score_difference_allowed": SCORE_DIFFERENCE,
+        "agreement": agreement,
+        "agreement_needed": AGREEMENT,
+        "max_score_difference_alone": float(np.max(alone)) if alone else None,
+    }
+
+
+def random_batches(spec: ViltSpec, rng: np.random.Generator, most: int, count: int) -> Iterator[list[Features]]:
+    """Draw batches of any grids and lengths; half are of one row, and some of as many as may be."""
+    for _ in range(count):
+        size = min(most, int(rng.geometric(0.5))) if rng.random() < 0.97 else most
+        yield [_row(spec, rng, spec.grids[rng.integers(len(spec.grids))]) for _ in range(size)]
+
+
+def random_feeds(spec: ViltSpec, *, seed: int, batch: int) -> Feeds:
+    """Draw one batch."""
+    rng = np.random.default_rng(seed)
+    return collate([_row(spec, rng, spec.grids[rng.integers(len(spec.grids))]) for _ in range(batch)])
+
+
+def _row(spec: ViltSpec, rng: np.random.Generator, grid: Grid) -> Features:
+    count, first = grid[0] * grid[1], spec.first_position_row(grid)
+    patches = rng.integers(0, 256, (count, spec.patch_values), dtype=np.uint8)
+    image = ImagePatches(patches, np.arange(first, first + count, dtype=np.int64), grid)
+    length = rng.integers(2, spec.max_text_tokens + 1)
+    return Features(image, TextTokens(rng.integers(0, FEW_IDS, length, dtype=np.int64), truncated=False))
+
+
+def _distance(found: Logits, expected: Logits, row: int) -> float:
+    """Find the largest difference of a row's scores, which are sigmoids but for the matching head's softmax."""
+    return max(
+        float(np.abs(_scores(head, found[head][row]) - _scores(head, expected[head][row])).max()) for head in expected
+    )
+
+
+def _agreements(found: Logits, expected: Logits, row: int) -> Iterator[bool]:
+    if "vqa_logits" in expected:
+        ours, theirs = (_scores("vqa_logits", logits["vqa_logits"][row]) for logits in (found, expected))
+        best, second = np.sort(theirs)[[-1, -2]]
+        if best - second > SCORE_DIFFERENCE:
+            yield int(ours.argmax()) == int(theirs.argmax())
+
+
+def _scores(head: str, logits: NDArray[np.float32]) -> Probabilities:
+    values = logits.astype(np.float64)
+    if head == "itm_logits":
+        raised = np.exp(values - values.max())
+        return np.asarray(raised / raised.sum(), np.float64)
+    return np.asarray(1 / (1 + np.exp(-values)), np.float64)

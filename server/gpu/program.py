@@ -1,0 +1,161 @@
+"""onnxruntime's side of a GPU: sessions, tensors on the device, captured graphs. The other file that imports it."""
+
+import contextlib
+import io
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from models.batch import Feeds
+from models.errors import ArtifactError
+from models.manifest import Artifact
+from server.engine import count_threads, session_options
+from server.gpu import libraries, options
+from server.gpu.buckets import Bucket, buckets_of, profiles_of, span
+from server.gpu.engine import SLOTS, GpuEngine
+from server.gpu.libraries import ProviderError
+from server.types import Logits
+
+log = logging.getLogger(__name__)
+
+COMPUTED = {"Attention", "MatMul", "Gemm", "LayerNormalization", "Gelu"}  # may not be left to another provider
+KINDS = {"input_ids": np.int64, "patches": np.uint8, "position_ids": np.int64, "mask": np.bool_}
+Provider = tuple[str, options.Options]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Tensors on the device, bound to a session, and the options of a run that replays their graph."""
+
+    binding: Any
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    run: Any
+
+
+class OrtProgram:
+    """A session with its tensors for each bucket and slot, made as they are first asked for: at warm-up."""
+
+    def __init__(
+        self, session: Any, buckets: list[Bucket], heads: dict[str, int], patch_values: int, device: str
+    ) -> None:
+        self._session, self._buckets, self._heads = session, buckets, heads
+        self._patch_values, self._device = patch_values, device
+        self._bound: dict[tuple[Bucket, int], Bound] = {}
+
+    def copy_in(self, bucket: Bucket, slot: int, tensors: Feeds) -> None:
+        """Copy a bucket's tensors to the device."""
+        for name, value in self._of(bucket, slot).inputs.items():
+            value.update_inplace(getattr(tensors, name))
+
+    def run(self, bucket: Bucket, slot: int) -> Logits:
+        """Run what was copied there: the first time to capture, then to replay."""
+        bound = self._of(bucket, slot)
+        self._session.run_with_iobinding(bound.binding, bound.run)
+        return {head: value.numpy() for head, value in bound.outputs.items()}
+
+    def _of(self, bucket: Bucket, slot: int) -> Bound:
+        if (bucket, slot) not in self._bound:
+            self._bound[bucket, slot] = self._bind(bucket, slot)
+        return self._bound[bucket, slot]
+
+    def _bind(self, bucket: Bucket, slot: int) -> Bound:
+        def tensor(shape: tuple[int, ...], kind: Any) -> Any:
+            return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, self._device, 0)
+
+        shapes = bucket.shapes(self._patch_values)
+        inputs = {name: tensor(shape, KINDS[name]) for name, shape in shapes.items()}
+        outputs = {head: tensor((bucket.batch, width), np.float32) for head, width in self._heads.items()}
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        run = onnxruntime.RunOptions()
+        run.add_run_config_entry("gpu_graph_id", options.graph_id(self._buckets, bucket, slot, SLOTS))
+        return Bound(binding, inputs, outputs, run)
+
+
+def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) -> GpuEngine:
+    """Load an artifact's fp16 graph on a GPU; TensorRT builds it first, for minutes, unless the cache has it.
+
+    Raises: ProviderError: the provider does not run here; ArtifactError: it cannot load the graph.
+    """
+    name = options.NAMES[provider]
+    if name not in onnxruntime.get_available_providers():
+        raise ProviderError(
+            f"This onnxruntime has no {name}: pip install 'vilt-server[{libraries.EXTRAS[provider]}]' in an environment"
+            " without onnxruntime, whose place it takes."
+        )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints advice; what is missing we say ourselves
+        onnxruntime.preload_dlls()
+    libraries.require(provider, Path(onnxruntime.__file__).parent / "capi")
+    spec = artifact.manifest.spec
+    buckets = buckets_of(spec, most)
+    thread = ThreadPoolExecutor(1, "gpu")
+
+    def program(providers: list[Provider]) -> OrtProgram:
+        session = thread.submit(open_session, artifact.graphs["model"], providers).result()
+        return OrtProgram(session, buckets, artifact.manifest.heads, spec.patch_values, "cuda")
+
+    if provider == "cuda":
+        programs = [(span(buckets, tuned=buckets[0]), program([(options.CUDA, options.cuda())]))]
+    else:
+        programs = []
+        gpu = libraries.gpu_name(libraries.load(libraries.DRIVER))
+        version = libraries.tensorrt_version(libraries.load(libraries.TENSORRT[0]))
+        profiles = profiles_of(spec, most)
+        for number, profile in enumerate(profiles, 1):
+            key = options.EngineKey(
+                gpu=gpu,
+                tensorrt=version,
+                onnxruntime=onnxruntime.__version__,
+                artifact=artifact.checksum,
+                profile=profile,
+            )
+            is_built = any(options.engine_folder(cache, key).glob("*.engine"))
+            log.info("TensorRT engine %d of %d, %s: %s", number, len(profiles), "kept" if is_built else "new", profile)
+            settings = options.tensorrt(key, cache, spec.patch_values)
+            Path(settings["trt_engine_cache_path"]).mkdir(parents=True, exist_ok=True)
+            programs.append((profile, program([(options.TENSORRT, settings), (options.CUDA, options.cuda())])))
+    cudart = libraries.load(libraries.CUDART)
+    return GpuEngine(
+        programs,
+        buckets,
+        spec,
+        provider=provider,
+        version=onnxruntime.__version__,
+        allocate=lambda shape: libraries.pinned(cudart, shape),
+        thread=thread,
+    )
+
+
+def open_session(graph: Path, providers: list[Provider]) -> Any:
+    """Open a session whose work the first provider does.
+
+    Raises: ProviderError: it does not, or not all of it; ArtifactError: the graph cannot be loaded.
+    """
+    settings = session_options(count_threads(0))
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        session = onnxruntime.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
+    except Exception as error:  # onnxruntime raises its own types, without a common base
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"onnxruntime {onnxruntime.__version__} cannot load {graph}: {reason}") from error
+    wanted = providers[0][0]
+    if session.get_providers()[0] != wanted:
+        raise ProviderError(f"onnxruntime did not start {wanted}, but {session.get_providers()[0]}.")
+    elsewhere = {
+        f"{node.op_type} to {part.ep_name}"
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+        if part.ep_name != wanted and node.op_type in COMPUTED
+    }
+    if elsewhere:
+        raise ProviderError(f"{wanted} left {', '.join(sorted(elsewhere))}: it would be slow, and is not served.")
+    return session

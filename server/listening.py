@@ -1,0 +1,54 @@
+"""uvicorn, as this server runs it: until it is told to drain."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from server.backend import Backend
+from server.connections import protocol
+from server.settings import Settings
+
+log = logging.getLogger("server")
+
+
+class Server(uvicorn.Server):
+    """uvicorn that says it is not ready, keeps serving for a pause, drains, and ends with status 0."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, backend: Backend) -> None:
+        config = uvicorn.Config(
+            app,
+            http=protocol(settings.receive_timeout_s),
+            ws="none",
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=settings.drain_timeout_s,
+        )
+        super().__init__(config)
+        self._backend = backend
+        self._drain_pause_s = settings.drain_pause_s
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain on the first signal, leave at once on the second; uvicorn would raise it again and exit with 143."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.drain)
+        yield
+
+    def drain(self) -> None:
+        """Begin to end; told a second time, end at once."""
+        if self._backend.is_draining:
+            self.force_exit = self.should_exit = True
+            return
+        log.info("draining: serving for %g s more, then ending", self._drain_pause_s)
+        self._backend.close()
+        asyncio.get_running_loop().call_later(self._drain_pause_s, setattr, self, "should_exit", True)

@@ -1,0 +1,193 @@
+"""`vilt-serve --workers`: binds the port, starts an engine process and fronts, starts them again, ends them."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic_settings import CliApp
+
+from server import control, logs
+from server.settings import Settings
+
+log = logging.getLogger("server")
+LASTED_S = 10.0  # who ends sooner after its start is started again with a pause
+PAUSES_S = (0.1, 4.0)  # the first, doubled up to the last
+END_WITHIN_S = 5.0  # for an engine process whose fronts have ended
+ENGINE, FRONT = "engine_process", "front"
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """A process, the socket over which it is told what to do, and, of an engine process, the memory it shares."""
+
+    role: str
+    process: asyncio.subprocess.Process
+    orders: socket.socket
+    memory: int | None
+    is_ready: bool = False
+
+    def tell(self, word: bytes, *descriptors: int) -> None:
+        """Send an order; one to a process that is ending is lost."""
+        try:
+            socket.send_fds(self.orders, [word], descriptors)
+        except OSError:
+            log.debug("a %s that is ending was not told %r", self.role, word)
+
+    def close(self) -> None:
+        """Have it end, if it has not."""
+        self.orders.close()
+        if self.memory is not None:
+            os.close(self.memory)
+
+
+class Supervisor:
+    """Parent of all processes of a server."""
+
+    def __init__(self, settings: Settings, flags: Sequence[str], listener: socket.socket) -> None:
+        self._settings = settings
+        self._flags = flags
+        self._listener = listener
+        self._children: set[Child] = set()
+        self._is_up = False
+        self._ending = asyncio.Event()
+
+    async def run(self) -> int:
+        """Keep the processes running until a signal, or until the first start fails; return the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        async with asyncio.TaskGroup() as group:  # if one cannot be kept, all end
+            engine = group.create_task(self._keep(ENGINE))
+            fronts = [group.create_task(self._keep(FRONT)) for _ in range(self._settings.workers)]
+            statuses = await asyncio.gather(*fronts)
+            for child in self._of(ENGINE):
+                child.tell(control.QUIT)
+                loop.call_later(END_WITHIN_S if self._is_up else 0.0, _kill, child.process)
+        return max(*statuses, engine.result())
+
+    def _of(self, role: str) -> list[Child]:
+        return [child for child in self._children if child.role == role]
+
+    def _ready(self) -> list[Child]:
+        return [child for child in self._children if child.is_ready]
+
+    def _end(self) -> None:
+        """Have the fronts drain; told a second time, have them leave at once."""
+        word = control.QUIT if self._ending.is_set() or not self._is_up else control.DRAIN
+        self._ending.set()
+        self._listener.close()
+        for child in self._children:
+            if child.role == FRONT or word == control.DRAIN:
+                child.tell(word)
+
+    async def _keep(self, role: str) -> int:
+        """Run a process, and another when it has ended; return the last one's exit status."""
+        pause_s = 0.0
+        while True:
+            began_s = time.perf_counter()
+            child = await self._start(role, began_s)
+            ended = await child.process.wait()
+            asyncio.get_running_loop().remove_reader(child.orders)
+            self._children.discard(child)
+            child.close()
+            if self._ending.is_set():
+                return int(ended != 0 and self._is_up)
+            if not self._is_up:
+                self._end()
+                return 1
+            lasted = time.perf_counter() - began_s >= LASTED_S
+            pause_s = 0.0 if lasted else min(max(PAUSES_S[0], 2 * pause_s), PAUSES_S[1])
+            log.error("%s %d ended with %d: another in %g s", role, child.process.pid, ended, pause_s)
+            try:
+                await asyncio.wait_for(self._ending.wait(), pause_s)
+                return 1
+            except TimeoutError:
+                pass
+
+    async def _start(self, role: str, began_s: float) -> Child:
+        """Start a process, and bring it together with those of the other role."""
+        ours, theirs = control.pair()
+        memory = os.memfd_create("vilt-patches") if role == ENGINE else None
+        passed = [theirs.fileno(), memory if memory is not None else self._listener.fileno()]
+        more = [str(began_s)] if role == ENGINE else []
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", f"server.{role}", *map(str, passed), *more, *self._flags,
+            pass_fds=passed, start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
+        child = Child(role, process, ours, memory)
+        asyncio.get_running_loop().add_reader(ours, self._heard, child)
+        for other in self._of(FRONT if role == ENGINE else ENGINE):
+            _introduce(*((other, child) if role == ENGINE else (child, other)))
+        self._children.add(child)
+        if self._ending.is_set():  # since it was begun
+            child.tell(control.QUIT)
+        return child
+
+    def _heard(self, child: Child) -> None:
+        """Learn that a child is ready."""
+        word, _ = control.read(child.orders)
+        if word == control.GONE:
+            asyncio.get_running_loop().remove_reader(child.orders)
+            return
+        child.is_ready = True
+        if self._is_up:
+            log.info("%s %d is ready", child.role, child.process.pid)
+        elif not self._ending.is_set() and len(self._ready()) == 1 + self._settings.workers:
+            self._is_up = True
+            host, port = self._listener.getsockname()[:2]
+            where = f"[{host}]" if ":" in host else host
+            log.info("%d fronts listen on http://%s:%d (Press CTRL+C to quit)", self._settings.workers, where, port)
+
+
+def _introduce(front: Child, engine: Child) -> None:
+    """Connect a front with an engine process."""
+    fronts_end, engines_end = socket.socketpair()
+    with fronts_end, engines_end:
+        assert engine.memory is not None, "an engine process has memory"  # noqa: S101 by how it is made
+        front.tell(control.CONNECT, fronts_end.fileno(), engine.memory)
+        engine.tell(control.CONNECT, engines_end.fileno())
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address, without listening yet: a connection before there is a front is refused.
+
+    Raises: OSError: it is taken, or none of ours.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address)
+    return listener
+
+
+async def supervise(settings: Settings, flags: Sequence[str], listener: socket.socket) -> int:
+    return await Supervisor(settings, flags, listener).run()
+
+
+def main() -> None:
+    flags = sys.argv[1:]
+    settings = CliApp.run(Settings, cli_args=flags)
+    logs.configure(settings.log_format, settings.log_level)
+    if not hasattr(os, "memfd_create"):
+        sys.exit("vilt-serve: --workers shares memory in a way that only Linux has: leave it at 1")
+    try:
+        listener = bind(settings.host, settings.port)
+    except OSError as error:
+        sys.exit(f"vilt-serve: cannot listen on {settings.host}:{settings.port}: {str(error.strerror).lower()}")
+    sys.exit(asyncio.run(supervise(settings, flags, listener)))
+
+
+if __name__ == "__main__":
+    main()

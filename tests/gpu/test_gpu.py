@@ -1,0 +1,46 @@
+"""On a machine with an NVIDIA GPU; elsewhere these are skipped, and the reason says what is missing."""
+
+from pathlib import Path
+
+import factories
+import pytest
+
+from export import artifact, checkpoint
+from models.errors import ArtifactError
+from models.manifest import load_artifact
+from server.engine import OrtEngine
+from server.gpu import parity
+from server.gpu.buckets import OutsideBuckets
+from server.gpu.options import NAMES
+from server.gpu.program import open_engine
+
+MOST = 8
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = factories.small_config(hidden_size=128)  # heads of 32: kernels want multiples of 8
+    folder = tmp_path_factory.mktemp("half")
+    loaded = checkpoint.load(str(factories.write_checkpoint(folder / "hf", config, factories.redrawn_state(config))))
+    artifact.write_artifact(
+        loaded, folder / "out", name="half", description="", tasks=[], report=lambda _: None, precision="fp16"
+    )
+    return folder / "out"
+
+
+@pytest.mark.parametrize("provider", NAMES)
+def test_gpu_answers_as_fp32_over_all_grids_and_1000_random_shapes(provider: str, half: Path, tmp_path: Path) -> None:
+    """Through captured graphs, in any order; and what no bucket holds is refused."""
+    loaded = load_artifact(half, "fp16", on_gpu=True)
+    try:
+        engine = open_engine(loaded, provider, most=MOST, cache=tmp_path)
+    except ArtifactError as error:
+        pytest.skip(str(error))
+    engine.warm_up()
+    spec = loaded.manifest.spec
+
+    found = parity.check(engine, OrtEngine(load_artifact(half, "fp32")), spec, most=MOST, shapes=1000)
+
+    assert found["status"] == "passed", found
+    with pytest.raises(OutsideBuckets):
+        engine.run(parity.random_feeds(spec, seed=0, batch=MOST + 1))

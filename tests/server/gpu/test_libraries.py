@@ -1,0 +1,122 @@
+"""What is said where a GPU, a driver or a library is missing."""
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server.gpu import libraries
+from server.gpu.libraries import ProviderError
+
+ROOT = Path(__file__).parents[3]
+
+
+def lacking(missing: str) -> tuple[Callable[[str], None], list[str]]:
+    """A loader of libraries in a system that has all but one."""
+    loaded: list[str] = []
+
+    def load(name: str) -> None:
+        if missing in name:
+            raise OSError(f"{missing}: cannot open shared object file: No such file or directory")
+        loaded.append(Path(name).name)
+
+    return load, loaded
+
+
+@pytest.mark.parametrize(
+    ("provider", "missing", "advice"),
+    [
+        ("cuda", "libcuda.so.1", "NVIDIA driver"),
+        ("cuda", "libonnxruntime_providers_cuda.so", r"vilt-server\[gpu\]"),
+        ("tensorrt", "libnvinfer.so.10", r"vilt-server\[gpu,tensorrt\]"),
+        ("tensorrt", "libnvonnxparser.so.10", r"vilt-server\[gpu,tensorrt\]"),
+    ],
+)
+def test_missing_library_is_named_with_what_brings_it(provider: str, missing: str, advice: str) -> None:
+    """One sentence, whichever it is."""
+    load, _ = lacking(missing)
+
+    with pytest.raises(ProviderError, match=f"{provider} cannot run: {missing} cannot be loaded; .*{advice}"):
+        libraries.require(provider, Path("/wheel"), load)
+
+
+def test_cuda_needs_nothing_of_tensorrt() -> None:
+    """And TensorRT is loaded before the provider that is linked with it."""
+    load, loaded = lacking("nothing")
+    libraries.require("cuda", Path("/wheel"), load)
+    assert not any("nv" in name or "tensorrt" in name for name in loaded)
+
+    libraries.require("tensorrt", Path("/wheel"), load)
+    assert loaded.index("libnvinfer.so.10") < loaded.index("libonnxruntime_providers_tensorrt.so")
+
+
+class Driver:
+    """A driver as ctypes sees it, with one GPU or none."""
+
+    def __init__(self, has_gpu: bool) -> None:
+        self._has_gpu = has_gpu
+
+    def cuInit(self, _: int) -> int:  # noqa: N802
+        return 0
+
+    def cuDeviceGet(self, device: Any, _: int) -> int:  # noqa: N802
+        device._obj.value = 5
+        return 0 if self._has_gpu else 100
+
+    def cuDeviceGetName(self, text: Any, _: int, device: ctypes.c_int) -> int:  # noqa: N802
+        assert device.value == 5
+        text.value = b"NVIDIA H200"
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, _: ctypes.c_int) -> int:  # noqa: N802
+        value._obj.value = {75: 9, 76: 0}[attribute]
+        return 0
+
+
+def test_gpu_is_named_with_its_compute_capability() -> None:
+    """An engine built for one is not for another."""
+    assert libraries.gpu_name(Driver(has_gpu=True)) == "NVIDIA H200 9.0"
+    with pytest.raises(ProviderError, match="finds no GPU"):
+        libraries.gpu_name(Driver(has_gpu=False))
+
+
+class Runtime:
+    """CUDA's runtime, which pins memory or fails."""
+
+    def __init__(self, result: int) -> None:
+        self.result, self.asked = result, (0, 0)
+
+    def cudaHostRegister(self, address: ctypes.c_void_p, size: ctypes.c_size_t, _: int) -> int:  # noqa: N802
+        self.asked = (address.value or 0, size.value)
+        return self.result
+
+
+def test_memory_is_pinned_where_the_array_is() -> None:
+    """All of it, and a failure is not passed over."""
+    runtime = Runtime(0)
+    array = libraries.pinned(runtime, (3, 5))
+    assert runtime.asked == (array.ctypes.data, 15)
+    assert array.dtype == np.uint8
+
+    with pytest.raises(ProviderError, match="cannot pin"):
+        libraries.pinned(Runtime(2), (1,))
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_server_without_a_gpu_refuses_to_start_and_says_why(provider: str, half: Path, tmp_path: Path) -> None:
+    """It never serves from the CPU instead; a wheel for CPUs lacks the provider, one for GPUs the driver."""
+    command = [sys.executable, "-m", "server", "--model", str(half), "--provider", provider, "--port", "0"]
+    flags = ["--precision", "fp16", "--cache-dir", str(tmp_path)]
+
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+
+    if "has no" not in done.stderr and "libcuda.so.1" not in done.stderr:
+        pytest.skip(f"there may be a GPU here: {done.stderr[-200:]}")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("vilt-serve: ")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,43 @@
+"""Memory: limits of both kinds of control groups, and a sentence before the kernel's silence."""
+
+from pathlib import Path
+
+import pytest
+from fakes import artifact
+
+from models.errors import ArtifactError
+from server.memory import OWN_BYTES, check_fits, memory_limit_bytes
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "limit"),
+    [
+        ({"memory.max": "512000000"}, "0::/", 512_000_000),
+        ({"memory.max": "max"}, "0::/", None),
+        ({"memory.max": "max", "a/b/memory.max": "300000000"}, "0::/a/b", 300_000_000),
+        ({"memory/memory.limit_in_bytes": "512000000"}, "5:cpu:/x\n4:memory:/not/seen/here", 512_000_000),
+        ({"memory/a/memory.limit_in_bytes": "7"}, "4:hugetlb,memory:/a\n0::/", 7),
+        ({}, "0::/", None),
+    ],
+    ids=["container", "no limit", "own group", "old kind, container", "old kind, own group", "nothing there"],
+)
+def test_memory_limit_is_the_least_of_the_process_s_groups(
+    tmp_path: Path, files: dict[str, str], own: str, limit: int | None
+) -> None:
+    """Whether a container shows its own group as the root, or not."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    (tmp_path / "own").write_text(f"{own}\n")
+
+    assert memory_limit_bytes(tmp_path, tmp_path / "own") == limit
+    assert memory_limit_bytes(tmp_path / "missing", tmp_path / "missing") is None
+
+
+def test_artifact_that_does_not_fit_is_refused_in_one_sentence() -> None:
+    """Before anything of it is loaded; where there is no limit, nothing is."""
+    check_fits([artifact()], None)
+    check_fits([artifact()], 2 * OWN_BYTES)
+
+    with pytest.raises(ArtifactError, match=r"^shapes in fp32 needs about 1\d\d MB of memory, and 120 MB is the limit"):
+        check_fits([artifact()], OWN_BYTES)

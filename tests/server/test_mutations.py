@@ -1,0 +1,89 @@
+"""Tests of the tests: what could go wrong in the scheduler is put into a copy of it, and has to be noticed."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTS = ("test_batcher.py", "test_admission.py", "test_properties.py")
+PATIENCE_S = 10  # some mutations make a test wait for ever
+NOTHING = "pass"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A place in the sources, and what is written there instead."""
+
+    original: str
+    mutated: str
+    file: str = "batcher.py"
+
+
+MUTATIONS = {
+    "a follower is not answered": Mutation(
+        "            for entry in leader.all():\n                _resolve(entry, outcome)",
+        "            _resolve(leader, outcome)",
+    ),
+    "a failed batch answers nobody": Mutation("outcomes = [_fault() for _ in batch]", "return"),
+    "a row gets its neighbour's logits": Mutation("values[row] for head", "values[0] for head"),
+    "a batch is one too large": Mutation("if len(batch) == limit:", "if len(batch) == limit + 1:"),
+    "expiry is forgotten": Mutation("elif ends_s >= entry.deadline_s:", "elif False:"),
+    "expiry is late by an instant": Mutation("elif ends_s >= entry.deadline_s:", "elif ends_s > entry.deadline_s:"),
+    "who has gone is run": Mutation("if leader.future.done() and not leader.followers:", "if False:"),
+    "who has gone takes followers along": Mutation(
+        "if leader.future.done() and not leader.followers:", "if leader.future.done():"
+    ),
+    "the end leaves those waiting who are queued": Mutation(
+        "                for entry in queue:\n                    self._fail(entry, _shutting_down())\n", ""
+    ),
+    "the end leaves those waiting who are running": Mutation(
+        "            for entry in batch:\n                self._fail(entry, _shutting_down())\n", ""
+    ),
+    "who comes after the end waits": Mutation("            self._closed = True", f"            {NOTHING}"),
+    "who has been answered goes on leading": Mutation(
+        "            self._forget(leader)\n            if isinstance(outcome", "            if isinstance(outcome"
+    ),
+    "nobody wakes the loop": Mutation("        self._waiting.set()", f"        {NOTHING}"),
+    "the newest goes first": Mutation("first = queue.popleft()", "first = queue.pop()"),
+    "ranks go before questions": Mutation(
+        "batch = self._take_interactive() or self._take_slice()",
+        "batch = self._take_slice() or self._take_interactive()",
+    ),
+    "questions starve ranks": Mutation("if self._since_rank < RANK_TURN:", "if True:"),
+    "ranks are let through a turn late": Mutation("self._since_rank < RANK_TURN:", "self._since_rank <= RANK_TURN:"),
+    "a client with many candidates keeps its turn": Mutation(
+        "                self._ranks[client] = queue  # to the end: the others' turn",
+        "                self._ranks[client] = queue\n                self._ranks.move_to_end(client, last=False)",
+    ),
+    "capacity is one too small": Mutation(
+        "+ entries > self._capacity:", "+ entries >= self._capacity:", "admission.py"
+    ),
+    "room is not given back": Mutation("            ticket.release()", f"            {NOTHING}", "admission.py"),
+    "what is too late is admitted": Mutation(
+        "if remaining_s < (estimate_s if", "if 0 > (estimate_s if", "admission.py"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_mutation_of_the_scheduler_is_noticed(tmp_path: Path, mutation: Mutation) -> None:
+    """Some test fails; and the mutation is still about something that is there."""
+    for package in ("server", "tests"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    file = tmp_path / "server" / mutation.file
+    source = file.read_text()
+    assert source.count(mutation.original) == 1, "the source has changed: so must the mutation"
+    file.write_text(source.replace(mutation.original, mutation.mutated))
+
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--timeout={PATIENCE_S}"]
+    command += [f"tests/server/{name}" for name in TESTS]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout

@@ -1,0 +1,350 @@
+"""Two fronts and an engine process in one loop, with real connections and memory between them."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from fakes import Hall, HeldEngine, features, served
+
+from models.batch import Features, Feeds
+from models.image import ImagePatches
+from server.admission import Admission
+from server.backend import LocalBackend
+from server.channel import SIZES, Channel, Message, read_error, write_error
+from server.errors import DeadlineExceeded, EngineFault, Overloaded, ServerError, Unavailable
+from server.metrics import Metrics
+from server.remote import RemoteBackend
+from server.settings import Settings
+from server.slots import KEPT, Slots
+from server.slowest import SlowRequest
+from server.types import EngineOutput, Entry, EntryResult, Urgency
+
+PATIENCE_S = 20.0
+MODEL_STARTS_IN_S = 1.5  # as Hall says
+
+
+class SeeingEngine(HeldEngine):
+    """Gives each row the first value of its first patch, so that a slot in wrong hands shows."""
+
+    def run(self, feeds: Feeds) -> EngineOutput:
+        output = super().run(feeds)
+        return EngineOutput({"rank_logits": feeds.patches[:, 0, :1].astype(np.float32)}, output.parts_s)
+
+
+class Split:
+    """Two fronts of one engine process."""
+
+    def __init__(
+        self, engine: HeldEngine | None = None, *, fronts: int = 2, slots: int = 1024, places: int = 0
+    ) -> None:
+        self.engine = engine or HeldEngine()
+        self.models = [served(self.engine)]
+        self.metrics = Metrics()
+        admission = Admission(16, self.metrics, time.perf_counter)
+        settings = Settings(max_client_requests=places)
+        self.local = LocalBackend(settings, self.models, admission, self.metrics, time.perf_counter)
+        self.hall = Hall(self.local, self.models, slots)
+        self.fronts = [
+            RemoteBackend(lambda _: True, limits_clients=places > 0, clock=time.perf_counter) for _ in range(fronts)
+        ]
+        self.connections: list[socket.socket] = []
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Split"]:
+        async with self.local.running():
+            async with contextlib.AsyncExitStack() as fronts:
+                for front in self.fronts:
+                    await fronts.enter_async_context(front.running())
+                    self.connections.append(await self.hall.connect(front))
+                yield self
+                self.engine.may_run.set()
+            await self.hall.emptied()
+
+    async def ask(self, number: int, front: int = 0, *, patch: int = 0, within_s: float = 30.0) -> EntryResult:
+        """Have a pair run that is told by a number, with a picture of one value."""
+        model, deadline_s = self.models[0], time.perf_counter() + within_s
+        text = features(number).text
+        image = ImagePatches(np.full((2, 3072), patch, np.uint8), np.ones(2, np.int64), (1, 2))
+        backend = self.fronts[front]
+        async with backend.admit(model, Urgency.INTERACTIVE, 1, deadline_s, lambda: ("client", number)) as permit:
+            entry = Entry(
+                model=model,
+                features=Features(image, text),
+                urgency=Urgency.INTERACTIVE,
+                deadline_s=deadline_s,
+                key=("shapes", number),
+            )
+            return await permit.run(entry)
+
+    async def occupy(self, front: int = 0) -> asyncio.Task[EntryResult]:
+        """Hold the engine with a pair of its own, so that what comes next waits in the queue."""
+        self.engine.may_run.clear()
+        asked = asyncio.create_task(self.ask(1, front, patch=1))
+        await until(self.engine.has_begun.is_set)
+        return asked
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def play(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
+
+
+async def until(has_happened: Callable[[], bool]) -> None:
+    while not has_happened():  # noqa: ASYNC110 what happens elsewhere gives no event to wait for
+        await asyncio.sleep(0)
+
+
+def test_entries_of_two_fronts_run_in_one_batch_and_each_gets_its_own() -> None:
+    """Logits, instants and batch mates come back as the engine gave them; nothing is held afterwards."""
+
+    async def scenario() -> None:
+        async with Split().running() as split:
+            busy = await split.occupy()
+            asked = [asyncio.create_task(split.ask(number, number % 2)) for number in range(2, 6)]
+            await until(lambda: split.value("vilt_queue_entries") == 4)
+            split.engine.may_run.set()
+            results = await asyncio.gather(busy, *asked)
+
+            assert [int(result.logits["rank_logits"][0]) for result in results] == [1, 2, 3, 4, 5]
+            assert [result.logits["vqa_logits"].shape for result in results] == [(split.engine.labels,)] * 5
+            assert [result.batch_size for result in results] == [1, 4, 4, 4, 4]
+            assert all(result.started_s < result.ended_s < time.perf_counter() for result in results)
+            await until(lambda: split.hall.slots_in_use == 0)
+            assert split.value("vilt_in_flight_entries") == 0
+
+    play(scenario)
+
+
+def test_same_work_asked_through_two_fronts_runs_once() -> None:
+    """What is in flight is known whichever front it came through."""
+
+    async def scenario() -> None:
+        async with Split().running() as split:
+            busy = await split.occupy()
+            asked = [asyncio.create_task(split.ask(7, front)) for front in (0, 1)]
+            await until(lambda: split.value("vilt_cache_hits_total", cache="in_flight") == 1)
+            split.engine.may_run.set()
+
+            assert [int((await one).logits["rank_logits"][0]) for one in (busy, *asked)] == [1, 7, 7]
+            assert split.engine.batches == [[1], [7]]
+
+    play(scenario)
+
+
+def test_slot_of_one_who_left_is_not_given_out_while_another_follows() -> None:
+    """The follower's answer comes from the picture that the leader had put there."""
+
+    async def scenario() -> None:
+        async with Split(SeeingEngine()).running() as split:
+            busy = await split.occupy()
+            leader = asyncio.create_task(split.ask(7, 0, patch=7))
+            await until(lambda: split.value("vilt_queue_entries") == 1)
+            follower = asyncio.create_task(split.ask(7, 1, patch=7))
+            await until(lambda: split.value("vilt_cache_hits_total", cache="in_flight") == 1)
+
+            leader.cancel()
+            await until(lambda: split.value("vilt_in_flight_entries") == 2)
+            newcomers = [asyncio.create_task(split.ask(8 + number, 0, patch=8 + number)) for number in range(4)]
+            await until(lambda: split.value("vilt_queue_entries") == 5)
+            split.engine.may_run.set()
+
+            results = await asyncio.gather(busy, follower, *newcomers)
+            assert [int(result.logits["rank_logits"][0]) for result in results] == [1, 7, 8, 9, 10, 11]
+            await until(lambda: split.hall.slots_in_use == 0)
+
+    play(scenario)
+
+
+def test_front_that_dies_leaves_nothing_behind() -> None:
+    """What it had queued is dropped, its slots and its place in the work are free; the other's goes on."""
+
+    async def scenario() -> None:
+        async with Split(fronts=3).running() as split:
+            living = await split.occupy()
+            lost = [asyncio.create_task(split.ask(2 + number, 2)) for number in range(3)]
+            await until(lambda: split.value("vilt_queue_entries") == 3)
+
+            split.connections[2].shutdown(socket.SHUT_RDWR)
+            await until(lambda: split.value("vilt_in_flight_entries") == 1)
+            split.engine.may_run.set()
+
+            assert int((await living).logits["rank_logits"][0]) == 1
+            await until(lambda: split.value("vilt_dropped_entries_total", reason="cancelled") == 3)
+            await until(lambda: split.hall.slots_in_use == 0)
+            assert split.engine.batches == [[1]]
+            assert {type(error) for error in await asyncio.gather(*lost, return_exceptions=True)} == {Unavailable}
+
+    play(scenario)
+
+
+def test_engine_process_that_dies_is_answered_for_and_its_successor_used() -> None:
+    """Who waits and who asks are told when to come back; what was not counted meanwhile is counted then."""
+
+    async def scenario() -> None:
+        async with Split().running() as split:
+            front = split.fronts[1]
+            waiting = await split.occupy(front=1)
+
+            split.connections[1].shutdown(socket.SHUT_RDWR)
+
+            with pytest.raises(Unavailable) as told_waiting:
+                await waiting
+            with pytest.raises(Unavailable) as told_asking:
+                await split.ask(2, 1)
+            for told in (told_waiting, told_asking):
+                assert told.value.code == "engine_restarting"
+                assert told.value.retry_after_s == pytest.approx(MODEL_STARTS_IN_S, abs=0.5)
+            assert await front.status() == "starting"
+            with pytest.raises(Unavailable):
+                await front.report("metrics")
+            front.record(refused())
+            split.engine.may_run.set()
+
+            await split.hall.connect(front)
+
+            assert int((await split.ask(3, 1)).logits["rank_logits"][0]) == 3
+            labels = {"task": "vqa", "model": "", "status": "503", "code": "engine_restarting"}
+            assert split.value("vilt_requests_total", **labels) == 1
+
+    play(scenario)
+
+
+def refused() -> SlowRequest:
+    return SlowRequest(
+        request_id="a",
+        task="vqa",
+        model="",
+        status=503,
+        code="engine_restarting",
+        when=datetime.now(UTC),
+        total_ms=1.0,
+        timing_ms={"receive": 1.0},
+    )
+
+
+def test_request_beyond_the_slots_is_refused_and_one_after_it_is_not() -> None:
+    """Memory is bounded whatever admission thinks; a slot that comes free is used."""
+
+    async def scenario() -> None:
+        async with Split(slots=0).running() as split:
+            split.engine.may_run.clear()
+            many = split.hall.slots.count
+            held = [asyncio.create_task(split.ask(number)) for number in range(many)]
+            await until(lambda: split.hall.slots_in_use == many)
+
+            with pytest.raises(Overloaded, match="memory") as told:
+                await split.ask(99)
+            assert told.value.retry_after_s
+            split.engine.may_run.set()
+            await asyncio.gather(*held)
+            await until(lambda: split.hall.slots_in_use == 0)
+            assert int((await split.ask(100)).logits["rank_logits"][0]) == 100
+
+    play(scenario)
+
+
+def test_client_s_places_are_the_same_through_any_front() -> None:
+    """A limit on a client is not one per front."""
+
+    async def scenario() -> None:
+        async with Split(places=2).running() as split:
+            first, second = split.fronts
+            async with first.place("a", "vqa"), second.place("a", "vqa"):
+                with pytest.raises(Overloaded) as told:
+                    async with first.place("a", "vqa"):
+                        pass
+                async with first.place("b", "vqa"):
+                    pass
+            assert told.value.code == "client_over_limit"
+            async with second.place("a", "vqa"):
+                pass
+
+    play(scenario)
+
+
+def test_deadline_that_has_passed_is_refused_by_the_engine_process() -> None:
+    """An instant means the same in all processes: perf_counter is the machine's monotonic clock."""
+    assert time.get_clock_info("perf_counter").implementation == "clock_gettime(CLOCK_MONOTONIC)"
+
+    async def scenario() -> None:
+        async with Split().running() as split:
+            with pytest.raises(DeadlineExceeded):
+                await split.ask(1, within_s=-0.001)
+            assert split.engine.batches == []
+
+    play(scenario)
+
+
+def test_engine_s_fault_arrives_as_it_is() -> None:
+    """With its kind, code and sentence; the next request is answered."""
+
+    async def scenario() -> None:
+        async with Split(HeldEngine(failures=1)).running() as split:
+            with pytest.raises(EngineFault) as told:
+                await split.ask(1)
+            assert told.value.code == "engine_fault"
+            assert int((await split.ask(2)).logits["rank_logits"][0]) == 2
+
+    play(scenario)
+
+
+def test_error_is_the_same_after_the_way() -> None:
+    """Kind, status, code, sentence, time to come back, details."""
+    details = {"queued_ms": 1.5, "estimate_ms": 2.0, "deadline_ms": 1.0}
+    for error in (Unavailable("deadline_unreachable", "No.", retry_after_s=0.25, details=details), DeadlineExceeded()):
+        read = read_error(json.loads(json.dumps(write_error(error))))
+
+        assert type(read) is type(error)
+        for name in ("status", "code", "message", "retry_after_s", "details"):
+            assert getattr(read, name) == getattr(error, name)
+        assert isinstance(read, ServerError)
+
+
+def test_messages_in_pieces_arrive_whole_and_one_that_fails_ends_no_other() -> None:
+    """A stream has no boundaries but those that we write."""
+    received: list[tuple[Message, bytes]] = []
+
+    def receive(message: Message, payload: bytes) -> None:
+        if message == ["bad"]:
+            raise ValueError
+        received.append((message, payload))
+
+    sent = [(["a", 1], b"x" * 1000), (["bad"], b""), (["b", {"c": 0.1}], b"")]
+    stream = b""
+    for message, payload in sent:
+        head = json.dumps(message).encode()
+        stream += SIZES.pack(len(head), len(payload)) + head + payload
+    for size in (1, 7, 900, len(stream)):
+        received.clear()
+        channel = Channel(receive, lambda: None)
+        for start in range(0, len(stream), size):
+            channel.data_received(stream[start : start + size])
+
+        assert received == [sent[0], sent[2]]
+
+
+def test_slots_beyond_those_kept_give_their_memory_back() -> None:
+    """A burst does not take memory for good."""
+    descriptor = os.memfd_create("test")
+    slots = Slots(descriptor, KEPT + 8, 10_000)
+    taken = slots.take(KEPT + 8)
+    for slot in taken:
+        slots.memory.view(slot, 1, 10_000)[:] = 1
+    full_bytes = os.fstat(descriptor).st_blocks * 512
+
+    for slot in taken:
+        slots.let_go(slot)
+
+    assert full_bytes >= (KEPT + 8) * 10_000
+    assert os.fstat(descriptor).st_blocks * 512 == KEPT * slots.slot_bytes
+    assert slots.take(1) == [0]
+    os.close(descriptor)
