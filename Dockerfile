@@ -1,7 +1,8 @@
 # docker build --tag vilt-server .                      for CPUs
 # docker build --tag vilt-server:gpu --target gpu .     for NVIDIA's GPUs; --build-arg TENSORRT=1 adds TensorRT
 #
-# What is installed, and in which versions, is for pyproject.toml to say. A change of code rebuilds the last layer, of 15 MB.
+# What is installed is for pyproject.toml to say: for CPUs in the versions, and by the hashes, that requirements-serve.txt locks
+# (make lock). A change of code rebuilds the last layer, of 15 MB.
 # Where packages do not come from PyPI: --secret id=pip,src=pip.conf, and --secret id=ca,src=ca.pem for a pip.conf that
 # says cert=/run/secrets/ca. Neither stays in the image. BASE may be pinned by digest, or any image with Python 3.11.
 
@@ -12,14 +13,10 @@ RUN python3 -m venv /tools && python3 -m venv --without-pip /opt/vilt
 ENV PIP_PYTHON=/opt/vilt/bin/python PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /source
 
-# The package without its code asks for the same packages.
-FROM builder AS manifest
-COPY pyproject.toml .
-RUN touch README.md LICENSE
-
-FROM manifest AS cpu-packages
+FROM builder AS cpu-packages
+COPY requirements-serve.txt .
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
-    /tools/bin/pip install '.[cpu]' && /tools/bin/pip uninstall --yes vilt-server
+    /tools/bin/pip install --require-hashes --requirement requirements-serve.txt
 
 FROM builder AS code
 COPY pyproject.toml README.md LICENSE ./
@@ -50,8 +47,10 @@ COPY --from=cpu-packages /opt/vilt /opt/vilt
 COPY --from=code /code/ /
 RUN python3 -c "import importlib.util as of, server.__main__; assert not any(map(of.find_spec, ('torch', 'transformers')))"
 
-FROM manifest AS gpu-packages
+FROM builder AS gpu-packages
 ARG TENSORRT=
+COPY pyproject.toml .
+RUN touch README.md LICENSE  # the package without its code asks for the same packages
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     /tools/bin/pip install '.[gpu]' ${TENSORRT:+'.[gpu,tensorrt]'} && /tools/bin/pip uninstall --yes vilt-server
 

@@ -11,7 +11,10 @@ import pytest
 
 from .building import ROOT, Builder, Image, base_for, find_builder, pip_secrets
 
-CONTEXT = ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE", "models", "server")
+CONTEXT = (
+    *("Dockerfile", ".dockerignore", "pyproject.toml", "requirements-serve.txt", "README.md", "LICENSE"),
+    *("models", "server"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,56 @@
+"""Products alone: that they are all the products of a run, and compute what they do inside it."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export import int8, products
+from models.manifest import load_artifact
+from server.settings import SHAPES
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """The shipped artifact's graphs in both precisions."""
+    fp32 = load_artifact(SHAPES, "fp32").graphs
+    return {"fp32": fp32, "int8": int8.quantise(fp32, tmp_path_factory.mktemp("int8"))}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_products_are_those_of_a_run(graphs: dict[str, dict[str, Path]], precision: str) -> None:
+    """Each with the tensors that it reads there; quantising changes their kind and not their number."""
+    values = products.inputs(np.random.default_rng(0))
+    tokens = values["mask"].shape[1]
+
+    found = [pair for part in products.PARTS for pair in products.taken_out(onnx.load(graphs[precision][part]), values)]
+
+    layers = sum(node.op_type == "Softmax" for node in onnx.load(graphs[precision]["interaction"]).graph.node)
+    between = [pair for pair in found if pair[1].ndim == 4]  # query by key, weights by value
+    assert len(between) == 2 * layers
+    assert all(left.dtype == np.float32 for left, _ in between)
+    assert {left.dtype for left, right in found if right.ndim == 2} == {
+        np.dtype(np.uint8 if precision == "int8" else np.float32)
+    }
+    hidden = found[0][1].shape[1]
+    assert found[0][0].shape == (1, tokens - products.TEXT_TOKENS - 1, 3072)
+    per_layer = 24 * tokens * hidden**2 + 4 * tokens**2 * hidden  # the last one's is less: the pooled token only
+    assert (
+        (layers - 1) * per_layer < products.operations(found) < layers * per_layer + 2 * found[0][0].size * hidden * 2
+    )
+
+
+def test_both_compute_them_all() -> None:
+    """Of either kind, with a constant and without."""
+    rng = np.random.default_rng(0)
+    fp32 = rng.standard_normal((2, 3, 4), np.float32), rng.standard_normal((4, 5), np.float32)
+    between = rng.standard_normal((1, 2, 3, 4), np.float32), rng.standard_normal((1, 2, 4, 3), np.float32)
+    integers = rng.integers(0, 255, (1, 32, 64), dtype=np.uint8), rng.integers(-127, 127, (64, 32), dtype=np.int8)
+    pairs = [fp32, between, integers]
+
+    found_ms = products.measure(
+        {"whole": products.by_onnxruntime(pairs, 1), "products, torch": products.by_torch(pairs)}, 2
+    )
+
+    assert all(one["p25"] <= one["median"] <= one["p75"] for one in found_ms.values())
