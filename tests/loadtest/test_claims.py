@@ -221,7 +221,7 @@ def test_vilt_on_a_gpu_runs_as_the_other_designs_do(graphs: Path, monkeypatch: p
     """Its three graphs in fp32, through the same sessions; here the CPU's stand in for the GPU's."""
     monkeypatch.setitem(runner.PROVIDERS, "cuda", "CPUExecutionProvider")
     (design,) = plan.prepare(graphs, [VILT])
-    sessions = Sessions("cuda", shared=False)
+    sessions = Sessions("cuda", 1, shared=False)
 
     timed = command.timed_designs([design], sessions)
 
