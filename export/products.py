@@ -35,6 +35,7 @@ PRODUCTS = {"MatMul", "Gemm", "MatMulInteger"}
 TEXT_TOKENS = 11  # of a question of 8 words
 GRID = (12, 16)  # of a picture of 640x480
 CUBE = 2048  # rows and columns of the product that tells the machine's rate
+SETTLED_S = 0.05  # until the threads of the one before have stopped spinning: OpenMP's go on for milliseconds
 KINDS = {np.dtype(np.float32): onnx.TensorProto.FLOAT, np.dtype(np.uint8): onnx.TensorProto.UINT8}
 Product = tuple[NDArray[Any], NDArray[Any]]
 
@@ -177,6 +178,7 @@ def measure(timed: dict[str, Callable[[], None]], rounds: int) -> dict[str, dict
     took: dict[str, list[float]] = {name: [] for name in timed}
     for count in tqdm(range(2 + rounds), desc="round", disable=None, leave=False):
         for name, compute in timed.items():
+            time.sleep(SETTLED_S)
             began_s = time.perf_counter()
             compute()
             if count >= 2:  # the first rounds warm up
