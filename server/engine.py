@@ -81,11 +81,13 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
     Within a run threads spin from one operator to the next: to wake them each time makes int8 a tenth slower. After it
     they would spin on, on the cores that the answer needs; a pool for the whole process cannot be told to stop.
+    Memory patterns would give each input shape one block of its own size, and shapes are many here.
     Source: docs/decisions/0009-cpu-time.md.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors; the rest is advice for onnxruntime's developers
     return options
