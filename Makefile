@@ -120,13 +120,13 @@ shapes: $(DEV)/installed ## Train and export the shipped artifact again: two run
 clean: ## Remove the virtual environments and what was made
 	rm -rf $(SERVE) $(DEV) $(GPU) runs
 
-$(SERVE)/installed: pyproject.toml
+$(SERVE)/installed: pyproject.toml setup.py models/_resize.c
 	$(PYTHON) -m venv $(SERVE)
 	$(SERVE)/bin/pip install --quiet --upgrade pip
 	$(SERVE)/bin/pip install --quiet --editable '.[cpu]'
 	touch $@
 
-$(GPU)/installed: pyproject.toml
+$(GPU)/installed: pyproject.toml setup.py models/_resize.c
 	$(PYTHON) -m venv $(GPU)
 	$(GPU)/bin/pip install --quiet --upgrade pip
 	$(GPU)/bin/pip install --quiet $(TORCH)
@@ -135,7 +135,7 @@ $(GPU)/installed: pyproject.toml
 	$(GPU)/bin/pip install --quiet --editable '.[gpu$(if $(filter tensorrt,$(GPU_PROVIDERS)),$(COMMA)tensorrt)]'
 	touch $@
 
-$(DEV)/installed: pyproject.toml
+$(DEV)/installed: pyproject.toml setup.py models/_resize.c
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/pip install --quiet --upgrade pip
 	$(DEV)/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)

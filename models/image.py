@@ -4,15 +4,18 @@ The only file that imports Pillow. Rescaling and normalisation are not here: the
 """
 
 import io
+import random
 import re
 import warnings
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from models.errors import InputTooLarge, InvalidInput
+from models.resize import can_resize, resize
 from models.spec import Grid, ViltSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -20,6 +23,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 TOO_MANY_PIXELS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # up to twice the limit it would only warn
 MAX_SCANS = 100  # of a JPEG, as libtiff allows: each takes a pass over the whole picture, and a few dozen bytes
+# One block of memory for every picture, as Pillow's documentation says: only so can its pixels be read in place.
+Image.core.set_use_block_allocator(1)  # type: ignore[attr-defined]
+# What our own resize is tried on, (w, h) px to (w, h) px: narrower, wider, across first, down first.
+TRIED = (((61, 47), (32, 32)), ((23, 40), (64, 64)), ((40, 90), (32, 32)))
 MARKER = re.compile(rb"\xff+([^\x00\xff])")
 HAS_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE))  # what libjpeg skips over
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
@@ -93,16 +100,25 @@ def to_patches(image: Image.Image, spec: ViltSpec) -> ImagePatches:
     Shapes: (w, h) px -> patches (P, 3 * patch_px ** 2).
     Source: transformers ViltImageProcessorPil: Pillow's bicubic, bit for bit.
     """
-    width, height = spec.resized(*image.size)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    side = spec.patch_px
-    grid = (height // side, width // side)
-    rows, columns = grid
-    pixels = np.asarray(image).reshape(rows, side, columns, side, 3)
-    patches = pixels.transpose(0, 2, 1, 3, 4).reshape(rows * columns, spec.patch_values)  # (P, 3072)
+    width, height = resized = spec.resized(*image.size)
+    in_place = resizes_as_pillow() and can_resize(image.size, resized)
+    patches = (_own if in_place else _pillows)(image, resized, spec.patch_px)
+    grid = (height // spec.patch_px, width // spec.patch_px)
     first = spec.first_position_row(grid)
     return ImagePatches(patches, np.arange(first, first + len(patches)), grid)
+
+
+@cache
+def resizes_as_pillow() -> bool:
+    """Try once whether our own resize is compiled, and gives what this Pillow does."""
+    side = ViltSpec().patch_px
+    for size, resized in TRIED:
+        image = Image.frombytes("RGB", size, random.Random(0).randbytes(3 * size[0] * size[1]))  # noqa: S311 a pattern
+        if not can_resize(size, resized):
+            return False
+        if not np.array_equal(_own(image, resized, side), _pillows(image, resized, side)):
+            return False
+    return True
 
 
 def warm_up(spec: ViltSpec) -> None:
@@ -111,6 +127,19 @@ def warm_up(spec: ViltSpec) -> None:
         file = io.BytesIO()
         Image.new("RGB", (2 * spec.patch_px, 2 * spec.patch_px)).save(file, name)
         to_patches(decode(file.getvalue(), max_pixels=10**6, max_aspect_ratio=1.0), spec)
+
+
+def _own(image: Image.Image, size: tuple[int, int], side: int) -> NDArray[np.uint8]:
+    _, pixels = image.__arrow_c_array__()
+    return resize(pixels, image.size, size, side)
+
+
+def _pillows(image: Image.Image, size: tuple[int, int], side: int) -> NDArray[np.uint8]:
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    columns, rows = size[0] // side, size[1] // side
+    pixels = np.asarray(image).reshape(rows, side, columns, side, 3)
+    return pixels.transpose(0, 2, 1, 3, 4).reshape(rows * columns, 3 * side * side)  # (P, 3 * side ** 2)
 
 
 def _has_too_many_scans(data: bytes) -> bool:
