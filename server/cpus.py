@@ -1,21 +1,27 @@
 """What CPUs this process may really use, and what they can do."""
 
+import contextlib
 import os
 from pathlib import Path
 
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+from server.groups import GROUPS, OWN_GROUPS, folders
+
 CPU_INFO = Path("/proc/cpuinfo")
 VNNI = {"avx512_vnni", "avx_vnni"}  # either multiplies u8 by s8 into 32 bits; without, 16 bits saturate
 
 
-def usable_cpus(cpu_max: Path = CPU_MAX) -> int:
-    """Count the CPUs of the process's affinity and its cgroup's quota; libraries tend to count the host's."""
-    cpus = len(os.sched_getaffinity(0))
-    try:
-        quota, period = cpu_max.read_text().split()
-        return max(1, min(cpus, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max": no quota
-        return cpus
+def usable_cpus(groups: Path = GROUPS, own_groups: Path = OWN_GROUPS) -> int:
+    """Count the CPUs of the process's affinity and its control groups' quotas; libraries tend to count the host's."""
+    found = [len(os.sched_getaffinity(0))]
+    for folder in folders("cpu", groups, own_groups):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            quota, period = (folder / "cpu.max").read_text().split()
+            found.append(round(int(quota) / int(period)))
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if int(quota) > 0:  # -1 is no quota
+                found.append(round(int(quota) / int(period)))
+    return max(1, min(found))
 
 
 def has_vnni(cpu_info: Path = CPU_INFO) -> bool:

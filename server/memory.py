@@ -5,8 +5,8 @@ from pathlib import Path
 
 from models.errors import ArtifactError
 from models.manifest import Artifact
+from server.groups import GROUPS, OWN_GROUPS, folders
 
-GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Measured at full size: 487 MB of graphs in fp32 start within 850 MB and are killed at 700.
 OWN_BYTES, FACTOR = (
     120_000_000,
@@ -30,18 +30,10 @@ def check_fits(artifacts: list[Artifact], limit_bytes: int | None) -> None:
 
 
 def memory_limit_bytes(groups: Path = GROUPS, own_groups: Path = OWN_GROUPS) -> int | None:
-    """Find the least memory limit of the control groups that this process is in, old kind or new; None is no limit."""
-    files = [groups / "memory.max", groups / "memory" / "memory.limit_in_bytes"]
-    with contextlib.suppress(OSError):  # not Linux
-        for line in own_groups.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            inside = path.lstrip("/")  # of a container it is often "/", or the host's and not to be seen here
-            if not controllers:
-                files.append(groups / inside / "memory.max")
-            elif "memory" in controllers.split(","):
-                files.append(groups / "memory" / inside / "memory.limit_in_bytes")
+    """Find the least memory limit of the control groups that this process is in; None is no limit."""
     found = []
-    for file in files:
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            found.append(int(file.read_text()))
+    for folder in folders("memory", groups, own_groups):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                found.append(int((folder / name).read_text()))
     return min(found, default=None)

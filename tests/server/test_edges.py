@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -175,14 +174,36 @@ def test_log_line_holds_its_fields_and_is_one_line(formatter: logging.Formatter)
         assert line.endswith("vqa status=200 total_ms=1.5")
 
 
-@pytest.mark.parametrize(("cpu_max", "most"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", math.inf)])
-def test_usable_cpus_respects_the_cgroup_s_quota(tmp_path: Path, cpu_max: str, most: float) -> None:
-    """A quota of half a CPU is one thread, not the host's."""
-    path = tmp_path / "cpu.max"
-    path.write_text(cpu_max)
+@pytest.mark.parametrize(
+    ("files", "own", "cpus"),
+    [
+        ({"cpu.max": "150000 100000"}, "0::/", 2),
+        ({"cpu.max": "50000 100000"}, "0::/", 1),
+        ({"cpu.max": "max 100000"}, "0::/", 8),
+        ({"cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, "0::/a", 3),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, "5:cpu,cpuacct:/not/seen/here", 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "5:cpu,cpuacct:/", 8),
+        ({"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "20000"}, "5:cpu,cpuacct:/a\n4:memory:/b", 2),
+        ({"cpu.max": "1600000 100000"}, "0::/", 8),
+        ({}, "0::/", 8),
+    ],
+    ids=[
+        *("container", "half a CPU", "no quota", "own group", "old kind, container", "old kind, no quota"),
+        *("old kind, own group", "more than there are", "nothing there"),
+    ],
+)
+def test_usable_cpus_respects_the_quotas_of_the_process_s_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], own: str, cpus: int
+) -> None:
+    """A quota of half a CPU is one thread, not the host's eight."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    (tmp_path / "own").write_text(f"{own}\n")
 
-    assert 1 <= usable_cpus(path) <= most
-    assert usable_cpus(tmp_path / "missing") >= 1
+    assert usable_cpus(tmp_path, tmp_path / "own") == cpus
+    assert usable_cpus(tmp_path / "missing", tmp_path / "missing") == 8
 
 
 @pytest.mark.parametrize(
