@@ -1,4 +1,4 @@
-"""Fuzz decoding: any bytes become upright RGB and patches within the limits, or are refused as an input.
+"""Fuzz decoding: any bytes become upright RGB and the patches of Pillow's resize, or are refused as an input.
 
 python tests/fuzz/images.py --seconds 240 --seed 1
 """
@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 
 import atheris
+import numpy as np
 
 with atheris.instrument_imports(include=["PIL", "models"]):
     from PIL import Image
@@ -34,6 +35,10 @@ def decoding(data: bytes) -> None:
     patches = to_patches(picture, SPEC)
     assert patches.grid in SPEC.grids
     assert patches.patches.shape == (len(patches.position_ids), SPEC.patch_values)
+    (rows, columns), side = patches.grid, SPEC.patch_px
+    tiles = patches.patches.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
+    resized = picture.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
+    assert np.array_equal(tiles.reshape(rows * side, columns * side, 3), np.asarray(resized))
 
 
 def pictures() -> Iterator[bytes]:
