@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from models.errors import InputTooLarge, InvalidInput
 from models.resize import can_resize, resize
@@ -29,6 +29,7 @@ Image.core.set_use_block_allocator(1)  # type: ignore[attr-defined]
 TRIED = (((61, 47), (32, 32)), ((23, 40), (64, 64)), ((40, 90), (32, 32)))
 MARKER = re.compile(rb"\xff+([^\x00\xff])")
 HAS_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE))  # what libjpeg skips over
+UPRIGHT = 1  # of the EXIF orientations
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 SCAN = bytes((0xFF, START_OF_SCAN))
 
@@ -160,6 +161,8 @@ def _has_too_many_scans(data: bytes) -> bool:
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; metadata that cannot be read turns nothing."""
     try:
+        if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT:
+            return image  # of which exif_transpose would make a copy
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged metadata is no reason to refuse a whole picture
         return image

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from models.errors import InputTooLarge, InvalidInput
-from models.image import MAX_SCANS, ImagePatches, decode, to_patches
+from models.image import MAX_SCANS, ImagePatches, decode, identify, load, to_patches
 from models.spec import ViltSpec
 
 SPEC = ViltSpec()
@@ -146,6 +146,13 @@ def test_decode_of_any_exif_orientation_gives_the_upright_picture(orientation: i
     decoded = decode(factories.turned(upright, orientation, "PNG"), **LIMITS)
 
     assert np.array_equal(np.asarray(decoded), np.asarray(upright))
+
+
+def test_upright_picture_is_not_copied() -> None:
+    """Of 40 megapixels that would be 160 MB more."""
+    image = identify(factories.encoded(Image.new("RGB", (60, 40)), "JPEG"), **LIMITS)
+
+    assert load(image) is image
 
 
 def test_decode_of_a_turned_jpeg_turns_it() -> None:
