@@ -46,6 +46,8 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     learned = workload.learn(own.url, workload.read(workload.SAMPLES, "vqa"))
     requests = workload.stream(learned.samples, "vqa")
     await ask(own.url, list(itertools.islice(requests, NORMAL)), AT_ONCE, "before")
+    # Of the same kind as what follows: pools start a thread when one more is first needed at once.
+    await ask(own.url, list(itertools.islice(hostile(requests), NORMAL)), AT_ONCE, "before")
     before = await _idle(own)
     own.process.send_signal(signal.SIGUSR1)
     storm = await ask(own.url, list(itertools.islice(hostile(requests), REQUESTS)), AT_ONCE, "chaos")
