@@ -12,9 +12,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PUBLIC_BASE = "python:3.11-slim"
-LOCAL_BASE = "localhost/vilt-base-with-gcc"  # Debian's Python of the same version, and what compiles for it
+LOCAL_BASE = "localhost/vilt-base"  # Debian's Python of the same version
 DEBIAN = "bookworm"
-PACKAGES = "ca-certificates,gcc,libc6-dev,python3,python3-dev,python3-venv"
+PACKAGES = "ca-certificates,python3,python3-venv"
 PULL_WITHIN_S, BUILD_WITHIN_S = 120, 1200
 OF_THIS_MACHINE = ("find-links", "constraint", "no-index")  # pip's settings that mean files which the build cannot see
 
