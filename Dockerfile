@@ -19,7 +19,8 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     /tools/bin/pip install --require-hashes --requirement requirements-serve.txt
 
 FROM builder AS code
-COPY pyproject.toml README.md LICENSE ./
+RUN command -v gcc || (apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev)
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY models models
 COPY server server
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
@@ -45,7 +46,8 @@ ENTRYPOINT ["vilt-serve"]
 FROM runtime AS cpu
 COPY --from=cpu-packages /opt/vilt /opt/vilt
 COPY --from=code /code/ /
-RUN python3 -c "import importlib.util as of, server.__main__; assert not any(map(of.find_spec, ('torch', 'transformers')))"
+RUN python3 -c "import importlib.util as of, server.__main__, models.image; assert models.image.resizes_as_pillow() \
+    and not any(map(of.find_spec, ('torch', 'transformers')))"
 
 FROM builder AS gpu-packages
 ARG TENSORRT=
@@ -59,7 +61,8 @@ FROM runtime AS gpu
 ENV VILT_PROVIDER=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=gpu-packages /opt/vilt /opt/vilt
 COPY --from=code /code/ /
-RUN python3 -c "import importlib.util as of, server.__main__; assert not any(map(of.find_spec, ('torch', 'transformers')))"
+RUN python3 -c "import importlib.util as of, server.__main__, models.image; assert models.image.resizes_as_pillow() \
+    and not any(map(of.find_spec, ('torch', 'transformers')))"
 
 # The last stage is what is built unless --target says otherwise.
 FROM cpu

@@ -12,9 +12,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PUBLIC_BASE = "python:3.11-slim"
-LOCAL_BASE = "localhost/vilt-base"  # Debian's Python of the same version
+LOCAL_BASE = "localhost/vilt-base-with-gcc"  # Debian's Python of the same version, and what compiles for it
 DEBIAN = "bookworm"
-PACKAGES = "ca-certificates,python3,python3-venv"
+PACKAGES = "ca-certificates,gcc,libc6-dev,python3,python3-dev,python3-venv"
 PULL_WITHIN_S, BUILD_WITHIN_S = 120, 1200
 OF_THIS_MACHINE = ("find-links", "constraint", "no-index")  # pip's settings that mean files which the build cannot see
 
@@ -120,9 +120,9 @@ def pip_secrets(folder: Path) -> list[str]:
 def _run(*command: str, check: bool = True, timeout_s: float = 60) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)
     if check and done.returncode:
-        raise subprocess.CalledProcessError(
-            done.returncode, command[:2], f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        )
+        error = subprocess.CalledProcessError(done.returncode, command[:2])
+        error.add_note(f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        raise error
     return done
 
 

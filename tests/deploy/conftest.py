@@ -11,10 +11,8 @@ import pytest
 
 from .building import ROOT, Builder, Image, base_for, find_builder, pip_secrets
 
-CONTEXT = (
-    *("Dockerfile", ".dockerignore", "pyproject.toml", "requirements-serve.txt", "README.md", "LICENSE"),
-    *("models", "server"),
-)
+IGNORED = (ROOT / ".dockerignore").read_text().splitlines()  # all, but what it says with an exclamation mark
+CONTEXT = ("Dockerfile", ".dockerignore", *(line[1:] for line in IGNORED if line.startswith("!")))
 
 
 @dataclass(frozen=True, slots=True)
