@@ -1,16 +1,21 @@
 """ViLT in half precision, as one graph for a GPU; its tensors and its answers are those of fp32.
 
-What half precision would spoil stays fp32:
+The layers' products are half precision. What that would spoil stays fp32:
     - the product with uint8 patches: their weights, divided by 255, lie where half precision thins out, and the product
       is nearly cancelled by the folded mean.
-    - layer norms' mean and variance, and softmax, by what the nodes ask for (`stash_type`, `softmax_precision`).
-    - the heads: logits of some size would come in steps, and ranks would tie.
+    - the residual stream and its norms: it grows from layer to layer, and what a layer adds loses its last bits.
+    - attention, between casts: of halves, kernels may round scores before softmax, whatever `softmax_precision` says.
+    - pooler and heads: logits of some size would come in steps, and ranks would tie.
 
-What all tokens share is folded into biases (`fold_constants`), which is exact and halves what half precision costs.
+What all tokens share is folded into biases, norms' gains into the products after them (`fold_constants`). It is exact
+and costs nothing at run time.
 
 Attention is one node of ONNX's own (opset 23), on (B, N, hidden) tensors: onnxruntime's CUDA kernels take them without
 a transpose and TensorRT knows it. The mask goes in as it is, one row for all queries. Fusing the eight nodes after the
 export gets it wrong: it takes the mask for a length, as if padding came last, or drops it.
+
+A CPU is no judge of the graph: onnxruntime computes its products in fp32 there and removes the casts between them. What
+a GPU rounds, `rounded` rounds.
 """
 
 import copy
@@ -21,7 +26,6 @@ from torch import Tensor, nn
 from export.graph import Fused, Layer
 
 OPSET = 23  # the first with Attention
-FLOAT = 1  # onnx.TensorProto.FLOAT
 
 
 class Half(nn.Module):
@@ -30,57 +34,92 @@ class Half(nn.Module):
     def __init__(self, model: Fused) -> None:
         super().__init__()
         model = copy.deepcopy(model)
-        self.text_embedding = model.text_embedding.half()
+        self.text_embedding = model.text_embedding
         self.visual_embedding = model.visual_embedding
         self.interaction = model.interaction
         for layer in self.interaction.layers:
             fold_constants(layer)
             layer.attend = attend_in_one_node
-        for part in (self.interaction.layers, self.interaction.norm, self.interaction.pooler):
-            part.half()
+            for product in ("query", "key_value", "expand"):
+                getattr(layer, product).half()
+            for norm in ("norm_before", "norm_after"):
+                setattr(layer, norm, nn.Sequential(getattr(layer, norm), To(torch.half)))
+            for product in ("output", "contract"):  # onto the residual stream, which is fp32
+                setattr(layer, product, nn.Sequential(getattr(layer, product).half(), To(torch.float)))
 
     def forward(self, input_ids: Tensor, patches: Tensor, position_ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Shapes: the tensors of DESIGN's contract -> logits of each head, fp32."""
-        text, image = self.text_embedding(input_ids), self.visual_embedding(patches, position_ids).half()
+        text, image = self.text_embedding(input_ids), self.visual_embedding(patches, position_ids)
         hidden = torch.cat([text, image], dim=1)  # (B, N, hidden)
         length = mask.shape[1]
         attended = mask[:, None, None, :].expand(-1, 1, length, length)  # (B, 1, N, N): kernels want every query's row
         for layer in self.interaction.layers:
             hidden = layer(hidden, attended)
-        pooled = torch.tanh(self.interaction.pooler(self.interaction.norm(hidden[:, 0]))).float()
+        pooled = torch.tanh(self.interaction.pooler(self.interaction.norm(hidden[:, 0])))
         return tuple(head(pooled) for head in self.interaction.heads.values())
+
+
+class To(nn.Module):
+    """A cast, as a module."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Shapes: any -> the same."""
+        return tensor.to(self.dtype)
+
+
+def rounded(model: Half) -> Half:
+    """Copy a model so that it computes in fp32, and rounds what goes into and comes out of every product of halves.
+
+    This is what a GPU does that sums in fp32 and stores halves. torch's own halves on a CPU are the same, but slow.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, To):
+            module.dtype = torch.float
+        elif isinstance(module, nn.Linear) and module.weight.dtype == torch.half:
+            module.float()
+            module.register_forward_pre_hook(lambda _, inputs: tuple(one.half().float() for one in inputs))
+            module.register_forward_hook(lambda _, __, output: output.half().float())
+    return model
 
 
 @torch.no_grad()
 def fold_constants(layer: Layer) -> None:
     """Take out of the activations what is the same for every token, for it costs the rest its last bits.
 
-    The norms' bias goes into the products after it. Of a key's nothing then need be left, as softmax does not see what
-    all keys share; a value's passes through attention, whose weights sum to 1, into the output's bias.
+    The norms' gain and bias go into the products after it. Of a key's nothing then need be left, as softmax does not
+    see what all keys share; a value's passes through attention, whose weights sum to 1, into the output's bias.
     """
     before, after = layer.norm_before, layer.norm_after
     for norm, product in ((before, layer.query), (before, layer.key_value), (after, layer.expand)):
         product.bias += (product.weight.double() @ norm.bias.double()).float()
-    before.bias.zero_()
-    after.bias.zero_()
+        product.weight *= norm.weight
+    for norm in (before, after):
+        norm.weight.fill_(1.0)
+        norm.bias.zero_()
     hidden = layer.query.in_features
     value = layer.key_value.bias[hidden:].double()
     layer.output.bias += (layer.output.weight.double() @ value).float()
-    layer.key_value.bias.zero_()
+    layer.key_value.bias = None
 
 
-def attend_in_one_node(query: Tensor, key: Tensor, value: Tensor, attended: Tensor, heads: int) -> Tensor:
-    """Attend as export.graph.attend does, in one ONNX node.
+def attend_in_one_node(query: Tensor, key_value: Tensor, attended: Tensor, heads: int) -> Tensor:
+    """Attend as export.graph.attend does, in one ONNX node and in fp32.
 
-    Shapes: query (B, N or 1, hidden), key and value (B, N, hidden), attended (B, 1, N, N) bool -> as query
+    Shapes: query (B, N or 1, hidden), key_value (B, N, 2 * hidden), attended (B, 1, N, N) bool -> as query
     """
-    return torch.onnx.ops.attention(
-        query,
+    key, value = key_value.float().chunk(2, dim=-1)  # cast before they part: one node instead of two
+    found = torch.onnx.ops.attention(
+        query.float(),
         key,
         value,
         attended[:, :, : query.shape[1]],
         q_num_heads=heads,
         kv_num_heads=heads,
         scale=1.0,
-        softmax_precision=FLOAT,
     )[0]
+    return found.to(query.dtype)

@@ -28,7 +28,7 @@ MASKED = -1e9  # finite, unlike -inf: a row with every key masked stays a number
 HEADS = ("vqa_logits", "itm_logits", "rank_logits")
 LAYER = re.compile(r"vilt\.encoder\.layer\.(\d+)\.")
 StateDict = dict[str, Tensor]
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,18 +108,18 @@ class Layer(nn.Module):
             hidden, queries = hidden[:, :1], normed[:, :1]
         else:
             queries = normed
-        key, value = self.key_value(normed).chunk(2, dim=-1)  # (B, N, hidden) each
-        hidden = hidden + self.output(self.attend(self.query(queries), key, value, attention_bias, self.heads))
+        attended = self.attend(self.query(queries), self.key_value(normed), attention_bias, self.heads)
+        hidden = hidden + self.output(attended)
         return hidden + self.contract(nn.functional.gelu(self.expand(self.norm_after(hidden))))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
+def attend(query: Tensor, key_value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
     """Attend, head by head; a query is scaled already.
 
-    Shapes: query (B, N or 1, hidden), key and value (B, N, hidden), attention_bias (B, 1, 1, N) -> as query
+    Shapes: query (B, N or 1, hidden), key_value (B, N, 2 * hidden), attention_bias (B, 1, 1, N) -> as query
     """
     query, key, value = (
-        tokens.unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (query, key, value)
+        tokens.unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (query, *key_value.chunk(2, dim=-1))
     )  # (B, heads, N, hidden / heads)
     weights = torch.softmax(query @ key.transpose(-1, -2) + attention_bias, dim=-1)  # (B, heads, N or 1, N)
     return (weights @ value).transpose(1, 2).flatten(2)  # (B, N or 1, hidden)

@@ -17,6 +17,8 @@ from export import fp16, parity, to_onnx
 from export.parity import Runner
 from models.batch import Feeds, collate
 
+HALF_OR_FP32 = {TensorProto.FLOAT, TensorProto.FLOAT16}
+CASTS = 7  # of a layer: three around attention, four where the residual stream is left and entered
 CLOSE = 0.03  # of a logit, for weights redrawn at random, whose logits are of size 1; 0.011 seen
 
 
@@ -38,20 +40,39 @@ def attributes(node: onnx.NodeProto) -> dict[str, object]:
 
 
 def test_attention_is_one_node_of_a_layer_as_the_kernels_want_it(graph: Path, small: Exported) -> None:
-    """Standard, on three axes, softmax in fp32, with a mask and a single output: TensorRT refuses more."""
+    """Standard, on three axes, with a mask and a single output, and no wish that some kernel does not know."""
     nodes = [node for node in onnx.load(graph).graph.node if node.op_type == "Attention"]
 
     assert len(nodes) == small.loaded.config.num_layers
     for node in nodes:
         found = attributes(node)
+        assert set(found) <= {"q_num_heads", "kv_num_heads", "scale"}
         assert (node.domain, len(node.input), len(node.output)) == ("", 4, 1)
         assert found["q_num_heads"] == found["kv_num_heads"] == small.loaded.config.num_attention_heads
-        assert found["softmax_precision"] == TensorProto.FLOAT
         assert found["scale"] == 1.0
 
 
+def test_attention_is_fp32_between_three_casts(graph: Path, small: Exported) -> None:
+    """Of query, of key and value together, and of what comes out, which goes into a product of halves."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(graph))
+    kinds = {one.name: one.type.tensor_type.elem_type for one in model.graph.value_info}
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    for node in (one for one in model.graph.node if one.op_type == "Attention"):
+        query, key, value = (made_by[name] for name in node.input[:3])
+        (back,) = [one for one in model.graph.node if node.output[0] in one.input]
+
+        assert {kinds[name] for name in (*node.input[:3], *node.output)} == {TensorProto.FLOAT}
+        assert (query.op_type, back.op_type) == ("Cast", "Cast")
+        assert key == value
+        assert made_by[key.input[0]].op_type == "Cast"
+        assert kinds[back.output[0]] == TensorProto.FLOAT16
+
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    assert len(casts) == CASTS * small.loaded.config.num_layers + 1  # and the patches'
+
+
 def test_what_has_to_be_exact_is_fp32(graph: Path) -> None:
-    """Norms measure in fp32, patches meet fp32 weights, heads and logits are fp32; the rest is half."""
+    """Norms and the stream they read, patches and their weights, heads and logits; products of layers are half."""
     model = onnx.load(graph)
     weights = {one.name: one for one in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type in {"MatMul", "Gemm"}]
@@ -60,10 +81,47 @@ def test_what_has_to_be_exact_is_fp32(graph: Path) -> None:
 
     assert patches.data_type == TensorProto.FLOAT
     assert TensorProto.FLOAT16 in kinds
-    norms = [attributes(node) for node in model.graph.node if node.op_type == "LayerNormalization"]
-    assert norms
-    assert all(one.get("stash_type", 1) == TensorProto.FLOAT for one in norms)
+    assert TensorProto.FLOAT16 not in {
+        weights[name].data_type
+        for node in model.graph.node
+        if node.op_type in {"LayerNormalization", "Gather"}
+        for name in node.input
+        if name in weights
+    }
     assert {one.type.tensor_type.elem_type for one in model.graph.output} == {TensorProto.FLOAT}
+
+
+def test_residual_stream_is_fp32(graph: Path, small: Exported) -> None:
+    """Every sum of two activations of a layer: what the layer reads, and what it adds."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(graph))
+    kinds = {one.name: one.type.tensor_type.elem_type for one in model.graph.value_info}
+    weights = {one.name for one in model.graph.initializer}
+    sums = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Add" and not weights & set(node.input) and kinds[node.output[0]] in HALF_OR_FP32
+    ]
+
+    assert len(sums) >= 2 * small.loaded.config.num_layers
+    assert {kinds[name] for node in sums for name in node.output} == {TensorProto.FLOAT}
+
+
+def test_rounded_layer_is_the_layer_in_halves(small: Exported) -> None:
+    """Each rounds where the other does; sums of another order move an element in a hundred by its last bit."""
+    half = fp16.Half(small.model)
+    size = small.loaded.config.hidden_size
+    hidden = torch.randn(2, 40, size, generator=torch.Generator().manual_seed(0))
+    attended = torch.ones(2, 1, 40, 40, dtype=torch.bool)
+    exact = copy.deepcopy(small.model.interaction.layers[0])
+    fp16.fold_constants(exact)
+    exact.attend = fp16.attend_in_one_node
+    with torch.no_grad():
+        found = fp16.rounded(half).interaction.layers[0](hidden, attended)
+        expected = half.interaction.layers[0](hidden, attended)
+        error = (expected - exact(hidden, attended)).abs().mean()
+
+    assert error > 0
+    assert (found - expected).abs().mean() < error / 10
 
 
 def test_folding_what_tokens_share_is_exact(small: Exported) -> None:
@@ -75,6 +133,15 @@ def test_folding_what_tokens_share_is_exact(small: Exported) -> None:
     found = parity.compare(small.loaded, parity.torch_runner(folded), parity.torch_runner(small.model))
 
     assert 0 < found["max_logit_difference_to_fp32"] < 1e-5
+
+
+def test_norms_and_key_value_have_nothing_left_to_round_that_tokens_share(small: Exported) -> None:
+    """Gain and bias lie in the products after them; keys and values have no bias to add."""
+    for layer in fp16.Half(small.model).interaction.layers:
+        assert layer.key_value.bias is None
+        for norm, _ in (layer.norm_before, layer.norm_after):
+            assert torch.equal(norm.weight, torch.ones_like(norm.weight))
+            assert not norm.bias.any()
 
 
 def test_answers_alone_and_in_batches_are_those_of_fp32(small: Exported, run: Runner) -> None:

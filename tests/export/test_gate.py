@@ -1,5 +1,6 @@
 """What int8 and fp16 have to pass before they are served unasked."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_half_precision_has_to_keep_scores_as_well(picture: Path, score: float, 
     found = check(picture, always([3] * 9), always([3] * 9, score), [None] * 9, gate.FP16)
 
     assert found["status"] == status
+
+
+def test_one_score_too_far_off_in_two_thousand_fails_half_precision(picture: Path) -> None:
+    """The limit is for the worst, whatever the others do; the answer need not change."""
+    scores = itertools.chain([2.2], itertools.repeat(2.0))
+
+    def off_once(feeds: Feeds) -> Logits:
+        return always([3], next(scores))(feeds)
+
+    found = check(picture, always([3] * 2000), off_once, [None] * 2000, gate.FP16)
+
+    assert found["status"] == "failed"
+    assert found["agreement"] == 1
 
 
 def test_answers_that_become_wrong_fail_where_the_right_one_is_known(picture: Path) -> None:
