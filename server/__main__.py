@@ -1,42 +1,15 @@
-"""The command vilt-serve: settings, logs, models, then uvicorn until a signal; or a supervisor of several processes."""
+"""The entry of vilt-serve: it can be ended from its first moment on; command.py is what it does."""
 
 import os
 import signal
-import sys
-import time
-
-from pydantic import ValidationError
-from pydantic_settings import CliApp
-
-from models.errors import ArtifactError
-from server import logs
-from server.admission import Admission
-from server.app import create_app
-from server.backend import LocalBackend
-from server.listening import Server
-from server.loading import load
-from server.metrics import Metrics
-from server.settings import Settings
 
 
 def main() -> None:
-    try:
-        settings = CliApp.run(Settings)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        sys.exit(f"vilt-serve: {'.'.join(map(str, first['loc']))}: {first['msg']}; see vilt-serve --help")
-    if settings.workers > 1:  # the same process, without the libraries of those that it starts
-        os.execv(sys.executable, [sys.executable, "-m", "server.supervisor", *sys.argv[1:]])  # noqa: S606 our own
-    logs.configure(settings.log_format, settings.log_level)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while it loads: process 1 of a container would ignore it
-    try:
-        models = load(settings)
-    except ArtifactError as error:
-        sys.exit(f"vilt-serve: {error}")
-    metrics = Metrics()
-    admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
-    backend = LocalBackend(settings, models, admission, metrics, time.perf_counter)
-    Server(create_app(settings, models, backend), settings, backend).run()
+    """Handle SIGTERM, then import the rest, which takes a second: process 1 ignores what it does not handle."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    from server.command import serve  # noqa: PLC0415 for the reason above
+
+    serve()
 
 
 if __name__ == "__main__":

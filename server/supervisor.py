@@ -62,6 +62,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # what came during the start is heard now
         async with asyncio.TaskGroup() as group:  # if one cannot be kept, all end
             engine = group.create_task(self._keep(ENGINE))
             fronts = [group.create_task(self._keep(FRONT)) for _ in range(self._settings.workers)]

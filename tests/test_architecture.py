@@ -73,7 +73,7 @@ def test_library_stays_in_its_room(library: str) -> None:
 
 def test_server_when_imported_loads_no_torch() -> None:
     """Not even through something else."""
-    check = "import sys, server.__main__; print(sorted({'torch', 'transformers', 'export', 'onnx'} & set(sys.modules)))"
+    check = "import sys, server.command; print(sorted({'torch', 'transformers', 'export', 'onnx'} & set(sys.modules)))"
 
     loaded = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
 

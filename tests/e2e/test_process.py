@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import socket
@@ -411,3 +412,33 @@ def test_environment_with_the_cpu_extra_alone_serves_without_torch(tmp_path: Pat
         assert ask(running.client).status_code == 200
     finally:
         stop(running)
+
+
+@pytest.mark.parametrize("flags", MODES.values(), ids=MODES)
+def test_sigterm_is_never_left_to_the_kernel_once_it_can_be_heard(flags: list[str]) -> None:
+    """As process 1 a server would ignore it otherwise, and whoever stops a container would wait in vain."""
+    process = subprocess.Popen([*COMMAND, *flags], stderr=subprocess.DEVNULL)
+    status, libraries = (Path(f"/proc/{process.pid}/{name}") for name in ("status", "maps"))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until_s = time.monotonic() + 30
+    try:
+        while not is_heard(status):
+            assert time.monotonic() < until_s
+        is_early = "pydantic" not in libraries.read_text()
+        while not (children.read_text() if flags else "libonnxruntime" in libraries.read_text()):
+            assert is_heard(status)
+            assert time.monotonic() < until_s
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(timeout=10) == 0
+        assert is_early
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_heard(status: Path) -> bool:
+    """Tell whether SIGTERM is handled, or blocked until it is."""
+    masks = re.findall(r"^Sig(?:Blk|Cgt):\s*(\w+)$", status.read_text(), re.MULTILINE)
+    return any(int(mask, 16) & 1 << (signal.SIGTERM - 1) for mask in masks)
