@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.background import BackgroundTask
 
 from server import bodies
 from server.backend import Backend
@@ -163,8 +164,12 @@ class TaskRoutes:
             "timing_ms": timings.as_ms(),
         }
         response = JSONResponse(content, headers=server_timing(timings))
-        self.record(request, response.status_code, "ok", outcome)
+        response.background = BackgroundTask(self._record_sent, request, response.status_code, outcome)
         return response
+
+    async def _record_sent(self, request: Request, status: int, outcome: Outcome | RankOutcome) -> None:
+        """Record an answer once it is on its way: nobody waits for that."""
+        self.record(request, status, "ok", outcome)
 
     def record(self, request: Request, status: int, code: str, outcome: Outcome | RankOutcome | None = None) -> None:
         """Count, log and perhaps keep a task request that has its response; other routes are not worth a line.
