@@ -55,7 +55,7 @@ class Desk:
             "slots": self._slots.count,
             "slot_bytes": self._slots.slot_bytes,
             "starts_in_s": starts_in_s,
-            "models": [_describe(model) for model in self._models.values()],
+            "models": [describe(model) for model in self._models.values()],
         }
         self._channel.send(["welcome", welcome])
 
@@ -183,13 +183,14 @@ def slots_of(memory: int, models: Sequence[ServedModel], capacity: int) -> Slots
     return Slots(memory, count=capacity + max(map(slots_for, models)), least_bytes=largest)
 
 
-def _describe(model: ServedModel) -> dict[str, Any]:
+def describe(model: ServedModel) -> dict[str, Any]:
     """Say what a front has to know of a model beside its artifact."""
     return {
         "checksum": model.artifact.checksum,
         "precision": model.artifact.precision,
         "provider": model.engine.provider,
         "version": model.engine.version,
+        "device": model.engine.device,
         "samples": [asdict(sample) for sample in model.latency.samples],
         "typical_tokens": model.latency.typical_tokens,
         "max_batch_size": model.max_batch_size,

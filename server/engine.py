@@ -5,6 +5,7 @@ neither with each other nor with what decodes and answers.
 """
 
 import math
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class OrtEngine:
 
     provider = "cpu"
     version: str = onnxruntime.__version__
+    device = platform.processor() or platform.machine()
     overlapping = 1
 
     def __init__(self, artifact: Artifact, threads: int = 0) -> None:

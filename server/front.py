@@ -20,6 +20,7 @@ from models.manifest import load_artifact
 from server import control, logs
 from server.app import create_app
 from server.cpus import has_vnni, usable_cpus
+from server.gpu.buckets import Bucket, buckets_of, padded
 from server.latency import LatencyModel, Sample
 from server.listening import Server
 from server.remote import RemoteBackend
@@ -33,10 +34,13 @@ class EngineElsewhere:
 
     provider: str
     version: str
+    device: str
+    buckets: list[Bucket]  # of a GPU's; a CPU's has none
     overlapping: int = 1
 
     def padded(self, batch: int, tokens: float) -> tuple[int, float]:
-        return batch, tokens
+        """Tell what a batch is padded to there."""
+        return padded(self.buckets, batch, tokens) if self.buckets else (batch, tokens)
 
     def warm_up(self) -> None:
         """Leave that to the engine process."""
@@ -113,12 +117,12 @@ def known_here(folder: Any, fields: dict[str, Any]) -> ServedModel:
     artifact = load_artifact(folder, fields["precision"], has_vnni=has_vnni(), on_gpu=on_gpu)
     image.warm_up(artifact.manifest.spec)
     artifact.text_encoder.encode("warm up?")
-    return ServedModel(
-        artifact=artifact,
-        engine=EngineElsewhere(fields["provider"], fields["version"]),
-        latency=LatencyModel([Sample(**sample) for sample in fields["samples"]], fields["typical_tokens"]),
-        max_batch_size=fields["max_batch_size"],
-    )
+    most = fields["max_batch_size"]
+    buckets = buckets_of(artifact.manifest.spec, most) if on_gpu else []
+    engine = EngineElsewhere(fields["provider"], fields["version"], fields["device"], buckets)
+    samples = [Sample(**sample) for sample in fields["samples"]]
+    latency = LatencyModel(samples, fields["typical_tokens"], engine.padded)
+    return ServedModel(artifact=artifact, engine=engine, latency=latency, max_batch_size=most)
 
 
 def share_of(settings: Settings) -> Settings:

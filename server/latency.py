@@ -98,9 +98,9 @@ def calibrated(
 ) -> LatencyModel:
     """Take the latency model of an earlier start with the same identity, or measure and keep it.
 
-    The identity names whatever changes the times: artifact, precision, threads, versions. The machine is added here.
+    The identity names whatever changes the times: artifact, precision, threads, versions. The device is added here.
     """
-    known = {**identity, "processor": platform.processor() or platform.machine(), "host": platform.node()}
+    known = {**identity, "device": engine.device, "host": platform.node()}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
     file = cache / f"latency-{digest[:16]}.json"
     typical = TYPICAL_TEXT_TOKENS + 1 + math.prod(_square(spec))

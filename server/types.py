@@ -62,6 +62,7 @@ class Engine(Protocol):
 
     provider: str
     version: str
+    device: str  # that it runs on, as whoever made that names it
     overlapping: int  # batches that may be under way at once: all but one are being copied
 
     def padded(self, batch: int, tokens: float) -> tuple[int, float]:

@@ -39,6 +39,7 @@ class FakeEngine:
 
     provider = "fake"
     version = "0"
+    device = "a fake"
 
     def __init__(self, *, failures: int = 0, not_numbers: Sequence[int] = (), overlapping: int = 1) -> None:
         self.labels = len(artifact().labels)

@@ -57,11 +57,12 @@ class GpuEngine:
         *,
         provider: str,
         version: str,
+        device: str,
         allocate: Allocate,
         thread: ThreadPoolExecutor,
     ) -> None:
         """Take a program for each range of shapes, opened on the thread that will run them."""
-        self.provider, self.version = provider, version
+        self.provider, self.version, self.device = provider, version, device
         self._spec = spec
         self._buckets = list(buckets)
         self._programs = {

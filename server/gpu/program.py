@@ -103,11 +103,11 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
         session = thread.submit(open_session, artifact.graphs["model"], providers).result()
         return OrtProgram(session, buckets, artifact.manifest.heads, spec.patch_values, "cuda")
 
+    gpu = libraries.gpu_name(libraries.load(libraries.DRIVER))
     if provider == "cuda":
         programs = [(span(buckets, tuned=buckets[0]), program([(options.CUDA, options.cuda())]))]
     else:
         programs = []
-        gpu = libraries.gpu_name(libraries.load(libraries.DRIVER))
         version = libraries.tensorrt_version(libraries.load(libraries.TENSORRT[0]))
         profiles = profiles_of(spec, most)
         for number, profile in enumerate(profiles, 1):
@@ -130,6 +130,7 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
         spec,
         provider=provider,
         version=onnxruntime.__version__,
+        device=gpu,
         allocate=lambda shape: libraries.pinned(cudart, shape),
         thread=thread,
     )

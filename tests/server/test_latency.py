@@ -134,6 +134,16 @@ def test_another_artifact_is_measured_anew(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_another_gpu_of_the_same_host_is_measured_anew(tmp_path: Path) -> None:
+    """A host may be given another one between two starts."""
+    clock = FakeClock()
+    for device in ("NVIDIA A10 8.6", "NVIDIA H200 9.0"):
+        engine = TimedEngine(clock)
+        engine.device = device
+        calibrated(engine, SPEC, most=4, budget_s=15, identity=IDENTITY, cache=tmp_path, clock=clock)
+        assert engine.batches
+
+
 @pytest.mark.parametrize("content", ["", "[]", json.dumps({"samples": []}), json.dumps({"samples": [{"batch": 1}]})])
 def test_damaged_cache_is_measured_anew(tmp_path: Path, content: str) -> None:
     """A file cut short by a full disk keeps no server from starting."""

@@ -39,6 +39,7 @@ def engine_of(program: object, artifact: Artifact) -> GpuEngine:
         spec,
         provider="cuda",
         version="0",
+        device="NVIDIA Fake 9.0",
         allocate=lambda shape: np.zeros(shape, np.uint8),
         thread=ThreadPoolExecutor(1),
     )
