@@ -7,6 +7,7 @@ An activation has one scale, so a row's answer would depend on the rows that it 
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +20,33 @@ LARGEST = 127  # symmetric: -128 is not used
 
 def quantise(fp32: dict[str, Path], folder: Path) -> dict[str, Path]:
     """Write int8 graphs of the three parts; text embedding has no product and stays as it is."""
-    # Here, because it adds a folder to the path in which there is another package `models`: ours is loaded by now.
-    from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
-
     folder.mkdir(parents=True, exist_ok=True)
     written = {part: folder / path.name for part, path in fp32.items()}
     shutil.copyfile(fp32["text_embedding"], written["text_embedding"])
-    onnx.save(_with_integer_patches(onnx.load(fp32["visual_embedding"])), written["visual_embedding"])
-    quantize_dynamic(
-        fp32["interaction"],
-        written["interaction"],
-        op_types_to_quantize=["MatMul", "Gemm"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-    )
+    onnx.save(with_integer_patches(onnx.load(fp32["visual_embedding"])), written["visual_embedding"])
+    quantise_products(fp32["interaction"], written["interaction"])
     return written
 
 
-def _with_integer_patches(model: ModelProto) -> ModelProto:
+def quantise_products(
+    fp32: Path, int8: Path, *, nodes: Sequence[str] = (), per_channel: bool = True, with_weight: bool = True
+) -> None:
+    """Write a graph with its products on integers: of some nodes or of all, only those with a weight or any."""
+    # Here, because it adds a folder to the path in which there is another package `models`: ours is loaded by now.
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
+
+    quantize_dynamic(
+        fp32,
+        int8,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        nodes_to_quantize=[*nodes, *(f"{name}_MatMul" for name in nodes)],  # as a Gemm is called by then
+        per_channel=per_channel,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": with_weight},
+    )
+
+
+def with_integer_patches(model: ModelProto) -> ModelProto:
     """Replace `float(patches) @ weight` by an integer product: the patches' scale is 1, whatever is in them."""
     (cast,) = [node for node in model.graph.node if node.op_type == "Cast"]
     (product,) = [node for node in model.graph.node if node.op_type == "MatMul"]

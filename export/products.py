@@ -25,6 +25,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from tqdm import tqdm
 
 from export.int8 import by_column
+from loadtest.stamp import stamp
 from models.batch import Features, collate
 from models.image import ImagePatches
 from models.manifest import load_artifact
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     options = parser.parse_args()
+    described = stamp()
     torch.set_num_threads(options.threads)
     artifact = load_artifact(options.artifact, options.precision, has_vnni=True)
     rng = np.random.default_rng(0)
@@ -65,8 +67,7 @@ def main() -> None:
     print(text := describe(found_ms, operations(products)))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        versions = {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__}
-        result = {"threads": options.threads, "precision": options.precision, "versions": versions}
+        result = {**described, "threads": options.threads, "precision": options.precision}
         result |= {"gflop": operations(products) / 1e9, "products": len(products), "ms": found_ms, "read": text}
         options.output.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -27,10 +27,18 @@ def stamp() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "machine": {"processor": _processor(), "cpus": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def _program() -> list[str]:
+    """Name the program as it was called: a command, or a module."""
+    module = sys.modules["__main__"].__spec__
+    if module is None:
+        return [Path(sys.argv[0]).name]
+    return ["python", "-m", module.name.removesuffix(".__main__")]
 
 
 def _commit() -> str | None:
