@@ -2,7 +2,7 @@
 
 import argparse
 
-from loadtest import accuracy, gpu, length, load, oracle, retrieval, stages, workers
+from loadtest import accuracy, decode, gpu, length, load, oracle, retrieval, stages, workers
 from loadtest.claims import command as claims
 from loadtest.peers import command as peers
 from loadtest.trials import abandon, blocking, chaos, deadline, drain, overload, rollout, soak, storm, users
@@ -15,7 +15,7 @@ def main() -> None:
         " claims needs no server: it times ViLT beside the designs it is compared with.",
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    measurements = (accuracy, claims, gpu, length, load, oracle, peers, retrieval, stages, workers)
+    measurements = (accuracy, claims, decode, gpu, length, load, oracle, peers, retrieval, stages, workers)
     trials = (overload, blocking, abandon, storm, drain, rollout, chaos, deadline, users, soak)
     for module in (*measurements, *trials):
         module.add_to(commands)

@@ -29,6 +29,7 @@ Image.core.set_use_block_allocator(1)  # type: ignore[attr-defined]
 TRIED = (((61, 47), (32, 32)), ((23, 40), (64, 64)), ((40, 90), (32, 32)))
 MARKER = re.compile(rb"\xff+([^\x00\xff])")
 HAS_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE))  # what libjpeg skips over
+SPARE = 2  # pixels along a side, for one that the model reads, that a JPEG keeps which is decoded smaller
 UPRIGHT = 1  # of the EXIF orientations
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 SCAN = bytes((0xFF, START_OF_SCAN))
@@ -81,12 +82,17 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
     return image
 
 
-def load(image: Image.Image) -> Image.Image:
+def load(image: Image.Image, scaled_for: ViltSpec | None = None) -> Image.Image:
     """Decode what was identified to upright RGB, alpha on white.
+
+    With `scaled_for`, a JPEG at a half, quarter or eighth of its size, where that is enough for the model: not exact.
 
     Raises: InvalidInput: it is not whole.
     """
     try:
+        if scaled_for:
+            width, height = scaled_for.resized(*image.size)
+            image.draft(None, (SPARE * width, SPARE * height))
         image.load()
         return _to_rgb(_upright(image))
     except Exception as error:  # as above

@@ -52,6 +52,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         pool=pool,
         decode_threads=decode_threads,
         limits=limits,
+        scales_jpegs=settings.jpeg_decode == "scaled",
         clock=clock,
     )
     tasks = TaskRoutes(

@@ -76,13 +76,14 @@ class Pipeline:
         pool: ThreadPoolExecutor,
         decode_threads: int,
         limits: Limits,
+        scales_jpegs: bool,
         clock: Clock,
     ) -> None:
         self._models = models
         self._backend = backend
         self._pool = pool  # its threads are the decode permits: no more images are open at once
         self._limits = limits
-        self._preparation = Preparation(limits, backend.count_decoded_hit)
+        self._preparation = Preparation(limits, backend.count_decoded_hit, scales_jpegs=scales_jpegs)
         self._clock = clock
         # Of the decode threads all but one, so that a question's image never waits for those of a long rank.
         self._rank_permits = asyncio.Semaphore(max(1, decode_threads - 1))

@@ -65,8 +65,9 @@ class PixelBudget:
 class Preparation:
     """Prepares pairs; an image that was decoded lately is not decoded again."""
 
-    def __init__(self, limits: Limits, count_hit: Callable[[], None]) -> None:
+    def __init__(self, limits: Limits, count_hit: Callable[[], None], *, scales_jpegs: bool = False) -> None:
         self._limits = limits
+        self._scales_jpegs = scales_jpegs
         self._count_hit = count_hit
         self._decoded: Cache[ImagePatches] = Cache(limits.decoded_cache_bytes, lambda image: image.patches.nbytes)
 
@@ -114,7 +115,7 @@ class Preparation:
         def make() -> ImagePatches:
             found = identify(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
             pixels.spend(found.width * found.height)
-            rgb = load(found)
+            rgb = load(found, spec if self._scales_jpegs else None)
             timings.mark("decode")
             return to_patches(rgb, spec)
 

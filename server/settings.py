@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     )
     threads: int = Field(default=0, ge=0, description="of the model; 0 takes the CPUs this process may use")
     decode_threads: int = Field(default=0, ge=0, description="images decoded at once; 0 takes the CPUs")
+    jpeg_decode: Literal["exact", "scaled"] = Field(
+        default="exact", description="scaled reads large JPEGs at a fraction of their size: faster, answers may differ"
+    )
     max_batch_size: int = Field(
         default=0,
         ge=0,

@@ -272,3 +272,43 @@ def test_decode_of_scans_behind_a_marker_that_is_none_counts_them() -> None:
 
     with pytest.raises(InputTooLarge):
         decode(data[:place] + b"\xff\x02\xff\xff" + data[place:], **LIMITS)
+
+
+def scaled(data: bytes) -> Image.Image:
+    return load(identify(data, **LIMITS), SPEC)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(4000, 3000), (3001, 4007), (1600, 1500), (6000, 320)], ids=str)
+def test_scaled_decode_of_a_large_jpeg_reads_less_and_shows_the_same(size: tuple[int, int], orientation: int) -> None:
+    """Twice as many pixels along each side as the model reads are left at least; the patches are nearly the same."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = factories.encoded(SMOOTH.resize(size, Image.Resampling.BICUBIC), "JPEG", quality=95, exif=exif)
+    exact, less = decode(data, **LIMITS), scaled(data)
+
+    found, expected = to_patches(less, SPEC), to_patches(exact, SPEC)
+
+    reads = SPEC.resized(*exact.size)
+    assert found.grid == expected.grid
+    assert all(now >= min(2 * read, whole) for now, read, whole in zip(less.size, reads, exact.size, strict=True))
+    assert (less.width < exact.width) == all(whole >= 4 * read for read, whole in zip(reads, exact.size, strict=True))
+    assert np.abs(found.patches.astype(int) - expected.patches).mean() < 1.0
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_scaled_decode_of_a_small_picture_or_of_no_jpeg_is_exact(file_format: str) -> None:
+    """There is nothing to gain, or no way to."""
+    size = (1000, 800) if file_format == "JPEG" else (2000, 1600)
+    data = factories.encoded(SMOOTH.resize(size), file_format)
+
+    assert scaled(data).size == size
+    assert np.array_equal(to_patches(scaled(data), SPEC).patches, to_patches(decode(data, **LIMITS), SPEC).patches)
+
+
+def test_scaled_decode_of_a_jpeg_cut_short_is_refused() -> None:
+    """As an exact one is."""
+    data = factories.encoded(SMOOTH.resize((3000, 2000)), "JPEG")
+
+    with pytest.raises(InvalidInput):
+        scaled(data[: len(data) // 2])
