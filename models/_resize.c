@@ -16,7 +16,7 @@
 #define HAS_AVX2 1
 #endif
 
-enum { CHANNELS = 4, BITS = 22, HALF = 15, ROWS = 4 };  /* ROWS are resized across at once */
+enum { CHANNELS = 4, BITS = 22, HALF = 15, ROWS = 4, AT_ONCE = 8 };  /* rows go across, pixels are cut */
 
 /* Of each output, where its pixels start and, for each pair of them, two low and two high halves of weights. */
 typedef struct {
@@ -27,6 +27,8 @@ typedef struct {
 
 typedef void (*Across)(const uint8_t *const rows[ROWS], uint8_t *out, size_t stride, const Axis *axis);
 typedef void (*Down)(const uint8_t *const *rows, size_t at, const int16_t *halves, int taps, uint8_t *out, int width);
+
+typedef void (*Cut)(const uint8_t *line, int y, int columns, int patch, uint8_t *patches);
 
 static inline uint8_t rounded(int32_t sum) {
     sum >>= BITS;
@@ -140,8 +142,12 @@ AVX2 static void down_avx2(const uint8_t *const *rows, size_t at, const int16_t 
 }
 #endif
 
-static void cut(const uint8_t *line, int y, int columns, int patch, uint8_t *patches) {
-    uint8_t *to = patches + ((size_t)(y / patch) * columns * patch + y % patch) * patch * 3;
+static uint8_t *row_of(int y, int columns, int patch, uint8_t *patches) {
+    return patches + ((size_t)(y / patch) * columns * patch + y % patch) * patch * 3;
+}
+
+static void cut_plain(const uint8_t *line, int y, int columns, int patch, uint8_t *patches) {
+    uint8_t *to = row_of(y, columns, patch, patches);
     for (int column = 0; column < columns; column++, to += (size_t)patch * patch * 3) {
         for (int x = 0; x < patch; x++, line += CHANNELS) {
             to[3 * x] = line[0];
@@ -151,13 +157,32 @@ static void cut(const uint8_t *line, int y, int columns, int patch, uint8_t *pat
     }
 }
 
+#ifdef HAS_AVX2
+AVX2 static void cut_avx2(const uint8_t *line, int y, int columns, int patch, uint8_t *patches) {
+    const __m256i rgb = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    const __m256i together = _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 3, 7);
+    uint8_t *to = row_of(y, columns, patch, patches);
+    for (int column = 0; column < columns; column++, to += (size_t)patch * patch * 3) {
+        for (int x = 0; x < patch; x += AT_ONCE, line += AT_ONCE * CHANNELS) {
+            const __m256i pixels = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)line), rgb);
+            const __m256i packed = _mm256_permutevar8x32_epi32(pixels, together);
+            _mm_storeu_si128((__m128i *)(to + 3 * x), _mm256_castsi256_si128(packed));
+            _mm_storel_epi64((__m128i *)(to + 3 * x + 16), _mm256_extracti128_si256(packed, 1));
+        }
+    }
+}
+#endif
+
 static int resize(const uint8_t *pixels, const Axis *wide, const Axis *high, int down_first, int patch, uint8_t *patches) {
     Across across = across_plain;
     Down down = down_plain;
+    Cut cut = cut_plain;
 #ifdef HAS_AVX2
     if (__builtin_cpu_supports("avx2")) {
         across = across_avx2;
         down = down_avx2;
+        if (patch % AT_ONCE == 0) cut = cut_avx2;
     }
 #endif
     const size_t in_stride = (size_t)wide->in_px * CHANNELS, out_stride = (size_t)wide->out_px * CHANNELS;

@@ -44,17 +44,17 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return module
 
 
-def check(image: Image.Image, width: int, height: int) -> None:
+def check(image: Image.Image, width: int, height: int, side: int = 32) -> None:
     """Compare with Pillow, if there are pixels enough for the filter."""
     if not own.can_resize(image.size, (width, height)):
         assert min(image.size) < 30
         return
     _, pixels = image.__arrow_c_array__()
 
-    found = own.resize(pixels, image.size, (width, height), 32)
+    found = own.resize(pixels, image.size, (width, height), side)
 
     rows = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-    expected = rows.reshape(height // 32, 32, width // 32, 32, 3).transpose(0, 2, 1, 3, 4)
+    expected = rows.reshape(height // side, side, width // side, side, 3).transpose(0, 2, 1, 3, 4)
     assert np.array_equal(found, expected.reshape(found.shape))
 
 
@@ -67,6 +67,12 @@ PATCHES = st.integers(1, 20)
 def test_resize_of_any_size_to_any_grid_is_pillows(width: int, height: int, columns: int, rows: int) -> None:
     """Wider, narrower, either axis first, sides that are no multiple of what is done at once."""
     check(factories.noise(width, height), 32 * columns, 32 * rows)
+
+
+@pytest.mark.parametrize("side", [4, 8, 12, 16, 48])
+def test_resize_into_patches_of_any_side_is_pillows(side: int) -> None:
+    """Also where a patch's row is no multiple of what is cut at once."""
+    check(factories.noise(640, 480), 10 * side, 7 * side, side)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
