@@ -147,7 +147,7 @@ def _add_exception_handler(app: FastAPI, record: Callable[[Request, int, str], N
             "request_id": request.state.request_id,
             **known.details,
         }
-        headers = {**server_timing(timings_of(request)), **(getattr(error, "headers", None) or {})}
+        headers = {**server_timing(timings_of(request).as_ms()), **(getattr(error, "headers", None) or {})}
         if known.retry_after_s is not None:
             content["retry_after_ms"] = math.ceil(1000 * known.retry_after_s)
             headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))

@@ -3,6 +3,7 @@
 import math
 import re
 import uuid
+from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -80,9 +81,9 @@ def deadline_of(request: Request, default_ms: float) -> float:
     return timings_of(request).started_s + timeout_ms / 1000
 
 
-def server_timing(timings: Timings) -> dict[str, str]:
-    """Write the Server-Timing header, in milliseconds.
+def server_timing(timing_ms: Mapping[str, float]) -> dict[str, str]:
+    """Write the Server-Timing header.
 
     Source: W3C Server Timing.
     """
-    return {"Server-Timing": ", ".join(f"{name};dur={value:.3f}" for name, value in timings.as_ms().items())}
+    return {"Server-Timing": ", ".join(f"{name};dur={value:.3f}" for name, value in timing_ms.items())}

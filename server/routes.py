@@ -156,14 +156,15 @@ class TaskRoutes:
     def _respond(self, request: Request, outcome: Outcome | RankOutcome, **result: object) -> JSONResponse:
         timings = timings_of(request)
         timings.mark("answer")
+        timing_ms = timings.as_ms()
         content = {
             **result,
             "model": outcome.model.name,
             "request_id": request.state.request_id,
             "truncated": outcome.truncated,
-            "timing_ms": timings.as_ms(),
+            "timing_ms": timing_ms,
         }
-        response = JSONResponse(content, headers=server_timing(timings))
+        response = JSONResponse(content, headers=server_timing(timing_ms))
         response.background = BackgroundTask(self._record_sent, request, response.status_code, outcome)
         return response
 
