@@ -24,8 +24,8 @@ def top_answers(logits: NDArray[np.float32], labels: Sequence[str], top_k: int) 
     Source: trained with binary cross-entropy over soft targets (paper, 4.3), so a score is a sigmoid.
     """
     top_k = min(top_k, len(logits))
-    least = np.partition(logits, -top_k)[-top_k]
-    among = np.flatnonzero(logits >= least)  # few, so that only they are sorted; equals keep the labels' order
+    least = -np.partition(-logits, top_k - 1)[top_k - 1]
+    among = np.flatnonzero(~(logits < least))  # few, so that only they are sorted; equals keep the labels' order
     best = among[np.argsort(-logits[among], kind="stable")[:top_k]]
     return [RankedAnswer(labels[index], sigmoid(float(logits[index]))) for index in best]
 

@@ -5,6 +5,9 @@ from pathlib import Path
 import factories
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from models.answers import matching_score, sigmoid, top_answers
@@ -92,6 +95,19 @@ def test_top_answers_are_sorted_and_scored_by_sigmoid() -> None:
 
     assert [answer.answer for answer in found] == ["b", "a", "c", "d"]
     assert [answer.score for answer in found] == pytest.approx([0.880797, 0.5, 0.5, 0.0])
+
+
+@given(
+    hnp.arrays(np.float32, st.integers(1, 40), elements=st.sampled_from([*map(float, range(-3, 4)), np.nan, np.inf])),
+    st.integers(0, 50),
+)
+def test_top_answers_are_those_of_a_stable_sort_of_all(logits: np.ndarray, top_k: int) -> None:
+    """Whatever is equal, and however many are asked for; what is no number comes last."""
+    labels = [str(index) for index in range(len(logits))]
+
+    found = top_answers(logits, labels, top_k)
+
+    assert [one.answer for one in found] == [labels[at] for at in np.argsort(-logits, kind="stable")[:top_k]]
 
 
 def test_matching_score_is_the_true_pair_s_softmax() -> None:
