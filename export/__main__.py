@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=list(STEPS),
         default="fp32",
-        help="int8: fp32 and int8, for x86 CPUs with VNNI, 2 to 3 times as fast;"
+        help="int8: fp32 and int8, 2 to 3 times as fast on x86 CPUs with VNNI;"
         " fp16: fp32 and fp16, for NVIDIA GPUs (default %(default)s)",
     )
     parser.add_argument(

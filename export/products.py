@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     described = stamp()
     torch.set_num_threads(options.threads)
-    artifact = load_artifact(options.artifact, options.precision, has_vnni=True)
+    artifact = load_artifact(options.artifact, options.precision)
     rng = np.random.default_rng(0)
     values = inputs(rng)
     whole = [session(artifact.graphs[part].read_bytes(), options.threads) for part in PARTS]

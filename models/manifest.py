@@ -100,8 +100,8 @@ def describe_file(folder: Path, file: str) -> FileEntry:
 def load_artifact(folder: Path, precision: str = "auto", *, has_vnni: bool = False, on_gpu: bool = False) -> Artifact:
     """Read an artifact folder and verify every file that the precision needs.
 
-    On a CPU "auto" is int8 where it has passed its gate and the processor multiplies u8 by s8 without saturating, else
-    fp32. A GPU runs fp16 alone, which "auto" is where it has passed its gate.
+    On a CPU "auto" is int8 where it has passed its gate and the processor has instructions for it, else fp32. A GPU
+    runs fp16 alone, which "auto" is where it has passed its gate.
 
     Raises: ArtifactError: something is missing, damaged or made for another version or processor; the message is one
         sentence.
@@ -122,8 +122,6 @@ def load_artifact(folder: Path, precision: str = "auto", *, has_vnni: bool = Fal
     if chosen not in manifest.precisions:
         have = ", ".join(manifest.precisions)
         raise ArtifactError(f"The artifact {folder} has no precision {chosen}; it has {have}.")
-    if chosen == "int8" and not has_vnni:
-        raise ArtifactError("This processor has no VNNI: int8 would saturate and answer wrongly; serve fp32.")
     answers = "vqa_logits" in manifest.heads
     for file in (TOKENIZER, LABELS) if answers else (TOKENIZER,):
         if file not in manifest.files or manifest.files[file].file != file:

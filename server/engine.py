@@ -18,10 +18,11 @@ from models.errors import ArtifactError
 from models.image import ImagePatches
 from models.manifest import Artifact
 from models.text import TextTokens
-from server.cpus import usable_cpus
+from server.cpus import has_vnni, usable_cpus
 from server.types import PARTS, EngineOutput
 
 WHOLE = "model"  # the graph of a precision that has only one: fp16, which is a GPU's
+EXACT_INT8 = ("session.x64quantprecision", "1")
 
 
 class OrtEngine:
@@ -84,6 +85,7 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     Within a run threads spin from one operator to the next: to wake them each time makes int8 a tenth slower. After it
     they would spin on, on the cores that the answer needs; a pool for the whole process cannot be told to stop.
     Memory patterns would give each input shape one block of its own size, and shapes are many here.
+    Without VNNI, x86 adds pairs of int8's products in 16 bits, which overflow, unless told not to: slower, and right.
     Source: docs/decisions/0009-cpu-time.md.
     """
     options = onnxruntime.SessionOptions()
@@ -91,6 +93,8 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not has_vnni():
+        options.add_session_config_entry(*EXACT_INT8)
     options.log_severity_level = 3  # errors; the rest is advice for onnxruntime's developers
     return options
 

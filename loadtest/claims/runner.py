@@ -98,7 +98,7 @@ def timed_vilt(design: Design, precision: str, jpeg: bytes, sessions: Sessions) 
     """
     if design.artifact is None:
         raise ValueError(f"{design.name} is not an artifact")
-    artifact = load_artifact(design.artifact, precision, has_vnni=True)  # answers are noise: saturated or not
+    artifact = load_artifact(design.artifact, precision)
     spec = artifact.manifest.spec
     engine = OrtEngine(artifact, sessions.threads) if sessions.provider == "cpu" else None
     rng = np.random.default_rng(feeds.SEED)

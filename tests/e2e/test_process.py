@@ -23,9 +23,10 @@ import onnx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from export import int8
 from export.shapes.questions import KINDS, question
 from export.shapes.scenes import draw, random_scene
-from models.manifest import describe_file
+from models.manifest import describe_file, load_artifact, read_manifest
 from server.settings import SHAPES
 
 from .conftest import COMMAND, MODES, Running, drain, start, stop
@@ -110,6 +111,38 @@ def test_concurrent_requests_are_batched_and_answered_as_alone(own_server: Runni
         assert (
             max(mine, key=mine.__getitem__) == max(theirs, key=theirs.__getitem__) or best - second <= SCORE_TOLERANCE
         )
+
+
+@pytest.mark.slow
+def test_int8_answers_as_fp32_does_and_the_same_in_company(tmp_path: Path) -> None:
+    """On any processor; one request runs at a time, so that no answer has a last bit of another's."""
+    requests = requests_about_scenes(60)
+    answers = {}
+    for precision, concurrency in (("fp32", 1), ("int8", 1), ("int8", 16)):
+        running = start("--model", str(with_int8(tmp_path / f"{precision}{concurrency}")), "--precision", precision)
+        drain(running)
+        try:
+            (model,) = running.client.get("/v1/models").json()["models"]
+            answers[precision, concurrency] = asyncio.run(ask_all(running.url, requests, concurrency))
+        finally:
+            stop(running)
+        assert model["precision"] == precision
+
+    best = [[max(scores, key=scores.__getitem__) for scores in some] for some in answers.values()]
+    assert sum(map(str.__eq__, best[0], best[1])) >= 58
+    assert answers["int8", 1] != answers["fp32", 1]
+    assert answers["int8", 16] == answers["int8", 1]
+
+
+def with_int8(folder: Path) -> Path:
+    """Copy the shipped artifact and offer int8 beside fp32."""
+    shutil.copytree(SHAPES, folder)
+    manifest = read_manifest(folder)
+    graphs = int8.quantise(load_artifact(SHAPES).graphs, folder / "int8")
+    files = {part: describe_file(folder, f"int8/{path.name}") for part, path in graphs.items()}
+    added = dataclasses.replace(manifest.precisions["fp32"], graphs=files, gate={"status": "not gated"})
+    dataclasses.replace(manifest, precisions={**manifest.precisions, "int8": added}).write(folder)
+    return folder
 
 
 def test_several_questions_about_an_image_decode_it_once(own_server: Running, mode: list[str]) -> None:

@@ -248,7 +248,8 @@ def test_rank_logits_of_a_matching_checkpoint_are_its_true_pair_row(small: Expor
 
     logits = run(collate([sample.features(small.loaded.config) for sample in samples]))
 
-    assert np.array_equal(logits["rank_logits"][:, 0], logits["itm_logits"][:, 1])
+    # Not to the last bit: a product with one column is summed in another order than one with two, on some processors.
+    np.testing.assert_allclose(logits["rank_logits"][:, 0], logits["itm_logits"][:, 1], rtol=1e-6)
 
 
 def _any_config() -> graph.GraphConfig:
