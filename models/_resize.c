@@ -76,41 +76,57 @@ static void down_plain(const uint8_t *const *rows, size_t at, const int16_t *hal
 #ifdef HAS_AVX2
 #define AVX2 __attribute__((target("avx2")))
 
+/* Two neighbouring pixels of each of two rows: channels side by side, 16 bits each. */
 AVX2 static inline __m256i two_pixels_of_two_rows(const uint8_t *one, const uint8_t *other) {
     const __m256i pairs = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1));
-    const __m128i low = _mm_loadl_epi64((const __m128i *)one), high = _mm_loadl_epi64((const __m128i *)other);
-    return _mm256_shuffle_epi8(_mm256_set_m128i(high, low), pairs);
+    int64_t low, high;
+    memcpy(&low, one, sizeof low);
+    memcpy(&high, other, sizeof high);
+    return _mm256_shuffle_epi8(_mm256_blend_epi32(_mm256_set1_epi64x(low), _mm256_set1_epi64x(high), 0xF0), pairs);
+}
+
+AVX2 static inline __m256i weights(const int16_t *pair) {
+    int32_t both;
+    memcpy(&both, pair, sizeof both);
+    return _mm256_set1_epi32(both);
 }
 
 AVX2 static inline __m256i whole(__m256i low, __m256i high) {
     return _mm256_srai_epi32(_mm256_add_epi32(low, _mm256_slli_epi32(high, HALF)), BITS);
 }
 
-AVX2 static void across_avx2(const uint8_t *const rows[ROWS], uint8_t *out, size_t stride, const Axis *axis) {
+/* Pixel x of each of four rows, 16 bits a channel: of rows 0 and 2, then of 1 and 3. */
+AVX2 static inline __m256i pixel_across(const uint8_t *const rows[ROWS], const Axis *axis, int x) {
     const __m256i half = _mm256_set1_epi32(1 << (BITS - 1));
-    for (int x = 0; x < axis->out_px; x++) {
-        const int16_t *halves = axis->halves + (size_t)x * axis->taps * 2;
-        const size_t from = (size_t)axis->first[x] * CHANNELS;
-        __m256i low01 = half, high01 = _mm256_setzero_si256(), low23 = half, high23 = high01;
-        for (int tap = 0; tap < axis->taps; tap += 2) {
-            int32_t pair[2];
-            memcpy(pair, halves + 2 * tap, sizeof pair);
-            const __m256i low = _mm256_set1_epi32(pair[0]), high = _mm256_set1_epi32(pair[1]);
-            const size_t at = from + (size_t)tap * CHANNELS;
-            const __m256i pixels01 = two_pixels_of_two_rows(rows[0] + at, rows[1] + at);
-            const __m256i pixels23 = two_pixels_of_two_rows(rows[2] + at, rows[3] + at);
-            low01 = _mm256_add_epi32(low01, _mm256_madd_epi16(pixels01, low));
-            high01 = _mm256_add_epi32(high01, _mm256_madd_epi16(pixels01, high));
-            low23 = _mm256_add_epi32(low23, _mm256_madd_epi16(pixels23, low));
-            high23 = _mm256_add_epi32(high23, _mm256_madd_epi16(pixels23, high));
-        }
-        const __m256i words = _mm256_packs_epi32(whole(low01, high01), whole(low23, high23));
-        const __m256i pixels = _mm256_packus_epi16(words, words);  /* rows 0, 2 in the lower half; 1, 3 in the upper */
-        const __m128i even = _mm256_castsi256_si128(pixels), odd = _mm256_extracti128_si256(pixels, 1);
-        const int32_t found[ROWS] = {_mm_cvtsi128_si32(even), _mm_cvtsi128_si32(odd),
-                                     _mm_extract_epi32(even, 1), _mm_extract_epi32(odd, 1)};
-        for (int row = 0; row < ROWS; row++) memcpy(out + row * stride + (size_t)x * CHANNELS, found + row, CHANNELS);
+    const int taps = axis->taps;
+    const int16_t *halves = axis->halves + (size_t)x * taps * 2;
+    const size_t from = (size_t)axis->first[x] * CHANNELS;
+    __m256i low01 = half, high01 = _mm256_setzero_si256(), low23 = half, high23 = high01;
+#pragma GCC unroll 4  /* few taps as they are, what surrounds them takes as long */
+    for (int tap = 0; tap < taps; tap += 2) {
+        const __m256i low = weights(halves + 2 * tap), high = weights(halves + 2 * tap + 2);
+        const size_t at = from + (size_t)tap * CHANNELS;
+        const __m256i pixels01 = two_pixels_of_two_rows(rows[0] + at, rows[1] + at);
+        const __m256i pixels23 = two_pixels_of_two_rows(rows[2] + at, rows[3] + at);
+        low01 = _mm256_add_epi32(low01, _mm256_madd_epi16(pixels01, low));
+        high01 = _mm256_add_epi32(high01, _mm256_madd_epi16(pixels01, high));
+        low23 = _mm256_add_epi32(low23, _mm256_madd_epi16(pixels23, low));
+        high23 = _mm256_add_epi32(high23, _mm256_madd_epi16(pixels23, high));
+    }
+    return _mm256_packs_epi32(whole(low01, high01), whole(low23, high23));
+}
+
+AVX2 static void across_avx2(const uint8_t *const rows[ROWS], uint8_t *out, size_t stride, const Axis *axis) {
+    for (int x = 0; x < axis->out_px; x += 2, out += 2 * CHANNELS) {  /* patches have even sides */
+        const __m256i two = _mm256_packus_epi16(pixel_across(rows, axis, x), pixel_across(rows, axis, x + 1));
+        const __m256i by_row = _mm256_shuffle_epi32(two, _MM_SHUFFLE(3, 1, 2, 0));
+        const __m128d even = _mm_castsi128_pd(_mm256_castsi256_si128(by_row));
+        const __m128d odd = _mm_castsi128_pd(_mm256_extracti128_si256(by_row, 1));
+        _mm_storel_pd((double *)out, even);
+        _mm_storel_pd((double *)(out + stride), odd);
+        _mm_storeh_pd((double *)(out + 2 * stride), even);
+        _mm_storeh_pd((double *)(out + 3 * stride), odd);
     }
 }
 
@@ -120,10 +136,9 @@ AVX2 static void down_avx2(const uint8_t *const *rows, size_t at, const int16_t 
     int start = 0;
     for (; start + step <= bytes; start += step) {
         __m256i low[4] = {half, half, half, half}, high[4] = {zero, zero, zero, zero};
+#pragma GCC unroll 4
         for (int tap = 0; tap < taps; tap += 2) {
-            int32_t pair[2];
-            memcpy(pair, halves + 2 * tap, sizeof pair);
-            const __m256i low_weights = _mm256_set1_epi32(pair[0]), high_weights = _mm256_set1_epi32(pair[1]);
+            const __m256i low_weights = weights(halves + 2 * tap), high_weights = weights(halves + 2 * tap + 2);
             const __m256i one = _mm256_loadu_si256((const __m256i *)(rows[tap] + at + start));
             const __m256i other = _mm256_loadu_si256((const __m256i *)(rows[tap + 1] + at + start));
             const __m256i first = _mm256_unpacklo_epi8(one, other), second = _mm256_unpackhi_epi8(one, other);
