@@ -1,6 +1,7 @@
 """The engine process of `vilt-serve --workers`: loads the models, and has a desk for each front."""
 
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -46,6 +47,7 @@ async def serve(
 
     async with backend.running():
         control.obey(orders, command)
+        gc.freeze()  # as Server.startup
         orders.send(control.READY)
         await ended.wait()
 
