@@ -37,9 +37,13 @@ class Feeds:
 def collate(batch: Sequence[Features]) -> Feeds:
     """Pad a batch to its longest text and its largest grid.
 
-    Shapes: L and P are the batch's largest; a batch of one is not padded at all.
+    Shapes: L and P are the batch's largest; a batch of one is neither padded nor copied.
     """
     size = len(batch)
+    if size == 1:
+        text, image = batch[0].text.input_ids, batch[0].image
+        mask = np.ones((1, len(text) + 1 + len(image.patches)), np.bool_)
+        return Feeds(text[None], image.patches[None], image.position_ids[None], mask)
     length = max(len(features.text.input_ids) for features in batch)
     num_patches = max(len(features.image.patches) for features in batch)
     input_ids = np.zeros((size, length), np.int64)

@@ -65,13 +65,16 @@ def features(width: int, height: int, length: int) -> Features:
     )
 
 
-def test_collate_of_one_pads_nothing() -> None:
-    """A request alone runs at its exact shape."""
-    feeds = collate([features(640, 480, 7)])
+def test_collate_of_one_pads_and_copies_nothing() -> None:
+    """A request alone runs at its exact shape, on the very patches that were prepared."""
+    alone = features(640, 480, 7)
+
+    feeds = collate([alone])
 
     assert (feeds.input_ids.shape, feeds.patches.shape, feeds.mask.shape) == ((1, 7), (1, 192, 3072), (1, 7 + 1 + 192))
     assert feeds.mask.all()
     assert feeds.padding_ratio == 0
+    assert np.shares_memory(feeds.patches, alone.image.patches)
 
 
 def test_collate_of_two_masks_exactly_what_it_pads() -> None:
