@@ -33,13 +33,22 @@ class EngineKey:
         return f"vilt-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def cuda() -> Options:
-    """Capture graphs; fp32 stays fp32 where the graph asks for it."""
-    return {"device_id": "0", "enable_cuda_graph": "1", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+def cuda(*, captures: bool = True) -> Options:
+    """Capture graphs, unless it only stands behind TensorRT; fp32 stays fp32 where the graph asks for it."""
+    return {
+        "device_id": "0",
+        "enable_cuda_graph": str(int(captures)),
+        "use_tf32": "0",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
 
 
 def tensorrt(key: EngineKey, cache: Path, patch_values: int) -> Options:
-    """Build or load one engine for one profile; nothing outside of it may be asked of the session."""
+    """Build or load one engine for one profile; nothing outside of it may be asked of the session.
+
+    Graphs are not captured: onnxruntime keeps one for each TensorRT session, whatever number is asked for, and would
+    replay the first shape's for all others.
+    """
     ends = {"min": key.profile.smallest, "opt": key.profile.tuned, "max": key.profile.largest}
     return {
         "device_id": "0",
@@ -51,7 +60,7 @@ def tensorrt(key: EngineKey, cache: Path, patch_values: int) -> Options:
         "trt_engine_cache_prefix": key.name,
         "trt_timing_cache_enable": "1",  # what was timed for one profile serves the next
         "trt_timing_cache_path": str(cache / "tensorrt"),
-        "trt_cuda_graph_enable": "1",
+        "trt_cuda_graph_enable": "0",
         **{f"trt_profile_{end}_shapes": shapes(bucket, patch_values) for end, bucket in ends.items()},
     }
 

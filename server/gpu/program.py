@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from models.batch import Feeds
 from models.errors import ArtifactError
@@ -18,7 +20,7 @@ from server.engine import count_threads, session_options
 from server.gpu import libraries, options
 from server.gpu.buckets import Bucket, buckets_of, profiles_of, span
 from server.gpu.engine import SLOTS, GpuEngine
-from server.gpu.libraries import ProviderError
+from server.gpu.libraries import MissingError, ProviderError
 from server.types import Logits
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 COMPUTED = {"Attention", "MatMul", "Gemm", "LayerNormalization", "Gelu"}  # may not be left to another provider
 KINDS = {"input_ids": np.int64, "patches": np.uint8, "position_ids": np.int64, "mask": np.bool_}
 Provider = tuple[str, options.Options]
+Copy = Callable[[Any, NDArray[Any]], None]  # an array to a tensor on the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +45,16 @@ class OrtProgram:
     """A session with its tensors for each bucket and slot, made as they are first asked for: at warm-up."""
 
     def __init__(
-        self, session: Any, buckets: list[Bucket], heads: dict[str, int], patch_values: int, device: str
+        self, session: Any, buckets: list[Bucket], heads: dict[str, int], patch_values: int, *, device: str, copy: Copy
     ) -> None:
         self._session, self._buckets, self._heads = session, buckets, heads
-        self._patch_values, self._device = patch_values, device
+        self._patch_values, self._device, self._copy = patch_values, device, copy
         self._bound: dict[tuple[Bucket, int], Bound] = {}
 
     def copy_in(self, bucket: Bucket, slot: int, tensors: Feeds) -> None:
         """Copy a bucket's tensors to the device."""
         for name, value in self._of(bucket, slot).inputs.items():
-            value.update_inplace(getattr(tensors, name))
+            self._copy(value, getattr(tensors, name))
 
     def run(self, bucket: Bucket, slot: int) -> Logits:
         """Run what was copied there: the first time to capture, then to replay."""
@@ -84,26 +87,31 @@ class OrtProgram:
 def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) -> GpuEngine:
     """Load an artifact's fp16 graph on a GPU; TensorRT builds it first, for minutes, unless the cache has it.
 
-    Raises: ProviderError: the provider does not run here; ArtifactError: it cannot load the graph.
+    Raises: MissingError: something that the provider needs is not here; ProviderError: it does not do all of the work;
+        ArtifactError: it cannot load the graph.
     """
     name = options.NAMES[provider]
     if name not in onnxruntime.get_available_providers():
-        raise ProviderError(
+        raise MissingError(
             f"This onnxruntime has no {name}: pip install 'vilt-server[{libraries.EXTRAS[provider]}]' in an environment"
             " without onnxruntime, whose place it takes."
         )
+    onnxruntime.set_default_logger_severity(3)  # errors; it warns of a plugin that nobody asked for
     with contextlib.redirect_stdout(io.StringIO()):  # it prints advice; what is missing we say ourselves
         onnxruntime.preload_dlls()
     libraries.require(provider, Path(onnxruntime.__file__).parent / "capi")
+    gpu, cudart = libraries.gpu_name(libraries.load(libraries.DRIVER)), libraries.load(libraries.CUDART)
     spec = artifact.manifest.spec
     buckets = buckets_of(spec, most)
     thread = ThreadPoolExecutor(1, "gpu")
 
     def program(providers: list[Provider]) -> OrtProgram:
         session = thread.submit(open_session, artifact.graphs["model"], providers).result()
-        return OrtProgram(session, buckets, artifact.manifest.heads, spec.patch_values, "cuda")
+        return OrtProgram(session, buckets, artifact.manifest.heads, spec.patch_values, device="cuda", copy=copy)
 
-    gpu = libraries.gpu_name(libraries.load(libraries.DRIVER))
+    def copy(tensor: Any, array: NDArray[Any]) -> None:
+        libraries.copy_to_gpu(cudart, tensor.data_ptr(), array)
+
     if provider == "cuda":
         programs = [(span(buckets, tuned=buckets[0]), program([(options.CUDA, options.cuda())]))]
     else:
@@ -122,8 +130,8 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
             log.info("TensorRT engine %d of %d, %s: %s", number, len(profiles), "kept" if is_built else "new", profile)
             settings = options.tensorrt(key, cache, spec.patch_values)
             Path(settings["trt_engine_cache_path"]).mkdir(parents=True, exist_ok=True)
-            programs.append((profile, program([(options.TENSORRT, settings), (options.CUDA, options.cuda())])))
-    cudart = libraries.load(libraries.CUDART)
+            behind = options.cuda(captures=False)
+            programs.append((profile, program([(options.TENSORRT, settings), (options.CUDA, behind)])))
     return GpuEngine(
         programs,
         buckets,

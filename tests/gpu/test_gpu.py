@@ -6,11 +6,11 @@ import factories
 import pytest
 
 from export import artifact, checkpoint
-from models.errors import ArtifactError
 from models.manifest import load_artifact
 from server.engine import OrtEngine
 from server.gpu import parity
 from server.gpu.buckets import OutsideBuckets
+from server.gpu.libraries import MissingError
 from server.gpu.options import NAMES
 from server.gpu.program import open_engine
 
@@ -34,7 +34,7 @@ def test_gpu_answers_as_fp32_over_all_grids_and_1000_random_shapes(provider: str
     loaded = load_artifact(half, "fp16", on_gpu=True)
     try:
         engine = open_engine(loaded, provider, most=MOST, cache=tmp_path)
-    except ArtifactError as error:
+    except MissingError as error:
         pytest.skip(str(error))
     engine.warm_up()
     spec = loaded.manifest.spec

@@ -51,7 +51,15 @@ def engine(loaded: Artifact) -> GpuEngine:
     spec = loaded.manifest.spec
     session = open_session(loaded.graphs["model"], [("CPUExecutionProvider", {})])
     return engine_of(
-        OrtProgram(session, buckets_of(spec, MOST), loaded.manifest.heads, spec.patch_values, "cpu"), loaded
+        OrtProgram(
+            session,
+            buckets_of(spec, MOST),
+            loaded.manifest.heads,
+            spec.patch_values,
+            device="cpu",
+            copy=lambda tensor, array: tensor.update_inplace(array),
+        ),
+        loaded,
     )
 
 

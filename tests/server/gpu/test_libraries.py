@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from server.gpu import libraries
-from server.gpu.libraries import ProviderError
+from server.gpu.libraries import MissingError, ProviderError
 
 ROOT = Path(__file__).parents[3]
 
@@ -56,10 +56,10 @@ def test_cuda_needs_nothing_of_tensorrt() -> None:
 
 
 class Driver:
-    """A driver as ctypes sees it, with one GPU or none."""
+    """A driver as ctypes sees it, of some version, with one GPU or none."""
 
-    def __init__(self, has_gpu: bool) -> None:
-        self._has_gpu = has_gpu
+    def __init__(self, *, has_gpu: bool = True, version: int = 13000) -> None:
+        self._has_gpu, self._version = has_gpu, version
 
     def cuInit(self, _: int) -> int:  # noqa: N802
         return 0
@@ -67,6 +67,10 @@ class Driver:
     def cuDeviceGet(self, device: Any, _: int) -> int:  # noqa: N802
         device._obj.value = 5
         return 0 if self._has_gpu else 100
+
+    def cuDriverGetVersion(self, value: Any) -> int:  # noqa: N802
+        value._obj.value = self._version
+        return 0
 
     def cuDeviceGetName(self, text: Any, _: int, device: ctypes.c_int) -> int:  # noqa: N802
         assert device.value == 5
@@ -80,20 +84,39 @@ class Driver:
 
 def test_gpu_is_named_with_its_compute_capability() -> None:
     """An engine built for one is not for another."""
-    assert libraries.gpu_name(Driver(has_gpu=True)) == "NVIDIA H200 9.0"
-    with pytest.raises(ProviderError, match="finds no GPU"):
-        libraries.gpu_name(Driver(has_gpu=False))
+    assert libraries.gpu_name(Driver()) == "NVIDIA H200 9.0"
+
+
+@pytest.mark.parametrize(
+    ("driver", "sentence"),
+    [(Driver(has_gpu=False), "finds no GPU"), (Driver(version=12080), r"knows CUDA 12\.8, .* update it to 580")],
+    ids=["no GPU", "old"],
+)
+def test_driver_that_will_not_do_is_refused_before_onnxruntime_fails(driver: Driver, sentence: str) -> None:
+    """Whose sentences are about options."""
+    with pytest.raises(MissingError, match=sentence):
+        libraries.gpu_name(driver)
 
 
 class Runtime:
-    """CUDA's runtime, which pins memory or fails."""
+    """CUDA's runtime, which pins memory and copies, or fails; the GPU's memory is the machine's."""
 
     def __init__(self, result: int) -> None:
-        self.result, self.asked = result, (0, 0)
+        self.result, self.asked, self.has_waited = result, (0, 0), False
 
     def cudaHostRegister(self, address: ctypes.c_void_p, size: ctypes.c_size_t, _: int) -> int:  # noqa: N802
         self.asked = (address.value or 0, size.value)
         return self.result
+
+    def cudaMemcpy(self, to: ctypes.c_void_p, source: ctypes.c_void_p, size: ctypes.c_size_t, kind: int) -> int:  # noqa: N802
+        assert kind == 1  # from the host to the device
+        ctypes.memmove(to, source, size.value)
+        return self.result
+
+    def cudaStreamSynchronize(self, stream: None) -> int:  # noqa: N802
+        assert stream is None  # the one that copies run on
+        self.has_waited = True
+        return 0
 
 
 def test_memory_is_pinned_where_the_array_is() -> None:
@@ -107,13 +130,28 @@ def test_memory_is_pinned_where_the_array_is() -> None:
         libraries.pinned(Runtime(2), (1,))
 
 
+def test_copy_to_the_gpu_is_whole_and_waited_for() -> None:
+    """And a failure is not passed over."""
+    runtime, source, target = Runtime(0), np.arange(6).reshape(2, 3), np.zeros((2, 3), np.int64)
+
+    libraries.copy_to_gpu(runtime, target.ctypes.data, source)
+
+    assert target.tolist() == source.tolist()
+    assert runtime.has_waited
+    with pytest.raises(ProviderError, match="cannot copy 48 bytes"):
+        libraries.copy_to_gpu(Runtime(700), target.ctypes.data, source)
+
+
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_server_without_a_gpu_refuses_to_start_and_says_why(provider: str, half: Path, tmp_path: Path) -> None:
     """It never serves from the CPU instead; a wheel for CPUs lacks the provider, one for GPUs the driver."""
     command = [sys.executable, "-m", "server", "--model", str(half), "--provider", provider, "--port", "0"]
     flags = ["--precision", "fp16", "--cache-dir", str(tmp_path)]
 
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    try:
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    except subprocess.TimeoutExpired:
+        pytest.skip("there is a GPU here: the server serves")
 
     if "has no" not in done.stderr and "libcuda.so.1" not in done.stderr:
         pytest.skip(f"there may be a GPU here: {done.stderr[-200:]}")

@@ -23,7 +23,13 @@ def test_tensorrt_is_told_the_range_of_every_input() -> None:
     assert told["trt_profile_opt_shapes"] == told["trt_profile_min_shapes"]
     assert told["trt_profile_max_shapes"] == ("input_ids:4x40,patches:4x199x3072,position_ids:4x199,mask:4x240")
     assert told["trt_engine_cache_path"] == f"/cache/tensorrt/{KEY.name}"
-    assert told["trt_engine_cache_enable"] == told["trt_cuda_graph_enable"] == told["trt_timing_cache_enable"] == "1"
+    assert told["trt_engine_cache_enable"] == told["trt_timing_cache_enable"] == "1"
+
+
+def test_tensorrt_captures_no_graph() -> None:
+    """onnxruntime has one for a whole session: every later shape would get the first one's answers."""
+    assert options.tensorrt(KEY, Path("/cache"), 3072)["trt_cuda_graph_enable"] == "0"
+    assert options.cuda(captures=False)["enable_cuda_graph"] == "0"
 
 
 @pytest.mark.parametrize(
