@@ -13,7 +13,6 @@ GPU := .venv-gpu
 HELD_OUT := runs/heldout
 
 GPU_PROVIDERS ?= cuda tensorrt
-COMMA := ,
 
 SCENARIO ?= mix
 RATES ?=
@@ -98,13 +97,15 @@ fuzz: $(DEV)/installed ## Fuzz images, then request bodies, SECONDS=60 each, fro
 claims: $(DEV)/installed ## Time ViLT beside the 14 designs it is compared with, stage by stage; some 10 minutes
 	$(DEV)/bin/vilt-bench claims --output runs/claims $(ARGS)
 
-gpu: $(GPU)/installed ## On a machine with an NVIDIA GPU: its tests, parity, timings, torch beside it, HTTP, claims; see docs/gpu.md
-	$(GPU)/bin/pytest -m "not slow" tests/server/gpu tests/gpu
+gpu: $(GPU)/installed $(if $(filter tensorrt,$(GPU_PROVIDERS)),$(GPU)/tensorrt) ## On a machine with an NVIDIA GPU: its tests, parity, timings, torch beside it, HTTP, claims; see docs/gpu.md
 	$(GPU)/bin/python -m export.random_checkpoint runs/gpu/checkpoint
 	$(GPU)/bin/vilt-export runs/gpu/checkpoint --output runs/gpu/vqa --task vqa --precision fp16
+	failed=; \
+	$(GPU)/bin/pytest -m "not slow" tests/server/gpu tests/gpu || failed=1; \
 	$(GPU)/bin/vilt-bench gpu --model runs/gpu/vqa --checkpoint runs/gpu/checkpoint --output runs/gpu/gpu.json \
-		--providers $(GPU_PROVIDERS) $(ARGS)
-	$(GPU)/bin/vilt-bench claims --provider cuda --output runs/gpu/claims
+		--providers $(GPU_PROVIDERS) $(ARGS) || failed=1; \
+	$(GPU)/bin/vilt-bench claims --provider cuda --output runs/gpu/claims || failed=1; \
+	test -z "$$failed"
 
 check-weights: $(DEV)/installed ## Compare the public checkpoints with published logits (IMAGE=000000039769.jpg, of COCO)
 	$(DEV)/bin/python -m export.check_weights $(ARGS) $(if $(IMAGE),'$(IMAGE)')
@@ -132,7 +133,11 @@ $(GPU)/installed: pyproject.toml setup.py models/_resize.c
 	$(GPU)/bin/pip install --quiet $(TORCH)
 	$(GPU)/bin/pip install --quiet --editable '.[export,loadtest,dev]'
 	$(GPU)/bin/pip uninstall --quiet --yes onnxruntime
-	$(GPU)/bin/pip install --quiet --editable '.[gpu$(if $(filter tensorrt,$(GPU_PROVIDERS)),$(COMMA)tensorrt)]'
+	$(GPU)/bin/pip install --quiet --editable '.[gpu]'
+	touch $@
+
+$(GPU)/tensorrt: $(GPU)/installed
+	$(GPU)/bin/pip install --quiet --editable '.[gpu,tensorrt]'
 	touch $@
 
 $(DEV)/installed: pyproject.toml setup.py models/_resize.c

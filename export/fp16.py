@@ -11,8 +11,9 @@ What all tokens share is folded into biases, norms' gains into the products afte
 and costs nothing at run time.
 
 Attention is one node of ONNX's own (opset 23), on (B, N, hidden) tensors: onnxruntime's CUDA kernels take them without
-a transpose and TensorRT knows it. The mask goes in as it is, one row for all queries. Fusing the eight nodes after the
-export gets it wrong: it takes the mask for a length, as if padding came last, or drops it.
+a transpose and TensorRT knows it. The mask goes in as what is added to scores, made once for all layers: of a mask of
+booleans onnxruntime makes that in each. Fusing the eight nodes after the export gets it wrong: it takes the mask for a
+length, as if padding came last, or drops it.
 
 A CPU is no judge of the graph: onnxruntime computes its products in fp32 there and removes the casts between them. What
 a GPU rounds, `rounded` rounds.
@@ -23,13 +24,15 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from export.graph import Fused, Layer
+from export.graph import MASKED, Fused, Layer
 
 OPSET = 23  # the first with Attention
 
 
 class Half(nn.Module):
     """A model's three parts as one graph, in half precision but for what has to be exact."""
+
+    bias_dtype = torch.float  # of what is added to scores: attention's own
 
     def __init__(self, model: Fused) -> None:
         super().__init__()
@@ -52,9 +55,10 @@ class Half(nn.Module):
         text, image = self.text_embedding(input_ids), self.visual_embedding(patches, position_ids)
         hidden = torch.cat([text, image], dim=1)  # (B, N, hidden)
         length = mask.shape[1]
-        attended = mask[:, None, None, :].expand(-1, 1, length, length)  # (B, 1, N, N): kernels want every query's row
+        bias = torch.where(mask, 0.0, MASKED).to(self.bias_dtype)[:, None, None, :]  # (B, 1, 1, N)
+        bias = bias.expand(-1, 1, length, length)  # (B, 1, N, N): kernels want every query's row
         for layer in self.interaction.layers:
-            hidden = layer(hidden, attended)
+            hidden = layer(hidden, bias)
         pooled = torch.tanh(self.interaction.pooler(self.interaction.norm(hidden[:, 0])))
         return tuple(head(pooled) for head in self.interaction.heads.values())
 
@@ -107,17 +111,17 @@ def fold_constants(layer: Layer) -> None:
     layer.key_value.bias = None
 
 
-def attend_in_one_node(query: Tensor, key_value: Tensor, attended: Tensor, heads: int) -> Tensor:
+def attend_in_one_node(query: Tensor, key_value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
     """Attend as export.graph.attend does, in one ONNX node and in fp32.
 
-    Shapes: query (B, N or 1, hidden), key_value (B, N, 2 * hidden), attended (B, 1, N, N) bool -> as query
+    Shapes: query (B, N or 1, hidden), key_value (B, N, 2 * hidden), attention_bias (B, 1, N, N) -> as query
     """
     key, value = key_value.float().chunk(2, dim=-1)  # cast before they part: one node instead of two
     found = torch.onnx.ops.attention(
         query.float(),
         key,
         value,
-        attended[:, :, : query.shape[1]],
+        attention_bias[:, :, : query.shape[1]],
         q_num_heads=heads,
         kv_num_heads=heads,
         scale=1.0,

@@ -3,7 +3,7 @@
 The same weights, batch and tokens as ours: transformers' model as it comes, and our module with torch's own attention.
 Only ours can be captured: transformers' draws patches at random and looks at the mask from Python.
 
-    python -m export.gpu_peers CHECKPOINT --batch 1 8 32 --patches 192 --text 9
+    python -m export.gpu_peers CHECKPOINT --batch 1 8 32 --patches 12 16 --text 9
 """
 
 import argparse
@@ -69,7 +69,8 @@ def main() -> None:
 def peers(
     loaded: checkpoint.Checkpoint, batch: int, grid: tuple[int, int], text: int, device: torch.device
 ) -> Iterator[tuple[str, Run]]:
-    """Yield each way to run a batch, one at a time, for compiling takes memory."""
+    """Yield each way to run a batch, one at a time, for compiling takes memory; compiled for just its shape."""
+    torch._dynamo.reset()  # or the second batch size would be compiled for any, which is slower
     theirs = transformers_model(loaded).to(device).half()
     pixels = {
         "input_ids": torch.ones(batch, text, dtype=torch.long, device=device),
@@ -81,9 +82,9 @@ def peers(
     ours, feeds = our_module(loaded).to(device), our_feeds(loaded, batch, grid, text, device)
     yield "our module, eager", _without_gradients(lambda: ours(*feeds))
     if device.type == "cuda":
-        compiled_theirs = torch.compile(theirs)
+        compiled_theirs = torch.compile(theirs, dynamic=False)
         yield "transformers, torch.compile", _without_gradients(lambda: compiled_theirs(**pixels).pooler_output)
-        compiled = torch.compile(ours, mode="max-autotune-no-cudagraphs")
+        compiled = torch.compile(ours, mode="max-autotune-no-cudagraphs", dynamic=False)
         yield "our module, torch.compile", _without_gradients(lambda: compiled(*feeds))
         yield "our module, CUDA graph", _captured(lambda: ours(*feeds))
         yield "our module, torch.compile and CUDA graph", _captured(lambda: compiled(*feeds))
@@ -110,19 +111,20 @@ def transformers_model(loaded: checkpoint.Checkpoint) -> nn.Module:
 def our_module(loaded: checkpoint.Checkpoint) -> fp16.Half:
     """Build the module of the fp16 graph, with torch's fused attention in the place of ONNX's node."""
     model = fp16.Half(build(loaded.config, loaded.state)).eval()
+    model.bias_dtype = torch.half
     for layer in model.interaction.layers:
         layer.attend = attend
     return model
 
 
-def attend(query: Tensor, key_value: Tensor, attended: Tensor, heads: int) -> Tensor:
+def attend(query: Tensor, key_value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
     """Attend as export.graph.attend does, in half precision: no slower than a user of torch would.
 
-    Shapes: query (B, N or 1, hidden), key_value (B, N, 2 * hidden), attended (B, 1, N, N) bool -> as query
+    Shapes: query (B, N or 1, hidden), key_value (B, N, 2 * hidden), attention_bias (B, 1, N, N) -> as query
     """
     tokens = (query, *key_value.chunk(2, dim=-1))
     split = [one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in tokens]
-    mask = attended[:, :, : query.shape[1]]
+    mask = attention_bias[:, :, : query.shape[1]]
     return nn.functional.scaled_dot_product_attention(*split, attn_mask=mask, scale=1.0).transpose(1, 2).flatten(2)
 
 

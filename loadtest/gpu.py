@@ -1,19 +1,21 @@
 """What a GPU makes of the server: the model alone, torch beside it, HTTP in front of it, and which is the limit.
 
-The model is timed by `python -m server.gpu`, which first compares its answers with fp32 on the CPU and ends the run if
-they differ; torch by `python -m export.gpu_peers`. HTTP is a closed loop of clients on this machine, which take cores
-from the server: give each its own with --server-cpus.
+The model is timed by `python -m server.gpu`, which first compares its answers with fp32 on the CPU and fails if they
+differ; torch by `python -m export.gpu_peers`. What fails is noted, and the rest goes on. HTTP is a closed loop of
+clients on this machine, which take cores from the server: give each its own with --server-cpus.
 """
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,29 +59,49 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    described = stamp()
-    providers: dict[str, Any] = {}
-    for name in options.providers:
-        command = ["server.gpu", str(options.model), "--provider", name, "--shapes", str(options.shapes)]
-        model = report_of([*command, "--repeat", str(options.repeat)])
-        flags = ["--model", str(options.model), "--provider", name, "--precision", "fp16"]
-        with started(flags, ready_within_s=READY_WITHIN_S) as server:
-            cpus = pin(server.process.pid, options.server_cpus)
-            loops = [uvloop.run(loop(server.url, clients, options.seconds)) for clients in CLIENTS]
-        best = max(row["images_per_s"] for row in model["runs"] if row["patches"] == PATCHES)
-        providers[name] = {
-            "model": model,
-            "http": loops,
-            "server_cpus": cpus,
-            "limit": limit(max(loops, key=lambda one: one["answers_per_s"]), best, cpus),
-        }
-    torch = report_of(["export.gpu_peers", options.checkpoint]) if options.checkpoint else None
-    found = {"benchmark": "vilt-bench gpu", **described, "providers": providers, "torch": torch}
-    if torch:
-        found["used"] = {name: used(one["model"]["runs"], torch) for name, one in providers.items()}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    steps = {name: functools.partial(of_provider, options, name) for name in options.providers}
+    if options.checkpoint:
+        steps["torch"] = functools.partial(report_of, ["export.gpu_peers", options.checkpoint])
+    found = take(steps, {"benchmark": "vilt-bench gpu", **stamp(), "providers": {}, "torch": None}, options.output)
     print(*lines(found), sep="\n")
+    if found["failed"]:
+        sys.exit(f"vilt-bench gpu: {', '.join(found['failed'])} failed; what was found is in {options.output}")
+
+
+def take(steps: Mapping[str, Callable[[], dict[str, Any]]], found: dict[str, Any], output: Path) -> dict[str, Any]:
+    """Take one step after the other, and write what is known after each: none takes another's result with it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    found["failed"] = {}
+    for name, step in steps.items():
+        try:
+            result = step()
+        except (Exception, SystemExit) as error:  # whatever it is, an hour on a GPU is worth more
+            traceback.print_exc()
+            found["failed"][name] = str(error)
+        else:
+            (found if name == "torch" else found["providers"])[name] = result
+        if found["torch"]:
+            found["used"] = {
+                name: used(one["model"]["runs"], found["torch"]) for name, one in found["providers"].items()
+            }
+        output.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def of_provider(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Time the model alone, then HTTP in front of it, and say which is the limit.
+
+    Raises: SystemExit: its answers are not fp32's, or there is no server. ExceptionGroup: the server refused a request.
+    """
+    command = ["server.gpu", str(options.model), "--provider", name, "--shapes", str(options.shapes)]
+    model = report_of([*command, "--repeat", str(options.repeat)])
+    flags = ["--model", str(options.model), "--provider", name, "--precision", "fp16"]
+    with started(flags, ready_within_s=READY_WITHIN_S) as server:
+        cpus = pin(server.process.pid, options.server_cpus)
+        loops = [uvloop.run(loop(server.url, clients, options.seconds)) for clients in CLIENTS]
+    best = max(row["images_per_s"] for row in model["runs"] if row["patches"] == PATCHES)
+    busiest = max(loops, key=lambda one: one["answers_per_s"])
+    return {"model": model, "http": loops, "server_cpus": cpus, "limit": limit(busiest, best, cpus)}
 
 
 def report_of(module: Sequence[str]) -> dict[str, Any]:

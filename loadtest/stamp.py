@@ -11,14 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    *("vilt-server", "onnxruntime", "numpy", "pillow", "uvicorn"),
-    *(
-        "fastapi",
-        "torch",
-        "torchvision",
-        "transformers",
-        "litserve",
-    ),  # what the servers that we compare with are made of
+    *("vilt-server", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "uvicorn"),
+    *("fastapi", "torch", "torchvision", "transformers", "litserve"),  # what servers that we compare with are made of
 )
 
 

@@ -111,14 +111,14 @@ def test_rounded_layer_is_the_layer_in_halves(small: Exported) -> None:
     half = fp16.Half(small.model)
     size = small.loaded.config.hidden_size
     hidden = torch.randn(2, 40, size, generator=torch.Generator().manual_seed(0))
-    attended = torch.ones(2, 1, 40, 40, dtype=torch.bool)
+    bias = torch.zeros(2, 1, 40, 40)
     exact = copy.deepcopy(small.model.interaction.layers[0])
     fp16.fold_constants(exact)
     exact.attend = fp16.attend_in_one_node
     with torch.no_grad():
-        found = fp16.rounded(half).interaction.layers[0](hidden, attended)
-        expected = half.interaction.layers[0](hidden, attended)
-        error = (expected - exact(hidden, attended)).abs().mean()
+        found = fp16.rounded(half).interaction.layers[0](hidden, bias)
+        expected = half.interaction.layers[0](hidden, bias)
+        error = (expected - exact(hidden, bias)).abs().mean()
 
     assert error > 0
     assert (found - expected).abs().mean() < error / 10

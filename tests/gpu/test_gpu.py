@@ -28,6 +28,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.mark.timeout(3600)  # TensorRT builds eight engines first
 @pytest.mark.parametrize("provider", NAMES)
 def test_gpu_answers_as_fp32_over_all_grids_and_1000_random_shapes(provider: str, half: Path, tmp_path: Path) -> None:
     """Through captured graphs, in any order; and what no bucket holds is refused."""

@@ -1,5 +1,9 @@
 """The benchmark of a GPU, without one: what it reads, what it concludes, and its clients against a real server."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import uvloop
 
@@ -50,6 +54,25 @@ def test_module_that_fails_ends_the_run_with_its_name(capfd: pytest.CaptureFixtu
     said = capfd.readouterr().err
     assert "server.gpu: nowhere is not an artifact" in said
     assert "Traceback" not in said
+
+
+def test_what_fails_takes_nothing_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A provider that does not run, whatever it raises; what came before it is in the file by then."""
+    output = tmp_path / "runs" / "gpu.json"
+    runs = [{"batch": 1, "patches": 192, "p50_ms": 0.5, "images_per_s": 2000.0}]
+    torch = {"gflop_per_image": 35.0, "matmul_tflops": 700.0, "weights_gb": 0.2, "memory_gb_per_s": 4000.0}
+
+    def fail() -> dict[str, Any]:
+        assert "cuda" in json.loads(output.read_text())["providers"]
+        raise SystemExit("no such provider")
+
+    steps = {"cuda": lambda: {"model": {"runs": runs}}, "tensorrt": fail, "torch": lambda: torch}
+    found = gpu.take(steps, {"providers": {}, "torch": None}, output)
+
+    assert found == json.loads(output.read_text())
+    assert found["failed"] == {"tensorrt": "no such provider"}
+    assert found["used"].keys() == found["providers"].keys() == {"cuda"}
+    assert "no such provider" in capsys.readouterr().err
 
 
 @pytest.mark.slow
