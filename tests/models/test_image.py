@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
+from models.bounds import MAX_SCANS
 from models.errors import InputTooLarge, InvalidInput
-from models.image import MAX_SCANS, ImagePatches, count_scans, decode, identify, load, to_patches
+from models.image import ImagePatches, decode, identify, load, to_patches
 from models.spec import ViltSpec
 
 SPEC = ViltSpec()
@@ -263,12 +264,6 @@ def test_decode_of_a_jpeg_around_the_limit_of_scans_raises_only_beyond(excess: i
             decode(data, **LIMITS)
     else:
         assert decode(data, **LIMITS).size == SMOOTH.size
-
-
-@given(st.lists(st.sampled_from([0xFF, 0xDA, 0x00]), min_size=2).map(bytes))
-def test_scans_are_counted_at_every_place(data: bytes) -> None:
-    """As bytes.count does, which takes eight times as long."""
-    assert count_scans(data) == data.count(b"\xff\xda")
 
 
 def test_decode_of_scans_behind_a_marker_that_is_none_counts_them() -> None:

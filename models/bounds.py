@@ -1,0 +1,86 @@
+"""What an image file may make a decoder do beside decoding its pixels: reads, scans, tiles. Knows formats, no Pillow.
+
+A decoder believes what a file says of itself. Each bound is far beyond what is found in pictures, and keeps a file of
+some megabytes from taking minutes or gigabytes.
+"""
+
+import io
+import re
+import struct
+
+import numpy as np
+
+MAX_READS = 100_000  # of a file, by Pillow's own code: it skips padding byte by byte, and reads chunks of nothing
+MAX_SCANS = 100  # of a JPEG, as libtiff allows: each takes a pass over the whole picture, and a few dozen bytes
+MARKER = re.compile(rb"\xff([^\x00\xff])")
+HAS_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE))  # what libjpeg skips over
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+SCAN = START_OF_SCAN << 8 | 0xFF  # as a little-endian word
+TILE_WIDTH, TILE_LENGTH = 322, 323  # of TIFF's tags
+BIG = 43  # of TIFF's versions: offsets of 8 bytes
+TYPES = {1: 1, 6: 1, 3: 2, 8: 2, 4: 4, 9: 4, 16: 8, 17: 8}  # whole numbers of TIFF's, and their bytes
+STRANGE_PX = 2**32
+
+
+class Reader(io.BytesIO):
+    """A file in memory that can be read so often and no more."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read.
+
+        Raises: OSError: it has been read too often.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise OSError("the file is made of too many small parts")
+        return super().read(size)
+
+
+def has_too_many_scans(jpeg: bytes) -> bool:
+    """Walk a JPEG's markers to the end of its first picture; a decoder would make a pass for each scan."""
+    if count_scans(jpeg) <= MAX_SCANS:  # no walk: in a photo of 5 MB it takes 36 ms, and this 0.6
+        return False
+    scans, position = 0, 0
+    while scans <= MAX_SCANS and (found := MARKER.search(jpeg, position)):
+        marker, position = found[1][0], found.end()
+        if marker == END_OF_IMAGE:
+            break
+        scans += marker == START_OF_SCAN
+        if marker in HAS_LENGTH:
+            position += int.from_bytes(jpeg[position : position + 2])
+    return scans > MAX_SCANS
+
+
+def count_scans(jpeg: bytes) -> int:
+    """Count what looks like the start of a scan, at even and at odd places: eight times as fast as bytes.count."""
+    words = (np.frombuffer(jpeg, "<u2", (len(jpeg) - first) // 2, first) for first in (0, 1))
+    return sum(int(np.count_nonzero(one == SCAN)) for one in words)
+
+
+def tile_px(tiff: bytes) -> int:
+    """Count the pixels of a TIFF's tiles, which are decoded whole, however small the picture; 0 where it has none.
+
+    Readers disagree on which of several fields counts, and on their types: here the largest does, and a strange one is
+    larger than any picture.
+
+    Raises: struct.error: it is cut short.
+    """
+    sides = {TILE_WIDTH: 0, TILE_LENGTH: 0}
+    is_little = tiff[:2] == b"II"
+    order = "<" if is_little else ">"
+    is_big = BIG in tiff[2:4]
+    offset, counted, entry = ("Q", "Q", "HHQ8s") if is_big else ("I", "H", "HHI4s")
+    (first,) = struct.unpack_from(order + offset, tiff, 8 if is_big else 4)
+    (count,) = struct.unpack_from(order + counted, tiff, first)
+    start, length = first + struct.calcsize(order + counted), struct.calcsize(order + entry)
+    for index in range(count):
+        tag, kind, _, field = struct.unpack_from(order + entry, tiff, start + index * length)
+        if tag in sides:
+            size = TYPES.get(kind, len(field) + 1)
+            side = int.from_bytes(field[:size], "little" if is_little else "big") if size <= len(field) else STRANGE_PX
+            sides[tag] = max(sides[tag], side)
+    return sides[TILE_WIDTH] * sides[TILE_LENGTH]
