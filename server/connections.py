@@ -1,12 +1,13 @@
-"""Connections: how much and how long a request's head may be, and an end that cuts off no request on its way."""
+"""Connections: what a client may send before it is answered, offers to upgrade, and an end that cuts off no request."""
 
 from asyncio import TimerHandle, Transport
 
-from httptools import HttpParserError
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 65_536  # a raw image's fields are in the query string: 2,000 characters, each up to 12 bytes there
 HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+MOST_PIPELINED = 16  # requests on a connection that wait for the one before them
 LINGER_S = 1.0  # longer than a request takes to arrive that was sent before its client could know
 
 
@@ -17,6 +18,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _timer: TimerHandle | None = None
     _head_bytes = 0
     _unread_bytes = 0  # that came since the parser told of anything: part of a header, of a chunk's extensions
+    _offers_upgrade = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
@@ -29,7 +31,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what came; where it is the beginning of a head, or a body that nobody wants, bound what follows."""
         self._unread_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         if self.transport.is_closing():
             return
         if self._unread_bytes > HEAD_BYTES:
@@ -50,9 +56,17 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        """Begin a request, unless its head is to be read again without its offer to upgrade.
+
+        Raises: HttpParserError: too many of the connection wait for the one before them.
+        """
         self._unread_bytes = 0
         self._stop_timer()
-        super().on_headers_complete()
+        self._offers_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if not self._offers_upgrade:
+            super().on_headers_complete()
+        if len(self.pipeline) > MOST_PIPELINED:
+            raise HttpParserError
 
     def on_body(self, body: bytes) -> None:
         self._unread_bytes = 0
@@ -60,7 +74,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unread_bytes = 0
-        super().on_message_complete()
+        if not self._offers_upgrade:
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Say what is wrong with a head, and hang up."""
@@ -69,6 +84,33 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             super().send_400_response(msg)
+
+    def _parse(self, data: bytes) -> None:
+        """Have the parser read, and where a head offers to upgrade, read it again without that.
+
+        Some clients offer HTTP/2 with every request. The parser takes what follows for another protocol: it would leave
+        out the request's body, or take it for the next request.
+
+        Raises: HttpParserError: it is not HTTP.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as upgrade:
+                if not self._offers_upgrade:  # CONNECT, which is answered as it is
+                    return
+                (offset,) = upgrade.args
+                data = self._head_without_upgrade() + data[offset:]
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            else:
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b" ".join((self.parser.get_method(), self.url, b"HTTP/" + version))]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join((*lines, b"", b""))
 
     def _take(self, count: int) -> None:
         """Count what a head has, with the headers behind a chunked body.
