@@ -43,7 +43,6 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         max_image_pixels=settings.max_image_pixels,
         max_request_pixels=settings.max_request_pixels,
         max_text_chars=settings.max_text_chars,
-        max_candidates=settings.max_candidates,
         decoded_cache_bytes=int(settings.decoded_cache_mb * 1e6),
     )
     pipeline = Pipeline(

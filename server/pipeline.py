@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from models.answers import RankedAnswer, matching_score, sigmoid, top_answers
 from server.backend import Backend, Permit
-from server.errors import DeadlineExceeded, NotFound, TooLarge
+from server.errors import DeadlineExceeded, NotFound
 from server.preparation import Limits, Pair, Preparation
 from server.schemas import Candidate, ItmBody, RankBody, VqaBody
 from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Timings, Urgency
@@ -135,9 +135,7 @@ class Pipeline:
             body = await receive()
             timings.mark("receive")
             model = self._choose(body.model, "rank")
-            count, most = len(body.candidates), self._limits.max_candidates
-            if count > most:
-                raise TooLarge("too_many_candidates", f"There are {count:,} candidates; at most {most:,} are ranked.")
+            count = len(body.candidates)
             asked = functools.partial(_asked, client, body)
             async with self._backend.admit(model, Urgency.RANK, count, deadline_s, asked) as permit:
                 timings.mark("admit")

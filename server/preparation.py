@@ -20,15 +20,16 @@ from server.errors import TooLarge, Unusable
 from server.schemas import RankBody
 from server.types import ServedModel, Timings
 
+BLANKS = b" \t\n\v\f\r"  # that base64 may be broken by
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an image, a text and a list may measure, and how much of decoded images is kept."""
+    """What an image and a text may measure, and how much of decoded images is kept."""
 
     max_image_pixels: int
     max_request_pixels: int
     max_text_chars: int
-    max_candidates: int
     decoded_cache_bytes: int
 
 
@@ -151,11 +152,11 @@ def _image_bytes(image: str | bytes) -> bytes:
     """Take an image out of base64 or a data: URI; one that arrived as bytes is returned as it is."""
     if isinstance(image, bytes):
         return image
-    if image.startswith("data:"):
+    if image[:5].lower() == "data:":
         head, _, image = image.partition(",")
-        if not head.endswith(";base64"):
+        if not head.lower().endswith(";base64"):
             raise InvalidInput("invalid_base64", "The data: URI is not base64: it must read data:image/...;base64,...")
     try:
-        return base64.b64decode("".join(image.split()), validate=True)
+        return base64.b64decode(image.encode("ascii").translate(None, BLANKS), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidInput("invalid_base64", "The image is not valid base64; URLs are not fetched.") from error

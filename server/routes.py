@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.background import BackgroundTask
 
-from server import bodies
+from server import bodies, forms
 from server.backend import Backend
 from server.bodies import BodyRoom
 from server.clients import Connection, client_of
@@ -76,8 +76,8 @@ class TaskRoutes:
             ("/itm", self.itm, ItmResponse, three_forms(ItmBody)),
             ("/rank", self.rank, RankResponse, rank_forms()),
         ]
-        for path, route, response, forms in described:
-            router.post(path, summary=route.__doc__, response_model=response, openapi_extra=forms)(route)
+        for path, route, response, body in described:
+            router.post(path, summary=route.__doc__, response_model=response, openapi_extra=body)(route)
         return router
 
     async def vqa(self, request: Request) -> Response:
@@ -137,7 +137,6 @@ class TaskRoutes:
                         request.stream(),
                         request.headers,
                         max_body_bytes=self._max_body_bytes,
-                        max_parts=(self._max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
                         accepts_image=not is_rank,
                         take=take,
                     )
@@ -146,8 +145,15 @@ class TaskRoutes:
                     "receive_timeout", f"The body did not arrive within {self._receive_timeout_s:g} s."
                 ) from error
             connection.watch()
-            parse = functools.partial(bodies.parse, body, dict(request.query_params), schema)
-            if body.form == "json":  # a large one takes milliseconds
+            parse = functools.partial(
+                forms.parse,
+                body,
+                request.scope["query_string"],
+                schema,
+                max_parts=(self._max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
+                max_candidates=self._max_candidates,
+            )
+            if body.takes_long:
                 return await asyncio.get_running_loop().run_in_executor(self._pool, parse)
             return parse()
 

@@ -2,15 +2,22 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from server.slowest import SlowRequest
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):  # pydantic takes true for 1
+        raise ValueError("Input should be a valid integer")  # noqa: TRY004 what pydantic turns into a refusal
+    return value
+
 
 Image = Annotated[
     str | bytes,
     Field(description="an image file: base64 or a data: URI in JSON, the file itself in the other body forms"),
 ]
-TopK = Annotated[int, Field(ge=1, description="how many to return, at most")]
+TopK = Annotated[int, BeforeValidator(_no_truth), Field(ge=1, description="how many to return, at most")]
 ModelName = Annotated[str | None, Field(description="a name of GET /v1/models; default: the first for the task")]
 
 

@@ -9,8 +9,8 @@ import factories
 import httpx
 import pytest
 
-from server.bodies import FIELD_BYTES
 from server.connections import HEAD_BYTES
+from server.forms import FIELD_BYTES
 from server.routes import SPARE_PARTS
 from server.schemas import VqaBody
 

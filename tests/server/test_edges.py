@@ -1,9 +1,7 @@
 """Admission, timings, bodies, settings, logs: the small rooms."""
 
-import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,9 @@ from pydantic import ValidationError
 
 from server import bodies
 from server.cpus import has_vnni, usable_cpus
-from server.errors import BadRequest, Overloaded, TooLarge, UnsupportedMediaType
+from server.errors import Overloaded
 from server.logs import FIELDS, ConsoleFormatter, JsonFormatter
 from server.metrics import Metrics
-from server.schemas import RankBody, VqaBody
 from server.settings import SHAPES, Settings
 from server.types import Timings
 
@@ -30,90 +27,6 @@ def test_timings_of_consecutive_marks_sum_to_the_total() -> None:
     timings.parts_s["interaction"] = 0.75
 
     assert timings.as_ms() == {"receive": 500, "admit": 250, "inference": 1000, "interaction": 750, "total": 1750}
-
-
-def read(data: bytes, content_type: str, *, chunk: int, limit: int = 10_000) -> bodies.RawBody:
-    async def stream() -> AsyncIterator[bytes]:
-        for start in range(0, len(data), chunk):
-            yield data[start : start + chunk]
-
-    headers = {"content-type": content_type}
-    return asyncio.run(bodies.read(stream(), headers, max_body_bytes=limit, max_parts=8, accepts_image=True))
-
-
-MULTIPART = (
-    b'--x\r\nContent-Disposition: form-data; name="question"\r\n\r\nis it r\xc3\xb6t?\r\n'
-    b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
-    b"\x89PNG\r\n--y\r\n\x00\r\n--x--\r\n"
-)
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 10_000])
-def test_multipart_in_chunks_of_any_size_is_read_the_same(chunk: int) -> None:
-    """Where the network cuts a body changes nothing, down to single bytes."""
-    body = read(MULTIPART, "multipart/form-data; boundary=x", chunk=chunk)
-
-    assert bodies.parse(body, {}, VqaBody) == VqaBody(image=b"\x89PNG\r\n--y\r\n\x00", question="is it röt?")
-
-
-@pytest.mark.parametrize("excess", [-1, 0, 1])
-@pytest.mark.parametrize("content_type", ["image/png", "application/json", "multipart/form-data; boundary=x"])
-def test_body_around_its_limit_is_refused_only_beyond(content_type: str, excess: int) -> None:
-    """The limit is exact in every form."""
-    data = MULTIPART if content_type.startswith("multipart") else b"1" * 100
-
-    if excess > 0:
-        with pytest.raises(TooLarge):
-            read(data, content_type, chunk=16, limit=len(data) - excess)
-    else:
-        read(data, content_type, chunk=16, limit=len(data) - excess)
-
-
-def test_rank_of_multipart_is_the_json_body_s_fields() -> None:
-    """Both forms of a rank are one request."""
-    fields: bodies.Fields = {"query_text": ["a star"], "images": [b"1", b"2"], "top_k": ["1"]}
-
-    body = bodies.parse(bodies.RawBody("multipart", b"", fields), {}, RankBody)
-
-    assert body == RankBody.model_validate(
-        {"query": {"text": "a star"}, "candidates": [{"image": b"1"}, {"image": b"2"}], "top_k": 1}
-    )
-
-
-def test_wrong_field_is_named() -> None:
-    """The sentence says which field, and what is wrong with it."""
-    body = bodies.RawBody("json", b'{"image": "aa", "question": "a", "top_k": 0}', {})
-
-    with pytest.raises(BadRequest, match=r"The field 'top_k' is not valid: .*greater than or equal to 1"):
-        bodies.parse(body, {}, VqaBody)
-
-
-@pytest.mark.parametrize("excess", [-1, 0, 1])
-def test_json_around_its_number_of_values_is_refused_only_beyond(excess: int) -> None:
-    """Beyond it is not parsed: small lists take twenty times their bytes, and parsing them holds up every thread."""
-    data = b'{"a": [' + b"0," * (bodies.JSON_VALUES + excess - 2) + b"0}"  # no JSON, which is found out only by parsing
-
-    with pytest.raises(TooLarge if excess > 0 else BadRequest):
-        bodies.parse(bodies.RawBody("json", data, {}), {}, VqaBody)
-
-
-def test_json_nested_too_deeply_is_said_to_be() -> None:
-    """In words of ours, not of Python's."""
-    with pytest.raises(BadRequest, match=r"nested too deeply\."):
-        bodies.parse(bodies.RawBody("json", b"[" * 250_000, {}), {}, VqaBody)
-
-
-@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", ""])
-def test_compressed_body_is_refused_before_it_is_read(encoding: str) -> None:
-    """So there is no bomb to defuse."""
-
-    async def stream() -> AsyncIterator[bytes]:
-        raise AssertionError("the body was read")
-        yield b""
-
-    headers = {"content-type": "application/json", "content-encoding": encoding}
-    with pytest.raises(UnsupportedMediaType, match="Content-Encoding"):
-        asyncio.run(bodies.read(stream(), headers, max_body_bytes=10, max_parts=8, accepts_image=True))
 
 
 @pytest.mark.parametrize("excess", [-1, 0, 1])

@@ -1,0 +1,186 @@
+"""Bodies to fields: every form says the same, and what is wrong is named before it is worked on."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import pytest
+
+from server import bodies, forms
+from server.errors import BadRequest, TooLarge, UnsupportedMediaType
+from server.schemas import Body, RankBody, VqaBody
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+def read(data: bytes, content_type: str, *, chunk: int, limit: int = 10_000) -> bodies.RawBody:
+    async def stream() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), chunk):
+            yield data[start : start + chunk]
+
+    headers = {"content-type": content_type}
+    return asyncio.run(bodies.read(stream(), headers, max_body_bytes=limit, accepts_image=True))
+
+
+def parse(body: bodies.RawBody, schema: type[BodyT], query: bytes = b"") -> BodyT:
+    return forms.parse(body, query, schema, max_parts=8, max_candidates=5)
+
+
+MULTIPART = (
+    b'--x\r\nContent-Disposition: form-data; name="question"\r\n\r\nis it r\xc3\xb6t?\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    b"\x89PNG\r\n--y\r\n\x00\r\n--x--\r\n"
+)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+def test_multipart_in_chunks_of_any_size_is_read_the_same(chunk: int) -> None:
+    """Where the network cuts a body changes nothing, down to single bytes."""
+    body = read(MULTIPART, "multipart/form-data; boundary=x", chunk=chunk)
+
+    assert parse(body, VqaBody) == VqaBody(image=b"\x89PNG\r\n--y\r\n\x00", question="is it röt?")
+
+
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+@pytest.mark.parametrize("content_type", ["image/png", "application/json", "multipart/form-data; boundary=x"])
+def test_body_around_its_limit_is_refused_only_beyond(content_type: str, excess: int) -> None:
+    """The limit is exact in every form."""
+    data = MULTIPART if content_type.startswith("multipart") else b"1" * 100
+
+    if excess > 0:
+        with pytest.raises(TooLarge):
+            read(data, content_type, chunk=16, limit=len(data) - excess)
+    else:
+        read(data, content_type, chunk=16, limit=len(data) - excess)
+
+
+def test_rank_of_multipart_is_the_json_body_s_fields() -> None:
+    """Both forms of a rank are one request."""
+    fields = (("query_text", b"a star"), ("images", b"1"), ("images", b"2"), ("top_k", b"1"))
+    parts = (b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (n.encode(), v) for n, v in fields)
+
+    body = bodies.RawBody("multipart", b"".join(parts) + b"--x--\r\n", b"x")
+
+    assert parse(body, RankBody) == RankBody.model_validate(
+        {"query": {"text": "a star"}, "candidates": [{"image": b"1"}, {"image": b"2"}], "top_k": 1}
+    )
+
+
+def test_wrong_field_is_named() -> None:
+    """The sentence says which field, and what is wrong with it."""
+    body = bodies.RawBody("json", b'{"image": "aa", "question": "a", "top_k": 0}')
+
+    with pytest.raises(BadRequest, match=r"The field 'top_k' is not valid: .*greater than or equal to 1"):
+        parse(body, VqaBody)
+
+
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+def test_json_around_its_number_of_values_is_refused_only_beyond(excess: int) -> None:
+    """Beyond it is not parsed: small lists take twenty times their bytes, and parsing them holds up every thread."""
+    data = b'{"a": [' + b"0," * (forms.JSON_VALUES + excess - 2) + b"0}"  # no JSON, which is found out only by parsing
+
+    with pytest.raises(TooLarge if excess > 0 else BadRequest):
+        parse(bodies.RawBody("json", data), VqaBody)
+
+
+def test_json_nested_too_deeply_is_said_to_be() -> None:
+    """In words of ours, not of Python's."""
+    with pytest.raises(BadRequest, match=r"nested too deeply\."):
+        parse(bodies.RawBody("json", b"[" * 250_000), VqaBody)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", ""])
+def test_compressed_body_is_refused_before_it_is_read(encoding: str) -> None:
+    """So there is no bomb to defuse."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    with pytest.raises(UnsupportedMediaType, match="Content-Encoding"):
+        asyncio.run(bodies.read(stream(), headers, max_body_bytes=10, accepts_image=True))
+
+
+CROWD = 250_000  # within JSON_VALUES
+
+
+@pytest.mark.parametrize(
+    ("content", "refused", "says"),
+    [
+        ({"query": {"text": "a"}, "candidates": [1] * CROWD}, TooLarge, "250,000 candidates"),
+        ({"query": {"text": "a"}, "candidates": [{"image": "aa"}] * 6}, TooLarge, "at most 5 are ranked"),
+        ({"query": {"text": "a"}, "candidates": [{"image": "aa"}, {"imag": "aa"}]}, BadRequest, "'candidates.1.imag'"),
+        ({"query": {"text": "a"}, "candidates": [{str(n): 0 for n in range(CROWD)}]}, BadRequest, "'candidates.0.0'"),
+        ({"query": {str(n): 0 for n in range(CROWD)}, "candidates": []}, BadRequest, "'query.0'"),
+        ({str(number): 0 for number in range(CROWD)}, BadRequest, "no field '0'"),
+    ],
+    ids=["numbers", "one too many", "one unknown", "unknown in a candidate", "unknown in the query", "unknown"],
+)
+def test_crowd_is_refused_at_its_first(content: dict[str, Any], refused: type[Exception], says: str) -> None:
+    """Not after a sentence has been made about each, which takes a second and half a gigabyte."""
+    with pytest.raises(refused, match=says):
+        parse(bodies.RawBody("json", json.dumps(content).encode()), RankBody)
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        (b"question=a&question=b", "'question' is given 2 times"),
+        (b"question=%FF", "not UTF-8"),
+        (b"&".join(b"a=%d" % number for number in range(40)), "more than 32 fields"),
+    ],
+    ids=["twice", "not text", "too many"],
+)
+def test_query_string_is_held_to_what_a_form_is(query: bytes, says: str) -> None:
+    """A field given twice has no one meaning, whichever way it comes."""
+    with pytest.raises(BadRequest, match=says):
+        parse(bodies.RawBody("image", b"\x89PNG"), VqaBody, query)
+
+
+def test_truth_is_no_number() -> None:
+    """For Python true is 1."""
+    with pytest.raises(BadRequest, match="'top_k' is not valid"):
+        parse(bodies.RawBody("json", b'{"image": "aa", "question": "a", "top_k": true}'), VqaBody)
+
+
+def test_what_is_before_the_first_part_is_passed_over() -> None:
+    """As RFC 2046 says."""
+    body = bodies.RawBody("multipart", b"This is multipart.\r\n" + MULTIPART, b"x")
+
+    assert parse(body, VqaBody).question == "is it röt?"
+
+
+def test_text_is_bounded_as_text_even_if_it_comes_as_a_file() -> None:
+    """A file name makes no picture of a question."""
+    head = b'--x\r\nContent-Disposition: form-data; name="question"; filename="q.txt"\r\n\r\n'
+
+    assert forms.multipart_fields(bodies.RawBody("multipart", head + b"a\r\n--x--", b"x"), 8) == {"question": ["a"]}
+    large = bodies.RawBody("multipart", head + bytes(forms.FIELD_BYTES + 1) + b"\r\n--x--", b"x")
+    with pytest.raises(TooLarge, match="'question' is larger than"):
+        forms.multipart_fields(large, 8)
+
+
+def test_part_with_a_crowd_of_headers_is_refused() -> None:
+    """Each is parsed in Python."""
+    data = b"--x\r\n" + b"a: b\r\n" * 10_000 + b"\r\n\r\n--x--"
+
+    with pytest.raises(BadRequest, match="header count"):
+        forms.multipart_fields(bodies.RawBody("multipart", data, b"x"), 8)
+
+
+@pytest.mark.parametrize(
+    ("body", "takes_long"),
+    [
+        (bodies.RawBody("image", bytes(100_000)), False),
+        (bodies.RawBody("image", bytes(200_000)), True),
+        (bodies.RawBody("json", b"{}"), True),
+        (bodies.RawBody("multipart", MULTIPART, b"x"), False),
+        (bodies.RawBody("multipart", MULTIPART + b"\r\n--xA" * 100, b"x"), True),
+    ],
+    ids=["picture", "large picture", "JSON", "form", "form of look-alikes"],
+)
+def test_only_what_is_quick_is_taken_apart_on_the_event_loop(body: bodies.RawBody, takes_long: bool) -> None:
+    """Every other request waits for it there."""
+    assert body.takes_long is takes_long
