@@ -170,7 +170,10 @@ class Batcher:
         """Take the oldest entry and those that fit it best: equal grids first, then near lengths."""
         while queue:
             first = queue.popleft()
-            if not self._is_alive(first, first.model.latency.run_s(1, first.tokens)):
+            # A rank's queue is out of its place while this takes from it. Whoever is alone is dropped only where there
+            # is no doubt, or a wrong estimate could never be corrected.
+            alone = not queue and not len(self)
+            if not self._is_alive(first, 0.0 if alone else first.model.latency.run_s(1, first.tokens)):
                 continue
             model, grid = first.model, first.features.image.grid
             limit = size(model, first.tokens)
@@ -188,12 +191,11 @@ class Batcher:
 
     def _is_alive(self, leader: Entry, run_s: float) -> bool:
         """Drop, and count, whoever has gone or cannot be answered in time by a run that begins now."""
-        alone = not len(self)  # then only what is beyond doubt, or a wrong estimate could never be corrected
-        ends_s = self._clock() + (0.0 if alone else run_s)
+        now_s = self._clock()
         for entry in leader.all():
-            if entry.future.done():
-                self._metrics.dropped.labels("cancelled").inc()
-            elif ends_s >= entry.deadline_s:
+            if entry.future.done():  # its request has been told, be it that it has gone or that its time is up
+                self._metrics.dropped.labels("expired" if entry.deadline_s <= now_s else "cancelled").inc()
+            elif now_s + run_s >= entry.deadline_s:
                 self._metrics.dropped.labels("expired").inc()
                 _resolve(entry, DeadlineExceeded())
         leader.followers = [entry for entry in leader.followers if not entry.future.done()]
@@ -207,6 +209,7 @@ class Batcher:
         for leader in reversed(batch):
             ranks = self._ranks.setdefault(leader.client, deque()) if leader.urgency is Urgency.RANK else None
             (self._interactive if ranks is None else ranks).appendleft(leader)
+        self._waiting.set()
 
     async def _resolve(self, batch: list[Entry], loop: asyncio.AbstractEventLoop) -> None:
         """Run a batch and resolve its futures; a failure is the batch's own, never the loop's."""
@@ -286,8 +289,11 @@ class Batcher:
 def _resolve(entry: Entry, outcome: EntryResult | ServerError) -> None:
     if entry.future.done():
         return
-    if isinstance(outcome, EntryResult):  # to one that joined during the run, the run began then
-        entry.future.set_result(replace(outcome, started_s=max(outcome.started_s, entry.queued_s)))
+    if isinstance(outcome, EntryResult):
+        if entry.queued_s > outcome.started_s:  # to one that joined the run began then, or is over; its parts did not
+            ended_s = max(outcome.ended_s, entry.queued_s)
+            outcome = replace(outcome, started_s=entry.queued_s, ended_s=ended_s, parts_s={})
+        entry.future.set_result(outcome)
     else:
         entry.future.set_exception(outcome)
 

@@ -11,7 +11,7 @@ from fakes import FakeClock, FakeEngine, features, latency, served
 from server.batcher import RANK_TURN, Batcher
 from server.errors import DeadlineExceeded, EngineFault, Unavailable
 from server.metrics import Metrics
-from server.types import Entry, Urgency
+from server.types import Entry, EntryResult, Urgency
 
 T = TypeVar("T")
 
@@ -381,6 +381,62 @@ def test_entry_that_a_run_could_not_answer_in_time_is_dropped_before_it() -> Non
 
     assert isinstance(first, DeadlineExceeded)
     assert bench.engine.batches == [[2]]
+
+
+def test_rank_s_entries_that_a_run_could_not_answer_in_time_are_dropped_but_for_the_last() -> None:
+    """Only who is alone is given the benefit of the doubt."""
+
+    async def scenario() -> tuple[Bench, list[object]]:
+        bench = Bench(per_token_s=0.01)  # a run takes 40 ms
+        return bench, await bench.run_all([bench.entry(n, rank=True, deadline_s=100.02) for n in (1, 2, 3)])
+
+    bench, results = run(scenario)
+
+    assert bench.engine.batches == [[3]]
+    assert [isinstance(result, DeadlineExceeded) for result in results] == [True, True, False]
+    assert bench.dropped("expired") == 2
+
+
+def test_entry_whose_time_was_up_before_it_was_looked_at_is_counted_as_expired() -> None:
+    """Its request was cancelled by its deadline, not by a client that left."""
+
+    async def scenario() -> Bench:
+        bench = Bench()
+        waiting = asyncio.create_task(bench.batcher.submit(bench.entry(1, deadline_s=100.5)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        bench.clock.now_s = 101.0
+        await bench.run_all([bench.entry(2)])
+        return bench
+
+    bench = run(scenario)
+
+    assert bench.engine.batches == [[2]]
+    assert (bench.dropped("expired"), bench.dropped("cancelled")) == (1, None)
+
+
+def test_one_that_joins_once_the_run_is_over_has_no_time_below_zero() -> None:
+    """The engine's thread takes the end's time, and the loop hears of it a little later."""
+
+    async def scenario() -> EntryResult:
+        bench = Bench()
+        bench.engine.may_run.clear()
+        loop = asyncio.create_task(bench.batcher.run())
+        leader = asyncio.create_task(bench.batcher.submit(bench.entry(1, key="same")))
+        await bench.until_under_way(1)
+        bench.clock.now_s = 101.0
+        follower = asyncio.create_task(bench.batcher.submit(bench.entry(1, key="same")))
+        await asyncio.sleep(0)
+        bench.clock.now_s = 100.5  # at which the run ended
+        bench.engine.may_run.set()
+        _, joined = await asyncio.gather(leader, follower)
+        loop.cancel()
+        return joined
+
+    joined = run(scenario)
+
+    assert joined.started_s == joined.ended_s == 101.0
+    assert joined.parts_s == {}
 
 
 @pytest.mark.parametrize(("overlapping", "waiting", "left"), [(1, 8, 8), (2, 8, 4), (2, 3, 3)])

@@ -31,8 +31,14 @@ MUTATIONS = {
     "a failed batch answers nobody": Mutation("outcomes = [_fault() for _ in batch]", "return"),
     "a row gets its neighbour's logits": Mutation("values[row] for head", "values[0] for head"),
     "a batch is one too large": Mutation("if len(batch) == limit:", "if len(batch) == limit + 1:"),
-    "expiry is forgotten": Mutation("elif ends_s >= entry.deadline_s:", "elif False:"),
-    "expiry is late by an instant": Mutation("elif ends_s >= entry.deadline_s:", "elif ends_s > entry.deadline_s:"),
+    "expiry is forgotten": Mutation("elif now_s + run_s >= entry.deadline_s:", "elif False:"),
+    "expiry is late by an instant": Mutation(
+        "elif now_s + run_s >= entry.deadline_s:", "elif now_s + run_s > entry.deadline_s:"
+    ),
+    "each of a rank's entries is the last": Mutation("alone = not queue and not len(self)", "alone = not len(self)"),
+    "who joins at the end has less than no time": Mutation(
+        "ended_s = max(outcome.ended_s, entry.queued_s)", "ended_s = outcome.ended_s"
+    ),
     "who has gone is run": Mutation("if leader.future.done() and not leader.followers:", "if False:"),
     "who has gone takes followers along": Mutation(
         "if leader.future.done() and not leader.followers:", "if leader.future.done():"
@@ -47,7 +53,7 @@ MUTATIONS = {
     "who has been answered goes on leading": Mutation(
         "            self._forget(leader)\n            if isinstance(outcome", "            if isinstance(outcome"
     ),
-    "nobody wakes the loop": Mutation("        self._waiting.set()", f"        {NOTHING}"),
+    "nobody wakes the loop": Mutation("        self._waiting.set()\n        if", f"        {NOTHING}\n        if"),
     "the newest goes first": Mutation("first = queue.popleft()", "first = queue.pop()"),
     "ranks go before questions": Mutation(
         "batch = self._take_interactive() or self._take_slice()",
