@@ -9,6 +9,7 @@ artifact/
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,12 @@ class Artifact:
     @property
     def checksum(self) -> str:
         """A digest of the chosen precision's graphs, which the manifest's own digests stand for."""
-        entries = self.manifest.precisions[self.precision].graphs.values()
-        return hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
+        return _digest(self.manifest.precisions[self.precision].graphs.values())
+
+    @property
+    def identity(self) -> str:
+        """A digest of all that an answer follows from: the graphs, the tokenizer, the labels."""
+        return _digest((*self.manifest.precisions[self.precision].graphs.values(), *self.manifest.files.values()))
 
 
 def describe_file(folder: Path, file: str) -> FileEntry:
@@ -164,6 +169,10 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(**{**raw, "spec": ViltSpec(**raw["spec"])}, files=files, precisions=precisions)
     except (TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a manifest: {error}.") from error
+
+
+def _digest(entries: Iterable[FileEntry]) -> str:
+    return hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
 
 
 def _read_labels(path: Path, expected: int) -> tuple[str, ...]:

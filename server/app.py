@@ -21,7 +21,7 @@ from server.bodies import BodyRoom
 from server.clients import ApiKeys
 from server.context import RequestContext, server_timing, timings_of
 from server.cpus import usable_cpus
-from server.errors import BadRequest, MethodNotAllowed, NotFound, ServerError
+from server.errors import BadRequest, MethodNotAllowed, NotFound, ServerError, internal_error
 from server.metrics import CONTENT_TYPE
 from server.pipeline import Pipeline
 from server.preparation import Limits
@@ -168,7 +168,7 @@ def _as_server_error(error: Exception) -> ServerError:
         case ClientDisconnect():
             return BadRequest("client_disconnected", "The client went away before it had its answer.")
         case _:
-            return ServerError("internal_error", "Something failed that should not have; it has been logged.")
+            return internal_error()
 
 
 def _describe(model: ServedModel) -> ModelInfo:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +17,13 @@ from models.text import TextTokens
 from server.admission import Ticket
 from server.backend import LocalBackend
 from server.channel import Channel, Message, read_request, write_error, write_result
-from server.errors import Overloaded, ServerError
+from server.errors import Overloaded, ServerError, internal_error
 from server.pipeline import PREPARED_AHEAD
 from server.slots import Slots
 from server.types import Entry, ServedModel, Urgency
+
+log = logging.getLogger(__name__)
+ANSWERED = {"run", "admit", "place", "report"}  # what a front waits for the answer to
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,14 @@ class Desk:
         self._channel.send(["welcome", welcome])
 
     def _received(self, message: Message, payload: bytes) -> None:
+        try:
+            self._do(message, payload)
+        except Exception:
+            log.exception("a front asked for something that failed: %s", message[0])
+            if message[0] in ANSWERED:
+                self._channel.send([message[1], True, write_error(internal_error())])
+
+    def _do(self, message: Message, payload: bytes) -> None:
         match message:
             case ["run", number, fields]:
                 self._start(number, payload, **fields)
@@ -136,7 +148,10 @@ class Desk:
         self._slots.hold(slot)  # for the queue
         try:
             result = await self._backend.batcher.submit(entry)
-        except ServerError as error:
+        except Exception as error:
+            if not isinstance(error, ServerError):
+                log.exception("a run failed in a way that it should not")
+                error = internal_error()
             self._channel.send([number, True, write_error(error)])
             return
         ticket.finish()
@@ -186,7 +201,7 @@ def slots_of(memory: int, models: Sequence[ServedModel], capacity: int) -> Slots
 def describe(model: ServedModel) -> dict[str, Any]:
     """Say what a front has to know of a model beside its artifact."""
     return {
-        "checksum": model.artifact.checksum,
+        "identity": model.artifact.identity,
         "precision": model.artifact.precision,
         "provider": model.engine.provider,
         "version": model.engine.version,

@@ -93,3 +93,8 @@ class DeadlineExceeded(ServerError):
         message: str = "The request's deadline passed before its answer was ready.",
     ) -> None:
         super().__init__(code, message)
+
+
+def internal_error() -> ServerError:
+    """Say of something unforeseen that it was."""
+    return ServerError("internal_error", "Something failed that should not have; it has been logged.")

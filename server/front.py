@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from models import image
 from models.batch import Feeds
+from models.errors import ArtifactError
 from models.manifest import load_artifact
 from server import control, logs
 from server.app import create_app
@@ -92,7 +93,7 @@ class Front:
         if not self._first_welcome.done():
             self._first_welcome.set_result(described)
         first = self._first_welcome.result()
-        suits = [fields["checksum"] for fields in first] == [fields["checksum"] for fields in described]
+        suits = [fields["identity"] for fields in first] == [fields["identity"] for fields in described]
         if not suits and self._server:
             self._server.force_exit = self._server.should_exit = True
         return suits
@@ -112,9 +113,14 @@ class Front:
 
 
 def known_here(folder: Any, fields: dict[str, Any]) -> ServedModel:
-    """Load what a front needs of an artifact: how its pictures and texts are prepared, what its answers are called."""
+    """Load what a front needs of an artifact: how its pictures and texts are prepared, what its answers are called.
+
+    Raises: ArtifactError: it cannot be loaded, or is not the one that the engine process has.
+    """
     on_gpu = fields["provider"] != "cpu"
     artifact = load_artifact(folder, fields["precision"], has_vnni=has_vnni(), on_gpu=on_gpu)
+    if artifact.identity != fields["identity"]:
+        raise ArtifactError(f"The artifact {folder} has been replaced since the model was loaded: restart the server.")
     image.warm_up(artifact.manifest.spec)
     artifact.text_encoder.encode("warm up?")
     most = fields["max_batch_size"]
@@ -145,7 +151,10 @@ def main() -> None:
     orders, listener, *flags = sys.argv[1:]
     settings = CliApp.run(Settings, cli_args=flags)
     logs.configure(settings.log_format, settings.log_level)
-    uvloop.run(serve(settings, socket.socket(fileno=int(orders)), socket.socket(fileno=int(listener))))
+    try:
+        uvloop.run(serve(settings, socket.socket(fileno=int(orders)), socket.socket(fileno=int(listener))))
+    except ArtifactError as error:
+        sys.exit(f"vilt-serve: {error}")
 
 
 if __name__ == "__main__":

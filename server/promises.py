@@ -56,8 +56,10 @@ class Promises:
         if earlier is not None and earlier.at_s > now_s:
             return earlier.at_s - now_s
         self.forget(key)
-        if len(self._by_time) == MOST:
-            self.forget(self._by_time[0].key)
+        if (
+            len(self._by_time) == MOST
+        ):  # no room is kept for one more, or none would be for anybody: the first went for it
+            return min(max(wait_s, self._line_ends_s - now_s), LONGEST_S)
         turn_s = max(now_s, self._line_ends_s)
         self._line_ends_s = min(turn_s, now_s + LONGEST_S) + work_s / SHARE
         slot = Slot(min(max(turn_s, now_s + wait_s), now_s + LONGEST_S), key, entries, work_s)

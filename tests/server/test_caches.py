@@ -71,3 +71,31 @@ def test_failure_is_raised_to_whoever_asked_and_not_remembered() -> None:
         cache.get_or_make("a", fail)
 
     assert cache.get_or_make("a", lambda: "good") == ("good", False)
+
+
+def test_failure_of_another_is_not_one_s_own() -> None:
+    """Who asked first may have used up what it was allowed; who waited is allowed as much."""
+    cache: Cache[str] = Cache(10, len)
+    began, may_end = threading.Event(), threading.Event()
+    found: list[tuple[str, bool] | str] = []
+
+    def fail() -> str:
+        began.set()
+        assert may_end.wait(10)
+        raise ValueError("no pixels left")
+
+    def first() -> None:
+        with pytest.raises(ValueError, match="no pixels left"):
+            cache.get_or_make("a", fail)
+        found.append("refused")
+
+    threads = [threading.Thread(target=first)]
+    threads[0].start()
+    assert began.wait(10)
+    threads.append(threading.Thread(target=lambda: found.append(cache.get_or_make("a", lambda: "value"))))
+    threads[1].start()
+    may_end.set()
+    for thread in threads:
+        thread.join(10)
+
+    assert sorted(found, key=str) == [("value", False), "refused"]

@@ -97,3 +97,21 @@ def test_nobody_is_told_to_wait_longer_than_a_minute(clock: FakeClock) -> None:
 
     assert max(waits_s) == LONGEST_S
     assert promises.due(LONGEST_S, *EVERYTHING)[0] == MOST
+
+
+def test_long_line_keeps_its_slots_for_those_who_are_first(clock: FakeClock) -> None:
+    """Twice as many are refused as fit into the line: who has a slot finds it kept, until the last of them."""
+    promises = Promises(clock)
+    told: list[tuple[float, int]] = []
+    kept = []
+    for key in range(20_000):
+        clock.now_s += 0.005
+        assert bool(promises) is (key > 0)
+        told.append((clock.now_s + promises.make(key, 1, WORK_S / 20, 0.1), key))
+        while told and told[0][0] <= clock.now_s:
+            kept.append(promises.is_due(told[0][1]))
+            promises.forget(told.pop(0)[1])
+
+    assert len(kept) > 5_000
+    assert sum(kept) > MOST
+    assert all(kept[:MOST])

@@ -4,24 +4,31 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import Hall, HeldEngine, features, served
 
 from models.batch import Features, Feeds
+from models.errors import ArtifactError
 from models.image import ImagePatches
+from models.manifest import describe_file, read_manifest
 from server.admission import Admission
 from server.backend import LocalBackend
 from server.channel import SIZES, Channel, Message, read_error, write_error
+from server.desk import describe
 from server.errors import DeadlineExceeded, EngineFault, Overloaded, ServerError, Unavailable
+from server.front import known_here
 from server.metrics import Metrics
 from server.remote import RemoteBackend
-from server.settings import Settings
+from server.settings import SHAPES, Settings
 from server.slots import KEPT, Slots
 from server.slowest import SlowRequest
 from server.types import EngineOutput, Entry, EntryResult, Urgency
@@ -295,6 +302,45 @@ def test_engine_s_fault_arrives_as_it_is() -> None:
             assert int((await split.ask(2)).logits["rank_logits"][0]) == 2
 
     play(scenario)
+
+
+@pytest.mark.parametrize("broken", ["admit", "run"])
+def test_what_nobody_foresaw_in_the_engine_process_is_answered_at_once(
+    broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or the front would wait until the deadline for an answer that nobody will give."""
+
+    async def scenario() -> None:
+        async with Split().running() as split:
+            if broken == "admit":
+                monkeypatch.setattr(split.local.admission, "admit", fail)
+            else:
+                monkeypatch.setattr(split.local.batcher, "submit", fail)
+            with pytest.raises(ServerError) as raised:
+                await split.ask(1)
+            assert (raised.value.status, raised.value.code) == (500, "internal_error")
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    play(scenario)
+
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_front_of_another_artifact_than_the_engine_has_does_not_start(tmp_path: Path) -> None:
+    """Labels that were replaced in the meantime would name the old model's logits."""
+    fields = describe(served(HeldEngine())) | {"provider": "cpu"}
+    assert known_here(SHAPES, fields).name == "shapes"
+    folder = shutil.copytree(SHAPES, tmp_path / "other")
+    labels = folder / "labels.json"
+    labels.write_text(labels.read_text().replace("purple", "violet"))
+    manifest = read_manifest(folder)
+    files = {**manifest.files, "labels.json": describe_file(folder, "labels.json")}
+    replace(manifest, files=files).write(folder)
+
+    with pytest.raises(ArtifactError, match=r"has been replaced .* restart the server"):
+        known_here(folder, fields)
 
 
 def test_error_is_the_same_after_the_way() -> None:
