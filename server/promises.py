@@ -56,9 +56,7 @@ class Promises:
         if earlier is not None and earlier.at_s > now_s:
             return earlier.at_s - now_s
         self.forget(key)
-        if (
-            len(self._by_time) == MOST
-        ):  # no room is kept for one more, or none would be for anybody: the first went for it
+        if len(self._by_time) == MOST:  # one more would cost the first theirs, and so on until nobody's is kept
             return min(max(wait_s, self._line_ends_s - now_s), LONGEST_S)
         turn_s = max(now_s, self._line_ends_s)
         self._line_ends_s = min(turn_s, now_s + LONGEST_S) + work_s / SHARE
