@@ -27,7 +27,8 @@ def top_answers(logits: NDArray[np.float32], labels: Sequence[str], top_k: int) 
     least = -np.partition(-logits, top_k - 1)[top_k - 1]
     among = np.flatnonzero(~(logits < least))  # few, so that only they are sorted; equals keep the labels' order
     best = among[np.argsort(-logits[among], kind="stable")[:top_k]]
-    return [RankedAnswer(labels[index], sigmoid(float(logits[index]))) for index in best]
+    scores = sigmoids(logits[best])
+    return [RankedAnswer(labels[index], score) for index, score in zip(best.tolist(), scores, strict=True)]
 
 
 def matching_score(itm_logits: NDArray[np.float32]) -> float:
@@ -40,4 +41,10 @@ def matching_score(itm_logits: NDArray[np.float32]) -> float:
 
 def sigmoid(logit: float) -> float:
     """Squash a logit to 0..1 without overflow."""
-    return float(0.5 * (1.0 + np.tanh(0.5 * logit)))
+    return sigmoids([logit])[0]
+
+
+def sigmoids(logits: Sequence[float] | NDArray[np.float32]) -> list[float]:
+    """Squash several, thousands in a fraction of a millisecond."""
+    squashed: list[float] = (0.5 * (1.0 + np.tanh(0.5 * np.asarray(logits, np.float64)))).tolist()
+    return squashed

@@ -79,6 +79,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,  # it is no answer of the contract's, and to the wrong scheme behind a proxy
     )
     patch_fastapi(app, swagger_ui_parameters={"displayRequestDuration": True})
     keys = settings.api_key.get_secret_value().split(",") if settings.api_key else []
@@ -114,11 +115,14 @@ def _about_models_and_requests(models: Sequence[ServedModel], backend: Backend) 
 def _add_operator_routes(app: FastAPI, backend: Backend) -> None:
     operation: dict[str, Any] = {"tags": ["operation"]}
 
+    @app.head("/livez", include_in_schema=False)  # as some balancers ask
     @app.get("/livez", summary="Is the process alive?", **operation)
     async def livez() -> dict[str, str]:
         """Say that the process need not be restarted."""
         return {"status": "alive"}
 
+    @app.head("/readyz", include_in_schema=False)
+    @app.head("/health", include_in_schema=False)
     @app.get("/readyz", summary="Does it want requests?", responses=NOT_READY, **operation)
     @app.get("/health", summary="The same as /readyz", responses=NOT_READY, **operation)
     async def readyz() -> JSONResponse:
@@ -146,7 +150,9 @@ def _add_exception_handler(app: FastAPI, record: Callable[[Request, int, str], N
             "request_id": request.state.request_id,
             **known.details,
         }
-        headers = {**server_timing(timings_of(request).as_ms()), **(getattr(error, "headers", None) or {})}
+        timings = timings_of(request)
+        timings.close()
+        headers = {**server_timing(timings.as_ms()), **(getattr(error, "headers", None) or {})}
         if known.retry_after_s is not None:
             content["retry_after_ms"] = math.ceil(1000 * known.retry_after_s)
             headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))

@@ -290,12 +290,18 @@ def _resolve(entry: Entry, outcome: EntryResult | ServerError) -> None:
     if entry.future.done():
         return
     if isinstance(outcome, EntryResult):
-        if entry.queued_s > outcome.started_s:  # to one that joined the run began then, or is over; its parts did not
-            ended_s = max(outcome.ended_s, entry.queued_s)
-            outcome = replace(outcome, started_s=entry.queued_s, ended_s=ended_s, parts_s={})
-        entry.future.set_result(outcome)
+        entry.future.set_result(outcome if entry.queued_s <= outcome.started_s else _since(outcome, entry.queued_s))
     else:
         entry.future.set_exception(outcome)
+
+
+def _since(result: EntryResult, joined_s: float) -> EntryResult:
+    """Take what a run is to an entry that joined it: what was left of it, if anything was."""
+    passed_s, parts_s = joined_s - result.started_s, {}
+    for part, value in result.parts_s.items():  # one after the other
+        parts_s[part] = max(0.0, value - passed_s)
+        passed_s = max(0.0, passed_s - value)
+    return replace(result, started_s=joined_s, ended_s=max(result.ended_s, joined_s), parts_s=parts_s)
 
 
 def _use(leader: Entry, result: EntryResult) -> str:

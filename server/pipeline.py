@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from models.answers import RankedAnswer, matching_score, sigmoid, top_answers
+from models.answers import RankedAnswer, matching_score, sigmoid, sigmoids, top_answers
 from server.backend import Backend, Permit
 from server.errors import DeadlineExceeded, NotFound
 from server.preparation import Limits, Pair, Preparation
@@ -254,5 +254,6 @@ def _entry(
 
 def _ranked(candidates: Sequence[Candidate], results: Sequence[EntryResult]) -> list[RankedCandidate]:
     logits = [float(result.logits["rank_logits"][0]) for result in results]
+    scores = sigmoids(logits)
     order = sorted(range(len(logits)), key=lambda index: -logits[index])  # stable: equal logits keep the given order
-    return [RankedCandidate(index, candidates[index].id, sigmoid(logits[index]), logits[index]) for index in order]
+    return [RankedCandidate(index, candidates[index].id, scores[index], logits[index]) for index in order]

@@ -3,9 +3,9 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.background import BackgroundTask
 
+from models.answers import RankedAnswer
 from server import bodies, forms
 from server.backend import Backend
 from server.bodies import BodyRoom
@@ -21,7 +22,7 @@ from server.clients import Connection, client_of
 from server.context import deadline_of, server_timing, timings_of
 from server.errors import DeadlineExceeded, Unavailable
 from server.logs import FIELDS
-from server.pipeline import Outcome, Pipeline, RankOutcome
+from server.pipeline import Outcome, Pipeline, RankedCandidate, RankOutcome
 from server.schemas import (
     ERRORS,
     Body,
@@ -83,7 +84,7 @@ class TaskRoutes:
     async def vqa(self, request: Request) -> Response:
         """Answer a question about an image."""
         outcome = await self._walk(request, "vqa", VqaBody, self._answer(request, "vqa"))
-        return self._respond(request, outcome, answers=[asdict(answer) for answer in outcome.answers()])
+        return self._respond(request, outcome, answers=_written(outcome.answers()))
 
     async def itm(self, request: Request) -> Response:
         """Say whether a text belongs to an image."""
@@ -95,7 +96,7 @@ class TaskRoutes:
         """Rank images for a text, or texts for an image."""
         rank = functools.partial(self._pipeline.rank, client=client_of(request), request_id=request.state.request_id)
         outcome = await self._walk(request, "rank", RankBody, rank)
-        return self._respond(request, outcome, results=[asdict(result) for result in outcome.results])
+        return self._respond(request, outcome, results=_written(outcome.results))
 
     def _answer(
         self, request: Request, task: str
@@ -207,3 +208,9 @@ class TaskRoutes:
                 batch_mates=tuple(sorted(outcome.ran.ran_together - {request_id})) if outcome else (),
             )
         )
+
+
+def _written(items: Sequence[RankedAnswer] | Sequence[RankedCandidate]) -> list[dict[str, object]]:
+    """Write flat items as JSON has them; dataclasses.asdict copies every value, and takes ten times as long."""
+    names = [field.name for field in fields(items[0])] if items else []
+    return [{name: getattr(item, name) for name in names} for item in items]

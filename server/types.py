@@ -38,6 +38,13 @@ class Timings:
         self.stages_s[stage] = now_s - self._last_s
         self._last_s = now_s
 
+    def close(self) -> None:
+        """End the stage that a request failed in: the first that has no mark."""
+        for stage in STAGES:
+            if stage not in self.stages_s:
+                self.mark(stage)
+                return
+
     def elapsed_s(self) -> float:
         """Time since the request's head arrived."""
         return self._clock() - self.started_s

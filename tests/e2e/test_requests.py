@@ -157,6 +157,50 @@ def test_count_of_requests_here_is_200() -> None:
     assert len(CASES) + 2 * len(STRANGERS) + 2 * 3 + 1 + 17 >= 200
 
 
+def test_refusal_says_where_its_time_went(server: Running) -> None:
+    """An image that is damaged at its end is one that was decoded for a while."""
+    damaged = factories.encoded(factories.noise(400, 400), "PNG")[:-60_000]
+
+    response = server.client.post("/v1/vqa?question=a", content=damaged, headers={"Content-Type": "image/png"})
+
+    named = re.findall(r"(\w+);dur=([\d.]+)", response.headers["Server-Timing"])
+    assert response.status_code == 422
+    assert [stage for stage, _ in named] == ["receive", "admit", "decode", "total"]
+    assert sum(float(ms) for _, ms in named[:-1]) == pytest.approx(float(named[-1][1]), abs=0.01)
+    assert float(dict(named)["decode"]) > 0
+
+
+def test_route_with_a_slash_behind_it_is_no_route(server: Running) -> None:
+    """A redirect is no answer of the contract's."""
+    response = server.client.post("/v1/vqa/", params={"question": "a"}, content=b"")
+
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
+def test_health_is_told_without_a_body_to_whoever_asks_so(server: Running, path: str) -> None:
+    """As some balancers do."""
+    response = server.client.head(path)
+
+    assert (response.status_code, response.content) == (200, b"")
+
+
+def test_every_answer_of_the_model_can_be_asked_for(server: Running) -> None:
+    """Best first, each once."""
+    image = factories.encoded(factories.noise(100, 100), "PNG")
+
+    response = server.client.post("/v1/vqa", files={"image": image}, data={"question": "a star?", "top_k": "100000"})
+
+    answers = response.json()["answers"]
+    scores = [answer["score"] for answer in answers]
+    assert (
+        len({answer["answer"] for answer in answers})
+        == len(answers)
+        == server.client.get("/v1/models").json()["models"][0]["labels"]
+    )
+    assert scores == sorted(scores, reverse=True)
+
+
 def test_openapi_describes_three_tasks_and_their_forms(server: Running) -> None:
     """The schema has no dangling reference, and names each body form."""
     schema = server.client.get("/openapi.json")

@@ -436,7 +436,31 @@ def test_one_that_joins_once_the_run_is_over_has_no_time_below_zero() -> None:
     joined = run(scenario)
 
     assert joined.started_s == joined.ended_s == 101.0
-    assert joined.parts_s == {}
+    assert set(joined.parts_s.values()) == {0.0}
+
+
+def test_one_that_joins_during_a_run_is_given_what_is_left_of_its_parts() -> None:
+    """They are never longer than its inference."""
+
+    async def scenario() -> EntryResult:
+        bench = Bench()
+        bench.engine.may_run.clear()
+        loop = asyncio.create_task(bench.batcher.run())
+        leader = asyncio.create_task(bench.batcher.submit(bench.entry(1, key="same")))
+        await bench.until_under_way(1)
+        bench.clock.now_s += 0.0015  # of three parts of a millisecond each
+        follower = asyncio.create_task(bench.batcher.submit(bench.entry(1, key="same")))
+        await asyncio.sleep(0)
+        bench.clock.now_s += 0.0015
+        bench.engine.may_run.set()
+        _, joined = await asyncio.gather(leader, follower)
+        loop.cancel()
+        return joined
+
+    joined = run(scenario)
+
+    assert list(joined.parts_s.values()) == pytest.approx([0.0, 0.0005, 0.001])
+    assert joined.ended_s - joined.started_s == pytest.approx(0.0015)
 
 
 @pytest.mark.parametrize(("overlapping", "waiting", "left"), [(1, 8, 8), (2, 8, 4), (2, 3, 3)])

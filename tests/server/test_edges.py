@@ -29,6 +29,19 @@ def test_timings_of_consecutive_marks_sum_to_the_total() -> None:
     assert timings.as_ms() == {"receive": 500, "admit": 250, "inference": 1000, "interaction": 750, "total": 1750}
 
 
+def test_timings_of_a_failure_name_the_stage_that_it_was_in() -> None:
+    """Whose time would else be nobody's, and the total less than the client waited."""
+    clock = FakeClock()
+    timings = Timings(clock)
+    clock.now_s += 0.5
+    timings.mark("receive")
+    clock.now_s += 2
+
+    timings.close()
+
+    assert timings.as_ms() == {"receive": 500, "admit": 2000, "total": 2500}
+
+
 @pytest.mark.parametrize("excess", [-1, 0, 1])
 def test_bodies_around_their_room_are_refused_only_beyond(excess: int) -> None:
     """Told when to come back by how long bodies of late were held; one alone always has room."""

@@ -37,7 +37,7 @@ MUTATIONS = {
     ),
     "each of a rank's entries is the last": Mutation("alone = not queue and not len(self)", "alone = not len(self)"),
     "who joins at the end has less than no time": Mutation(
-        "ended_s = max(outcome.ended_s, entry.queued_s)", "ended_s = outcome.ended_s"
+        "ended_s=max(result.ended_s, joined_s)", "ended_s=result.ended_s"
     ),
     "who has gone is run": Mutation("if leader.future.done() and not leader.followers:", "if False:"),
     "who has gone takes followers along": Mutation(
