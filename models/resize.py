@@ -47,7 +47,7 @@ def resize(pixels: Any, size: Sequence[int], resized: Sequence[int], patch_px: i
     return patches
 
 
-@lru_cache(maxsize=512)  # of some 10 kB each
+@lru_cache(maxsize=64)  # of 10 kB, or 500 where thousands of pixels become hundreds
 def axis(length: int, resized: int) -> Axis:
     """Say of each output pixel where its input begins, and the weights.
 

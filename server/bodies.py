@@ -13,6 +13,7 @@ from server.errors import BadRequest, Overloaded, TooLarge, UnsupportedMediaType
 from server.types import Clock
 
 QUICK_BYTES, QUICK_PARTS = 2**17, 64  # of a body that is taken apart in less than a millisecond
+SOONEST_S = 0.1  # to come back in, while none has been held yet
 SMOOTHING = 0.1  # weight of the newest body in the running mean
 
 
@@ -58,7 +59,7 @@ class BodyRoom:
                     "too_many_bodies",
                     f"Bodies of {self._taken:,} bytes are in flight and at most {self._max_bytes:,} are taken on:"
                     " come back later.",
-                    retry_after_s=self._mean_s,
+                    retry_after_s=max(self._mean_s, SOONEST_S),
                 )
             held += count
             self._count(count)

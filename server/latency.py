@@ -10,6 +10,7 @@ import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ TYPICAL_TEXT_TOKENS = 12
 SLICE_FACTOR = 1.5  # a slice of a rank may take so many times a run of one: a question waits no longer behind it
 DRIFT_SMOOTHING = 0.05  # weight of the newest run
 DRIFT_LIMITS = (0.1, 10.0)
+MOST_SHAPES = 4096  # that are known by what they are padded to
 Padded = Callable[[int, float], tuple[int, float]]
 
 
@@ -49,7 +51,8 @@ class LatencyModel:
         """Fit; `padded` tells the shape that a batch really runs at, where that is not its own."""
         self.samples = list(samples)
         self.typical_tokens = typical_tokens  # of a row, as requests of late had it
-        self._padded = padded or (lambda batch, tokens: (batch, tokens))
+        # Of every request it is asked dozens of times, and a GPU's looks through all of its shapes.
+        self._padded = lru_cache(MOST_SHAPES)(padded or (lambda batch, tokens: (batch, tokens)))
         self.coefficients = _fit([(*self._padded(one.batch, one.tokens), one.seconds) for one in samples])
         self.drift = 1.0
 
@@ -59,7 +62,7 @@ class LatencyModel:
 
     def fitted_s(self, batch: int, tokens: float | None = None) -> float:
         """Estimate a run as it would have taken at warm-up."""
-        tokens = tokens or self.typical_tokens
+        tokens = math.ceil(tokens or self.typical_tokens)
         return float(self.coefficients @ _terms(*self._padded(batch, tokens)))
 
     def batch_size(self, waiting: int, most: int, tokens: float | None = None, between_s: float = 0.0) -> int:
@@ -69,7 +72,8 @@ class LatencyModel:
         """
 
         def mean_s(batch: int) -> tuple[float, int]:
-            unused = self._padded(batch, tokens or self.typical_tokens)[0] - batch  # rows, which decide between equals
+            rows, _ = self._padded(batch, math.ceil(tokens or self.typical_tokens))
+            unused = rows - batch  # which decide between equals
             return (between_s + self.run_s(batch, tokens)) * (math.ceil(waiting / batch) + 1) / 2, unused
 
         return min(range(1, max(1, min(waiting, most)) + 1), key=mean_s)

@@ -225,8 +225,9 @@ class RemoteBackend:
 
     def count_decoded_hit(self) -> None:
         """Say so; from any thread."""
-        if self._line:
-            self._loop.call_soon_threadsafe(self._line.tell, "hit")
+        line = self._line  # which may be lost at any moment
+        if line:
+            self._loop.call_soon_threadsafe(line.tell, "hit")
 
     def count_body_bytes(self, count: int) -> None:
         """Keep the count, and tell it when it has changed by enough."""

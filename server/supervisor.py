@@ -1,6 +1,7 @@
 """`vilt-serve --workers`: binds the port, starts an engine process and fronts, starts them again, ends them."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -105,11 +106,10 @@ class Supervisor:
             lasted = time.perf_counter() - began_s >= LASTED_S
             pause_s = 0.0 if lasted else min(max(PAUSES_S[0], 2 * pause_s), PAUSES_S[1])
             log.error("%s %d ended with %d: another in %g s", role, child.process.pid, ended, pause_s)
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), pause_s)
+            if self._ending.is_set():  # by now, even if not in time
                 return 1
-            except TimeoutError:
-                pass
 
     async def _start(self, role: str, began_s: float) -> Child:
         """Start a process, and bring it together with those of the other role."""
