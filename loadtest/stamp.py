@@ -14,6 +14,7 @@ PACKAGES = (
     *("vilt-server", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "uvicorn"),
     *("fastapi", "torch", "torchvision", "transformers", "litserve"),  # what servers that we compare with are made of
 )
+INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"}  # that products are made of, on x86
 
 
 def stamp() -> dict[str, Any]:
@@ -22,7 +23,12 @@ def stamp() -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
         "command": shlex.join([*_program(), *sys.argv[1:]]),
-        "machine": {"processor": _processor(), "cpus": os.cpu_count(), "python": platform.python_version()},
+        "machine": {
+            "processor": _of_processor("model name") or platform.processor(),
+            "instructions": sorted(INSTRUCTIONS & set(_of_processor("flags").split())),
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+        },
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
 
@@ -43,12 +49,11 @@ def _commit() -> str | None:
         return None
 
 
-def _processor() -> str:
+def _of_processor(name: str) -> str:
+    """Read what Linux says of the first processor."""
     cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == name), "")
 
 
 def _version(name: str) -> str | None:

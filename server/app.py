@@ -57,7 +57,6 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
     tasks = TaskRoutes(
         pipeline,
         backend=backend,
-        pool=pool,
         deadline_ms=settings.deadline_ms,
         room=BodyRoom(int(settings.max_bodies_mb * 1e6), backend.count_body_bytes, clock),
         receive_timeout_s=settings.receive_timeout_s,

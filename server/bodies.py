@@ -12,7 +12,7 @@ from python_multipart.multipart import parse_options_header
 from server.errors import BadRequest, Overloaded, TooLarge, UnsupportedMediaType
 from server.types import Clock
 
-QUICK_BYTES, QUICK_PARTS = 2**17, 64  # of a body that is taken apart in less than a millisecond
+QUICK_BYTES, QUICK_PARTS = 2**17, 64  # of a multipart body that is taken apart in less than a millisecond
 SOONEST_S = 0.1  # to come back in, while none has been held yet
 SMOOTHING = 0.1  # weight of the newest body in the running mean
 
@@ -22,15 +22,15 @@ class RawBody:
     """A body as it arrived: its form and its bytes."""
 
     form: str  # "json", "image" or "multipart"
-    data: bytes | bytearray
+    data: bytes
     boundary: bytes = b""  # between the parts of a multipart body
 
     @property
     def takes_long(self) -> bool:
         """Tell whether taking it apart could take more than a millisecond, which the event loop has not."""
-        if self.form == "json" or len(self.data) > QUICK_BYTES:
-            return True
-        return self.form == "multipart" and self.data.count(b"\r\n--" + self.boundary) > QUICK_PARTS
+        if self.form == "multipart":
+            return len(self.data) > QUICK_BYTES or self.data.count(b"\r\n--" + self.boundary) > QUICK_PARTS
+        return self.form == "json"
 
 
 class BodyRoom:
@@ -102,10 +102,7 @@ async def read(
     boundary = options.get(b"boundary", b"")
     if form == "multipart" and not boundary:
         raise BadRequest("malformed_body", "The multipart body's Content-Type names no boundary.")
-    data = bytearray()
-    async for chunk in _bounded(stream, max_body_bytes, take):
-        data += chunk
-    return RawBody(form, data, boundary)
+    return RawBody(form, b"".join([chunk async for chunk in _bounded(stream, max_body_bytes, take)]), boundary)
 
 
 def _form_of(kind: str, *, accepts_image: bool) -> str:

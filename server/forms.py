@@ -35,7 +35,7 @@ def parse(body: RawBody, query: bytes, schema: type[BodyT], *, max_parts: int, m
     if body.form == "json":
         fields.update(_parse_json(body.data))
     elif body.form == "image":
-        fields["image"] = bytes(body.data)
+        fields["image"] = body.data
     else:
         found = multipart_fields(body, max_parts)
         fields.update(_rank_fields(found) if schema is RankBody else _single_fields(found))
@@ -91,7 +91,7 @@ def _no_field(where: str) -> BadRequest:
     return BadRequest("unknown_field", f"There is no field {where[:100]!r}.")
 
 
-def _parse_json(data: bytes | bytearray) -> dict[str, Any]:
+def _parse_json(data: bytes) -> dict[str, Any]:
     if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:  # of a text they count as well: it is a bound
         raise TooLarge("too_many_values", f"The JSON body has more than {JSON_VALUES:,} values.")
     try:
@@ -164,10 +164,10 @@ class _Parts:
             },
         )
 
-    def parse(self, data: bytes | bytearray) -> Fields:
+    def parse(self, data: bytes) -> Fields:
         begin = max(0, data.find(self._delimiter))  # what is before is for people whose mail program knows no MIME
         try:
-            self._parser.write(bytes(data[begin:]) if begin else bytes(data))
+            self._parser.write(data[begin:] if begin else data)
         except FormParserError as error:
             raise BadRequest("malformed_body", f"The multipart body is malformed: {error}.") from error
         if not self._ended:

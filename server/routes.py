@@ -4,7 +4,6 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -53,7 +52,6 @@ class TaskRoutes:
         pipeline: Pipeline,
         *,
         backend: Backend,
-        pool: ThreadPoolExecutor,
         deadline_ms: float,
         room: BodyRoom,
         receive_timeout_s: float,
@@ -62,7 +60,6 @@ class TaskRoutes:
     ) -> None:
         self._pipeline = pipeline
         self._backend = backend
-        self._pool = pool
         self._deadline_ms = deadline_ms
         self._room = room
         self._receive_timeout_s = receive_timeout_s
@@ -154,9 +151,8 @@ class TaskRoutes:
                 max_parts=(self._max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
                 max_candidates=self._max_candidates,
             )
-            if body.takes_long:
-                return await asyncio.get_running_loop().run_in_executor(self._pool, parse)
-            return parse()
+            # Not on the threads that decode: whoever is refused should not wait for one.
+            return await asyncio.to_thread(parse) if body.takes_long else parse()
 
         return receive
 

@@ -174,12 +174,13 @@ def test_part_with_a_crowd_of_headers_is_refused() -> None:
     ("body", "takes_long"),
     [
         (bodies.RawBody("image", bytes(100_000)), False),
-        (bodies.RawBody("image", bytes(200_000)), True),
+        (bodies.RawBody("image", bytes(10_000_000)), False),
         (bodies.RawBody("json", b"{}"), True),
         (bodies.RawBody("multipart", MULTIPART, b"x"), False),
+        (bodies.RawBody("multipart", MULTIPART + bytes(200_000), b"x"), True),
         (bodies.RawBody("multipart", MULTIPART + b"\r\n--xA" * 100, b"x"), True),
     ],
-    ids=["picture", "large picture", "JSON", "form", "form of look-alikes"],
+    ids=["picture", "large picture", "JSON", "form", "large form", "form of look-alikes"],
 )
 def test_only_what_is_quick_is_taken_apart_on_the_event_loop(body: bodies.RawBody, takes_long: bool) -> None:
     """Every other request waits for it there."""
