@@ -1,22 +1,28 @@
-"""What an image file may make a decoder do beside decoding its pixels: reads, scans, tiles. Knows formats, no Pillow.
+"""What a file may have a decoder do beside decoding pixels: reads, scans, strips, tiles. Knows formats, no Pillow.
 
 A decoder believes what a file says of itself. Each bound is far beyond what is found in pictures, and keeps a file of
 some megabytes from taking minutes or gigabytes.
 """
 
+import contextlib
 import io
 import re
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 
 MAX_READS = 100_000  # of a file, by Pillow's own code: it skips padding byte by byte, and reads chunks of nothing
+MAX_READS_OF_RUNS = 4_000_000  # of a BMP, whose runs Pillow reads by the byte: about a second
+MAX_PARTS = 100_000  # of a TIFF: Pillow makes objects for each strip or tile before it looks at any
 MAX_SCANS = 100  # of a JPEG, as libtiff allows: each takes a pass over the whole picture, and a few dozen bytes
 MARKER = re.compile(rb"\xff([^\x00\xff])")
 HAS_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE))  # what libjpeg skips over
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 SCAN = START_OF_SCAN << 8 | 0xFF  # as a little-endian word
-TILE_WIDTH, TILE_LENGTH = 322, 323  # of TIFF's tags
+TIFF_MARKS = (b"II", b"MM")  # the order of its bytes
+PARTS = frozenset((273, 279, 324, 325))  # of TIFF's tags: where strips and tiles are, and how long
+TILE_WIDTH, TILE_LENGTH = 322, 323
 BIG = 43  # of TIFF's versions: offsets of 8 bytes
 TYPES = {1: 1, 6: 1, 3: 2, 8: 2, 4: 4, 9: 4, 16: 8, 17: 8}  # whole numbers of TIFF's, and their bytes
 STRANGE_PX = 2**32
@@ -27,7 +33,7 @@ class Reader(io.BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._left = MAX_READS
+        self._left = MAX_READS_OF_RUNS if data.startswith(b"BM") else MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read.
@@ -61,26 +67,40 @@ def count_scans(jpeg: bytes) -> int:
     return sum(int(np.count_nonzero(one == SCAN)) for one in words)
 
 
+def has_too_many_parts(tiff: bytes) -> bool:
+    """Count a TIFF's strips or tiles: before one is read, each takes 250 bytes and 3 us, however small the picture."""
+    with contextlib.suppress(struct.error, IndexError):  # it is cut short: Pillow reads what is before that, too
+        return any(tag in PARTS and count > MAX_PARTS for tag, _, count, _ in _fields(tiff))
+    return False
+
+
 def tile_px(tiff: bytes) -> int:
     """Count the pixels of a TIFF's tiles, which are decoded whole, however small the picture; 0 where it has none.
 
     Readers disagree on which of several fields counts, and on their types: here the largest does, and a strange one is
     larger than any picture.
 
-    Raises: struct.error: it is cut short.
+    Raises: struct.error: it is cut short, or Pillow and libtiff would read different fields.
     """
+    if tiff[3] == BIG:
+        raise struct.error("Pillow takes a big TIFF of the other byte order for a small one")
     sides = {TILE_WIDTH: 0, TILE_LENGTH: 0}
-    is_little = tiff[:2] == b"II"
-    order = "<" if is_little else ">"
-    is_big = BIG in tiff[2:4]
+    is_little = tiff.startswith(b"II")
+    for tag, kind, _, value in _fields(tiff):
+        if tag in sides:
+            size = TYPES.get(kind, len(value) + 1)
+            side = int.from_bytes(value[:size], "little" if is_little else "big") if size <= len(value) else STRANGE_PX
+            sides[tag] = max(sides[tag], side)
+    return sides[TILE_WIDTH] * sides[TILE_LENGTH]
+
+
+def _fields(tiff: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield the fields of a TIFF's first picture as Pillow finds them: tag, type, count, and values or their place."""
+    order = "<" if tiff.startswith(b"II") else ">"
+    is_big = tiff[2] == BIG
     offset, counted, entry = ("Q", "Q", "HHQ8s") if is_big else ("I", "H", "HHI4s")
     (first,) = struct.unpack_from(order + offset, tiff, 8 if is_big else 4)
     (count,) = struct.unpack_from(order + counted, tiff, first)
     start, length = first + struct.calcsize(order + counted), struct.calcsize(order + entry)
     for index in range(count):
-        tag, kind, _, field = struct.unpack_from(order + entry, tiff, start + index * length)
-        if tag in sides:
-            size = TYPES.get(kind, len(field) + 1)
-            side = int.from_bytes(field[:size], "little" if is_little else "big") if size <= len(field) else STRANGE_PX
-            sides[tag] = max(sides[tag], side)
-    return sides[TILE_WIDTH] * sides[TILE_LENGTH]
+        yield struct.unpack_from(order + entry, tiff, start + index * length)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from models.bounds import MAX_SCANS, Reader, has_too_many_scans, tile_px
+from models.bounds import MAX_PARTS, MAX_SCANS, TIFF_MARKS, Reader, has_too_many_parts, has_too_many_scans, tile_px
 from models.errors import InputTooLarge, InvalidInput
 from models.resize import can_resize, resize
 from models.spec import Grid, ViltSpec
@@ -52,10 +52,12 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
     """Read an image's header and hold it to its limits; nothing is decoded.
 
     Raises: InvalidInput: not an image of a format in FORMATS, or one side beyond max_aspect_ratio times the other.
-        InputTooLarge: more than max_pixels, in a tile, too; or more than MAX_SCANS.
+        InputTooLarge: more than max_pixels, in a tile, too; more than MAX_SCANS or MAX_PARTS.
     """
     if not data:
         raise InvalidInput("empty_image", "The image is empty: send the bytes of an image file.")
+    if data.startswith(TIFF_MARKS) and has_too_many_parts(data):
+        raise InputTooLarge("too_many_strips", f"The TIFF image has more than {MAX_PARTS:,} strips or tiles.")
     Image.MAX_IMAGE_PIXELS = max_pixels  # one for the process, as the server's setting is
     try:
         image = Image.open(Reader(data), formats=FORMATS)

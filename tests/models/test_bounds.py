@@ -4,12 +4,13 @@ import struct
 import zlib
 
 import factories
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.bounds import MAX_READS, Reader, count_scans, has_too_many_scans, tile_px
+from models.bounds import MAX_PARTS, MAX_READS, Reader, count_scans, has_too_many_parts, has_too_many_scans, tile_px
 from models.errors import InputTooLarge, InvalidInput
 from models.image import decode
 
@@ -72,6 +73,47 @@ def test_largest_of_several_tile_sides_counts(order: str) -> None:
     assert tile_px(tiff((WIDTH, LONG, 64), order=order)) == 0
 
 
+def striped(count: int, tag: int, *, big: bool = False) -> bytes:
+    """Write a TIFF of 64 x 64 pixels that says of itself to have so many strips or tiles, and has room to say where."""
+    counted, entry, following = ("Q", "HHQQ", 8) if big else ("H", "HHII", 4)
+    fields = [(tag, LONG, count, 4096), (WIDTH, LONG, 1, 64), (HEIGHT, LONG, 1, 64), (BITS, SHORT, 1, 8)]
+    fields += [(COMPRESSION, SHORT, 1, 1), (PHOTOMETRIC, SHORT, 1, 1), (SAMPLES, SHORT, 1, 1)]
+    head = b"II" + (struct.pack("<HHHQ", 43, 8, 0, 16) if big else struct.pack("<HI", 42, 8))
+    written = b"".join(struct.pack("<" + entry, *field) for field in fields)
+    directory = struct.pack("<" + counted, len(fields)) + written + bytes(following)
+    return (head + directory).ljust(4096, b"\0") + 4 * count * b"\1"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("tag", [273, 279, 324, 325])
+@pytest.mark.parametrize("big", [False, True])
+def test_tiff_of_too_many_strips_or_tiles_is_refused_unread(tag: int, big: bool) -> None:
+    """20 MB of offsets took 14 s and 1.2 GB."""
+    with pytest.raises(InputTooLarge, match="strips or tiles") as caught:
+        decode(striped(4_900_000, tag, big=big), **LIMITS)
+
+    assert caught.value.code == "too_many_strips"
+
+
+def test_tiff_that_is_cut_short_is_counted_to_where_it_ends() -> None:
+    """As Pillow reads it."""
+    assert has_too_many_parts(striped(MAX_PARTS + 1, 273)[:30])
+    assert not has_too_many_parts(striped(MAX_PARTS + 1, 273)[:20])
+    assert not has_too_many_parts(striped(MAX_PARTS, 273))
+    assert not has_too_many_parts(b"II")
+
+
+def test_tiff_whose_readers_disagree_is_refused() -> None:
+    """Pillow takes a big one of the other byte order for a small one, whose fields are elsewhere; libtiff does not."""
+    small = tiled(64)
+    data = b"MM" + struct.pack(">HI", 43, 8) + small[8:]
+
+    with pytest.raises(InvalidInput, match="identified"):
+        decode(data, **LIMITS)
+    with pytest.raises(struct.error, match="byte order"):
+        tile_px(data)
+
+
 def test_tiff_that_pillow_writes_has_no_tiles() -> None:
     """Whatever is found there is not taken for one."""
     for compression in ("raw", "tiff_lzw", "jpeg"):
@@ -100,6 +142,23 @@ def test_reader_reads_as_often_as_it_may() -> None:
     assert {reader.read(1) for _ in range(MAX_READS)} == {b"\x00"}
     with pytest.raises(OSError, match="small parts"):
         reader.read()
+
+
+def runs_bmp(picture: Image.Image) -> bytes:
+    """Write a BMP of 256 colours as runs of a pixel each, which Pillow reads and does not write."""
+    rows = np.asarray(picture).tolist()
+    runs = b"".join(b"".join(bytes((1, value)) for value in row) + b"\0\0" for row in reversed(rows)) + b"\0\1"
+    palette = b"".join(bytes((value, value, value, 0)) for value in range(256))
+    begins = 54 + len(palette)
+    head = struct.pack("<IiiHHIIiiII", 40, *picture.size, 1, 8, 1, len(runs), 2835, 2835, 256, 0)
+    return b"BM" + struct.pack("<IHHI", begins + len(runs), 0, 0, begins) + head + palette + runs
+
+
+def test_bmp_of_runs_is_read() -> None:
+    """A dithered picture of 640 x 480, whose runs Pillow reads byte by byte."""
+    picture = factories.noise(640, 480).convert("L")
+
+    assert decode(runs_bmp(picture), **LIMITS).tobytes() == picture.convert("RGB").tobytes()
 
 
 def test_picture_of_many_strips_is_read() -> None:
