@@ -13,6 +13,7 @@ GPU := .venv-gpu
 HELD_OUT := runs/heldout
 
 GPU_PROVIDERS ?= cuda tensorrt
+WITH_TENSORRT := .[gpu,tensorrt]
 
 SCENARIO ?= mix
 RATES ?=
@@ -97,10 +98,11 @@ fuzz: $(DEV)/installed ## Fuzz images, then request bodies, SECONDS=60 each, fro
 claims: $(DEV)/installed ## Time ViLT beside the 14 designs it is compared with, stage by stage; some 10 minutes
 	$(DEV)/bin/vilt-bench claims --output runs/claims $(ARGS)
 
-gpu: $(GPU)/installed $(if $(filter tensorrt,$(GPU_PROVIDERS)),$(GPU)/tensorrt) ## On a machine with an NVIDIA GPU: its tests, parity, timings, torch beside it, HTTP, claims; see docs/gpu.md
+gpu: $(GPU)/installed ## On a machine with an NVIDIA GPU: its tests, parity, timings, torch beside it, HTTP, claims; see docs/gpu.md
 	$(GPU)/bin/python -m export.random_checkpoint runs/gpu/checkpoint
 	$(GPU)/bin/vilt-export runs/gpu/checkpoint --output runs/gpu/vqa --task vqa --precision fp16
 	failed=; \
+	$(if $(filter tensorrt,$(GPU_PROVIDERS)),$(GPU)/bin/pip install --quiet --editable '$(WITH_TENSORRT)' || failed=1;) \
 	$(GPU)/bin/pytest -m "not slow" tests/server/gpu tests/gpu || failed=1; \
 	$(GPU)/bin/vilt-bench gpu --model runs/gpu/vqa --checkpoint runs/gpu/checkpoint --output runs/gpu/gpu.json \
 		--providers $(GPU_PROVIDERS) $(ARGS) || failed=1; \
@@ -134,10 +136,6 @@ $(GPU)/installed: pyproject.toml setup.py models/_resize.c
 	$(GPU)/bin/pip install --quiet --editable '.[export,loadtest,dev]'
 	$(GPU)/bin/pip uninstall --quiet --yes onnxruntime
 	$(GPU)/bin/pip install --quiet --editable '.[gpu]'
-	touch $@
-
-$(GPU)/tensorrt: $(GPU)/installed
-	$(GPU)/bin/pip install --quiet --editable '.[gpu,tensorrt]'
 	touch $@
 
 $(DEV)/installed: pyproject.toml setup.py models/_resize.c

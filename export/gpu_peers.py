@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,22 +47,15 @@ def main() -> None:
         sys.exit(f"gpu_peers: torch {torch.__version__} finds no GPU")
     loaded = checkpoint.load(options.checkpoint)
     device, grid = torch.device(options.device), tuple(options.patches)
-    rows = [
-        {
-            "name": name,
-            "batch": batch,
-            "tokens": options.text + 1 + grid[0] * grid[1],
-            **_timed(run, options.repeat, device),
-        }
+    report: dict[str, Any] = {"torch": torch.__version__, **work(loaded, grid, options.text)}
+    if device.type == "cuda":
+        report |= _limits()
+    tokens = options.text + 1 + grid[0] * grid[1]
+    report["runs"] = [
+        {"name": name, "batch": batch, "tokens": tokens, **_tried(run, options.repeat, device)}
         for batch in options.batch
         for name, run in peers(loaded, batch, grid, options.text, device)
     ]
-    report = {
-        "torch": torch.__version__,
-        "runs": rows,
-        **work(loaded, grid, options.text),
-        **(_limits() if device.type == "cuda" else {}),
-    }
     print(json.dumps(report, indent=1))
 
 
@@ -111,7 +105,7 @@ def transformers_model(loaded: checkpoint.Checkpoint) -> nn.Module:
 def our_module(loaded: checkpoint.Checkpoint) -> fp16.Half:
     """Build the module of the fp16 graph, with torch's fused attention in the place of ONNX's node."""
     model = fp16.Half(build(loaded.config, loaded.state)).eval()
-    model.bias_dtype = torch.half
+    model.bias_dtype = torch.half  # where MASKED is -inf: no row here has every key masked
     for layer in model.interaction.layers:
         layer.attend = attend
     return model
@@ -150,18 +144,37 @@ def _without_gradients(run: Run) -> Run:
 
 
 def _captured(run: Run) -> Run:
-    """Capture a run in a CUDA graph, and replay it."""
-    quietly = _without_gradients(run)
+    """Capture a run in a CUDA graph the first time, and replay it from then on."""
+    quietly, graphs = _without_gradients(run), []
+
+    def replay() -> None:
+        if not graphs:
+            graphs.append(_capture(quietly))
+        graphs[0].replay()
+
+    return replay
+
+
+def _capture(run: Run) -> torch.cuda.CUDAGraph:
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(3):
-            quietly()
+            run()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        quietly()
-    return graph.replay
+        run()
+    return graph
+
+
+def _tried(run: Run, repeat: int, device: torch.device) -> dict[str, Any]:
+    """Time a way, or say why it cannot be: one that does not compile here takes no other's figures with it."""
+    try:
+        return _timed(run, repeat, device)
+    except Exception as error:  # compilers raise their own types
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
 
 
 def _timed(run: Run, repeat: int, device: torch.device) -> dict[str, float]:

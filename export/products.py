@@ -30,6 +30,7 @@ from models.batch import Features, collate
 from models.image import ImagePatches
 from models.manifest import load_artifact
 from models.text import TextTokens
+from server.engine import session_options
 
 PARTS = ("text_embedding", "visual_embedding", "interaction")
 PRODUCTS = {"MatMul", "Gemm", "MatMulInteger"}
@@ -83,10 +84,7 @@ def inputs(rng: np.random.Generator) -> dict[str, NDArray[Any]]:
 
 def session(graph: bytes, threads: int, *, as_it_is: bool = False) -> onnxruntime.InferenceSession:
     """Load a graph with the server's options."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3
+    options = session_options(threads)
     if as_it_is:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

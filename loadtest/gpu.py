@@ -35,6 +35,8 @@ CLIENTS = (1, 16, 64, 256)
 READY_WITHIN_S = 3600.0  # TensorRT builds its engines first
 PREPARING = ("decode", "preprocess", "tokenize")
 PATCHES = 192  # of the picture that is asked about, and of the peers'
+Found = dict[str, Any]
+Step = Callable[[Found], None]
 
 
 def add_to(commands: Any) -> None:
@@ -59,49 +61,66 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    steps = {name: functools.partial(of_provider, options, name) for name in options.providers}
+    steps: dict[str, Step] = {}
+    for name in options.providers:
+        steps[f"the model on {name}"] = functools.partial(time_model, options, name)
+        steps[f"HTTP on {name}"] = functools.partial(time_http, options, name)
     if options.checkpoint:
-        steps["torch"] = functools.partial(report_of, ["export.gpu_peers", options.checkpoint])
-    found = take(steps, {"benchmark": "vilt-bench gpu", **stamp(), "providers": {}, "torch": None}, options.output)
+        steps["torch"] = functools.partial(time_torch, options.checkpoint)
+    begun = {"benchmark": "vilt-bench gpu", **stamp(), "model": {}, "http": {}, "limit": {}, "torch": None, "used": {}}
+    found = take(steps, begun, options.output)
     print(*lines(found), sep="\n")
     if found["failed"]:
         sys.exit(f"vilt-bench gpu: {', '.join(found['failed'])} failed; what was found is in {options.output}")
 
 
-def take(steps: Mapping[str, Callable[[], dict[str, Any]]], found: dict[str, Any], output: Path) -> dict[str, Any]:
-    """Take one step after the other, and write what is known after each: none takes another's result with it."""
+def take(steps: Mapping[str, Step], found: Found, output: Path) -> Found:
+    """Take one step after the other, and write what each has found by then: none takes another's result with it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     found["failed"] = {}
     for name, step in steps.items():
         try:
-            result = step()
+            step(found)
         except (Exception, SystemExit) as error:  # whatever it is, an hour on a GPU is worth more
             traceback.print_exc()
             found["failed"][name] = str(error)
-        else:
-            (found if name == "torch" else found["providers"])[name] = result
-        if found["torch"]:
-            found["used"] = {
-                name: used(one["model"]["runs"], found["torch"]) for name, one in found["providers"].items()
-            }
         output.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
-def of_provider(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Time the model alone, then HTTP in front of it, and say which is the limit.
+def time_model(options: argparse.Namespace, name: str, found: Found) -> None:
+    """Time a provider without a server.
 
-    Raises: SystemExit: its answers are not fp32's, or there is no server. ExceptionGroup: the server refused a request.
+    Raises: SystemExit: its answers are not fp32's.
     """
     command = ["server.gpu", str(options.model), "--provider", name, "--shapes", str(options.shapes)]
-    model = report_of([*command, "--repeat", str(options.repeat)])
+    found["model"][name] = report_of([*command, "--repeat", str(options.repeat)])
+
+
+def time_http(options: argparse.Namespace, name: str, found: Found) -> None:
+    """Time HTTP in front of a provider with more and more clients, and say what is the limit.
+
+    Raises: SystemExit: there is no server. ExceptionGroup: it refused a request. KeyError: the model was not timed.
+    """
     flags = ["--model", str(options.model), "--provider", name, "--precision", "fp16"]
+    loops = found["http"][name] = []
     with started(flags, ready_within_s=READY_WITHIN_S) as server:
         cpus = pin(server.process.pid, options.server_cpus)
-        loops = [uvloop.run(loop(server.url, clients, options.seconds)) for clients in CLIENTS]
-    best = max(row["images_per_s"] for row in model["runs"] if row["patches"] == PATCHES)
-    busiest = max(loops, key=lambda one: one["answers_per_s"])
-    return {"model": model, "http": loops, "server_cpus": cpus, "limit": limit(busiest, best, cpus)}
+        for clients in CLIENTS:
+            figures = uvloop.run(loop(server.url, clients, options.seconds))
+            loops.append({"server_cpus": cpus, **figures})
+    best = max(row["images_per_s"] for row in found["model"][name]["runs"] if row["patches"] == PATCHES)
+    found["limit"][name] = limit(max(loops, key=lambda one: one["answers_per_s"]), best, cpus)
+
+
+def time_torch(checkpoint: str, found: Found) -> None:
+    """Time torch beside it, and say what share of the GPU's rates each provider reaches.
+
+    Raises: SystemExit: there is no GPU. StopIteration: a provider was not timed alone.
+    """
+    torch = found["torch"] = report_of(["export.gpu_peers", checkpoint])
+    for name, one in found["model"].items():
+        found["used"][name] = used(one["runs"], torch)
 
 
 def report_of(module: Sequence[str]) -> dict[str, Any]:
@@ -188,19 +207,22 @@ def used(runs: Sequence[dict[str, Any]], torch: dict[str, Any]) -> dict[str, flo
     }
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
+def lines(found: Found) -> Iterator[str]:
     """Say what was found."""
-    for name, one in found["providers"].items():
-        model = one["model"]
+    for name, model in found["model"].items():
         yield f"{name} on {model['gpu']}: answers as fp32 on the CPU: {model['parity']['status']}"
         for row in model["runs"]:
             shape = f"{row['batch']:3} x {row['tokens']} tokens"
             yield f"  {shape}  {row['p50_ms']:8.3f} ms  {row['images_per_s']:8.0f} images/s"
-        for row in one["http"]:
+    for name, loops in found["http"].items():
+        yield f"HTTP on {name}"
+        for row in loops:
             yield (
                 f"  {row['clients']:4} clients  p50 {row['p50_ms']:7.2f} ms  p99 {row['p99_ms']:7.2f} ms"
                 f"  {row['answers_per_s']:7.0f} answers/s"
             )
-        yield f"  the limit: {one['limit']['bottleneck']}"
+    for name, one in found["limit"].items():
+        yield f"the limit of {name}: {one['bottleneck']}"
     for row in (found["torch"] or {}).get("runs", []):
-        yield f"{row['name']:42} {row['batch']:3} x {row['tokens']} tokens  {row['p50_ms']:8.3f} ms"
+        took = row["failed"] if "failed" in row else f"{row['p50_ms']:8.3f} ms"
+        yield f"{row['name']:42} {row['batch']:3} x {row['tokens']} tokens  {took}"

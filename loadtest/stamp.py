@@ -24,7 +24,7 @@ def stamp() -> dict[str, Any]:
         "commit": _commit(),
         "command": shlex.join([*_program(), *sys.argv[1:]]),
         "machine": {
-            "processor": _of_processor("model name") or platform.processor(),
+            "processor": _of_processor("model name") or platform.processor() or platform.machine(),
             "instructions": sorted(INSTRUCTIONS & set(_of_processor("flags").split())),
             "cpus": os.cpu_count(),
             "python": platform.python_version(),

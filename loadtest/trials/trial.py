@@ -63,7 +63,7 @@ def add(
     """Declare a trial: a command that starts a server with these flags, tries it, and fails where a claim does."""
     parser = commands.add_parser(
         name,
-        help=(description or "").partition("\n")[0].removesuffix("."),
+        help=(description or "").partition("\n")[0].removesuffix(".").replace("%", "%%"),
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

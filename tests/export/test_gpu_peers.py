@@ -1,5 +1,8 @@
 """The peers on a GPU are the same model; what they take cannot be shown without one."""
 
+import json
+from collections.abc import Iterator
+
 import pytest
 import torch
 from exported import Exported
@@ -34,6 +37,27 @@ def test_peers_on_a_cpu_are_those_that_need_no_gpu(small: Exported) -> None:
     weight = "encoder.layer.0.intermediate.dense.weight"
     theirs = gpu_peers.transformers_model(small.loaded).state_dict()[weight]
     assert torch.equal(theirs, small.loaded.state[f"vilt.{weight}"])
+
+
+def test_way_that_does_not_run_takes_no_other_with_it(
+    small: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A compiler that is missing is told of in the place of a time."""
+
+    def peers(*_: object) -> Iterator[tuple[str, gpu_peers.Run]]:
+        yield "compiled", lambda: torch.library.missing
+        yield "eager", lambda: None
+
+    monkeypatch.setattr("sys.argv", ["gpu_peers", "small", "--device", "cpu", "--batch", "1", "--repeat", "2"])
+    monkeypatch.setattr(gpu_peers.checkpoint, "load", lambda _: small.loaded)
+    monkeypatch.setattr(gpu_peers, "peers", peers)
+
+    gpu_peers.main()
+
+    failed, timed = json.loads(capsys.readouterr().out)["runs"]
+    assert failed["name"] == "compiled"
+    assert failed["failed"].startswith("AttributeError: ")
+    assert timed["p50_ms"] >= 0
 
 
 def test_work_of_a_row_is_counted(small: Exported) -> None:

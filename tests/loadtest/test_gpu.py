@@ -1,8 +1,8 @@
 """The benchmark of a GPU, without one: what it reads, what it concludes, and its clients against a real server."""
 
+import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
@@ -57,22 +57,59 @@ def test_module_that_fails_ends_the_run_with_its_name(capfd: pytest.CaptureFixtu
 
 
 def test_what_fails_takes_nothing_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A provider that does not run, whatever it raises; what came before it is in the file by then."""
+    """A provider that does not run, whatever it raises; what was found before it, and by itself, is in the file."""
     output = tmp_path / "runs" / "gpu.json"
-    runs = [{"batch": 1, "patches": 192, "p50_ms": 0.5, "images_per_s": 2000.0}]
-    torch = {"gflop_per_image": 35.0, "matmul_tflops": 700.0, "weights_gb": 0.2, "memory_gb_per_s": 4000.0}
 
-    def fail() -> dict[str, Any]:
-        assert "cuda" in json.loads(output.read_text())["providers"]
+    def succeed(found: gpu.Found) -> None:
+        found["model"]["cuda"] = {"runs": []}
+
+    def fail(found: gpu.Found) -> None:
+        assert "cuda" in json.loads(output.read_text())["model"]
+        found["http"]["cuda"] = [{"clients": 1}]
         raise SystemExit("no such provider")
 
-    steps = {"cuda": lambda: {"model": {"runs": runs}}, "tensorrt": fail, "torch": lambda: torch}
-    found = gpu.take(steps, {"providers": {}, "torch": None}, output)
+    found = gpu.take({"the model": succeed, "HTTP": fail, "more HTTP": fail}, {"model": {}, "http": {}}, output)
 
     assert found == json.loads(output.read_text())
-    assert found["failed"] == {"tensorrt": "no such provider"}
-    assert found["used"].keys() == found["providers"].keys() == {"cuda"}
+    assert found["failed"] == {"HTTP": "no such provider", "more HTTP": "no such provider"}
+    assert found["http"] == {"cuda": [{"clients": 1}]}
     assert "no such provider" in capsys.readouterr().err
+
+
+def test_steps_go_on_where_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As on a machine without a GPU: each step fails for itself, and the file says why."""
+    options = argparse.Namespace(
+        providers=["cuda"], checkpoint="nowhere", model=tmp_path / "nowhere", shapes=1, repeat=1, seconds=1,
+        server_cpus=None, output=tmp_path / "gpu.json",
+    )  # fmt: skip
+
+    with pytest.raises(SystemExit, match="the model on cuda, HTTP on cuda, torch failed"):
+        gpu.run(options)
+
+    assert "export.gpu_peers nowhere failed" in json.loads(options.output.read_text())["failed"]["torch"]
+    capsys.readouterr()
+
+
+def test_what_was_found_is_said_line_by_line() -> None:
+    """Whole, or in part: a provider that was timed and does not serve, a way of torch's that does not compile."""
+    row = {"batch": 1, "tokens": 202, "p50_ms": 0.5, "images_per_s": 2000.0}
+    model = {"gpu": "a GPU", "parity": {"status": "passed"}, "runs": [row]}
+    torch = {"runs": [{"name": "eager", **row}, {"name": "compiled", **row, "failed": "no gcc"}]}
+    http = [{"clients": 1, "p50_ms": 4.0, "p99_ms": 5.0, "answers_per_s": 240.0}]
+    found = {
+        "model": {"cuda": model},
+        "http": {"cuda": http},
+        "limit": {"cuda": {"bottleneck": "HTTP"}},
+        "torch": torch,
+    }
+
+    said = "\n".join(gpu.lines(found))
+
+    assert "cuda on a GPU: answers as fp32 on the CPU: passed" in said
+    assert "0.500 ms" in said
+    assert "240 answers/s" in said
+    assert "no gcc" in said
+    assert list(gpu.lines({"model": {}, "http": {}, "limit": {}, "torch": None})) == []
 
 
 @pytest.mark.slow
