@@ -7,12 +7,12 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from python_multipart.multipart import parse_options_header
+from multipart import parse_options_header
 
 from server.errors import BadRequest, Overloaded, TooLarge, UnsupportedMediaType
 from server.types import Clock
 
-QUICK_BYTES, QUICK_PARTS = 2**17, 64  # of a multipart body that is taken apart in less than a millisecond
+CONTENT_TYPE_CHARS = 1_000
 SOONEST_S = 0.1  # to come back in, while none has been held yet
 SMOOTHING = 0.1  # weight of the newest body in the running mean
 
@@ -24,13 +24,6 @@ class RawBody:
     form: str  # "json", "image" or "multipart"
     data: bytes
     boundary: bytes = b""  # between the parts of a multipart body
-
-    @property
-    def takes_long(self) -> bool:
-        """Tell whether taking it apart could take more than a millisecond, which the event loop has not."""
-        if self.form == "multipart":
-            return len(self.data) > QUICK_BYTES or self.data.count(b"\r\n--" + self.boundary) > QUICK_PARTS
-        return self.form == "json"
 
 
 class BodyRoom:
@@ -93,13 +86,17 @@ async def read(
         raise UnsupportedMediaType(
             "unsupported_encoding", f"The Content-Encoding {encoding[:100]!r} is not read; send the body as it is."
         )
-    content_type, options = parse_options_header(headers.get("content-type", ""))
-    kind = content_type.decode("latin-1")
+    content_type = headers.get("content-type", "")
+    if len(content_type) > CONTENT_TYPE_CHARS:
+        raise UnsupportedMediaType(
+            "unsupported_media_type", f"The Content-Type has more than {CONTENT_TYPE_CHARS:,} characters."
+        )
+    kind, options = parse_options_header(content_type)
     declared = headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_body_bytes:
         raise _body_too_large(max_body_bytes)
     form = _form_of(kind, accepts_image=accepts_image)
-    boundary = options.get(b"boundary", b"")
+    boundary = options.get("boundary", "").encode("latin-1")
     if form == "multipart" and not boundary:
         raise BadRequest("malformed_body", "The multipart body's Content-Type names no boundary.")
     return RawBody(form, b"".join([chunk async for chunk in _bounded(stream, max_body_bytes, take)]), boundary)

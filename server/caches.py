@@ -3,7 +3,6 @@
 The least recently used goes first. Safe from any thread.
 """
 
-import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -27,9 +26,7 @@ class Cache(Generic[V]):
     def get_or_make(self, key: Hashable, make: Callable[[], V]) -> tuple[V, bool]:
         """Find a value or make it; tell whether it was there or in progress, in which case this thread waits for it.
 
-        Who waits for another's that fails makes it: the failure may be the other's own, of a bound on all of its work.
-
-        Raises: whatever `make` raises.
+        Raises: whatever `make` raises, to all who wait for it.
         """
         with self._lock:
             if key in self._kept:
@@ -39,9 +36,7 @@ class Cache(Generic[V]):
             if theirs is None:
                 ours = self._in_progress[key] = Future()
         if theirs is not None:
-            with contextlib.suppress(Exception):
-                return theirs.result(), True  # whoever makes it is on a thread already: no deadlock
-            return self.get_or_make(key, make)
+            return theirs.result(), True  # whoever makes it is on a thread already: no deadlock
         try:
             value = make()
         except BaseException as error:

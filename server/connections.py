@@ -6,6 +6,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 65_536  # a raw image's fields are in the query string: 2,000 characters, each up to 12 bytes there
+MOST_HEADERS = 256  # of a request: each takes some Python
 HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 MOST_PIPELINED = 16  # requests on a connection that wait for the one before them
 LINGER_S = 1.0  # longer than a request takes to arrive that was sent before its client could know
@@ -19,6 +20,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _unread_bytes = 0  # that came since the parser told of anything: part of a header, of a chunk's extensions
     _offers_upgrade = False
+    _head_is_too_large = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
@@ -35,11 +37,12 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+            self._refuse()
         if self.transport.is_closing():
             return
         if self._unread_bytes > HEAD_BYTES:
-            self.send_400_response("")
+            self._head_is_too_large = True
+            self._refuse()
         elif self._is_idle() and self._timer is None:
             self._start_timer()
 
@@ -52,13 +55,13 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._take(len(name) + len(value))
         super().on_header(name, value)
+        self._take(len(name) + len(value) + len(": \r\n"))
 
     def on_headers_complete(self) -> None:
         """Begin a request, unless its head is to be read again without its offer to upgrade.
 
-        Raises: HttpParserError: too many of the connection wait for the one before them.
+        Raises: HttpParserError: too many requests of the connection wait for the one before them.
         """
         self._unread_bytes = 0
         self._stop_timer()
@@ -77,13 +80,15 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._offers_upgrade:
             super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
+    def _refuse(self) -> None:
         """Say what is wrong with a head, and hang up."""
-        if max(self._head_bytes, self._unread_bytes) > HEAD_BYTES:
+        if self._head_is_too_large:
+            self.logger.warning("A request's head is too large.")
             self.transport.write(HEAD_TOO_LARGE)
             self.transport.close()
         else:
-            super().send_400_response(msg)
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
 
     def _parse(self, data: bytes) -> None:
         """Have the parser read, and where a head offers to upgrade, read it again without that.
@@ -113,13 +118,14 @@ class BoundedProtocol(HttpToolsProtocol):
         return b"\r\n".join((*lines, b"", b""))
 
     def _take(self, count: int) -> None:
-        """Count what a head has, with the headers behind a chunked body.
+        """Count what a head has, as it is written, with the headers behind a chunked body.
 
-        Raises: HttpParserError: it is too much; the parser ends, and send_400_response is called.
+        Raises: HttpParserError: it is too much, and the parser ends.
         """
         self._unread_bytes = 0
         self._head_bytes += count
-        if self._head_bytes > HEAD_BYTES:
+        if self._head_bytes > HEAD_BYTES or len(self.headers) > MOST_HEADERS:
+            self._head_is_too_large = True
             raise HttpParserError
 
     def _is_idle(self) -> bool:

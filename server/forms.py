@@ -1,4 +1,4 @@
-"""A whole body to fields, whatever its form, and fields to a schema. On a pool thread where that takes long.
+"""A whole body to fields, whatever its form, and fields to a schema. On a thread where that takes long.
 
 Knows syntax; what the fields mean is schemas.py's, and an image is still encoded when it leaves here.
 """
@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from pydantic import ValidationError
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.bodies import RawBody
 from server.errors import BadRequest, TooLarge
@@ -21,6 +20,8 @@ IMAGES = ("image", "images", "query_image")  # the fields that are files
 FIELD_BYTES = 64_000  # of a multipart part that is not a file; texts have their own limit
 CROWD = 32  # names in an object, of which none has more than five
 QUERY_FIELDS = 32  # of the query string, which has four at most
+QUICK_BYTES, QUICK_PARTS = 2**17, 64  # of a multipart body that is taken apart in about a millisecond
+QUICK_QUERY_BYTES = 2**13  # of a query string; a picture sent raw is not taken apart
 JSON_VALUES = 300_000  # in 20 MB there is room for 6 million empty lists, which take 500 MB and hold up every thread
 
 Fields = dict[str, list[str | bytes]]
@@ -32,13 +33,10 @@ def parse(body: RawBody, query: bytes, schema: type[BodyT], *, max_parts: int, m
     Raises: BadRequest: it is malformed; a field is missing, unknown, or of the wrong type. TooLarge: of that, too much.
     """
     fields: dict[str, Any] = _single_fields(_query_fields(query))
-    if body.form == "json":
-        fields.update(_parse_json(body.data))
-    elif body.form == "image":
-        fields["image"] = body.data
-    else:
-        found = multipart_fields(body, max_parts)
-        fields.update(_rank_fields(found) if schema is RankBody else _single_fields(found))
+    of_body = _body_fields(body, schema, max_parts)
+    if twice := fields.keys() & of_body.keys():
+        raise _repeated(min(twice), "in the query string and in the body")
+    fields |= of_body
     _refuse_crowds(fields, schema, max_candidates)
     try:
         return schema.model_validate(fields)
@@ -46,12 +44,61 @@ def parse(body: RawBody, query: bytes, schema: type[BodyT], *, max_parts: int, m
         raise _explain(error) from error
 
 
+def takes_long(body: RawBody, query: bytes) -> bool:
+    """Tell whether to parse these could take more than a millisecond or two, which the event loop has not."""
+    if body.form == "image":
+        return len(query) > QUICK_QUERY_BYTES
+    if body.form == "json":
+        return True
+    return len(body.data) > QUICK_BYTES or body.data.count(b"\r\n--" + body.boundary) > QUICK_PARTS
+
+
 def multipart_fields(body: RawBody, max_parts: int) -> Fields:
     """Take a multipart body apart: files as bytes, other fields as text.
 
     Raises: BadRequest, TooLarge: as the message says.
     """
-    return _Parts(body.boundary, max_parts).parse(body.data)
+    fields: Fields = {}
+    try:
+        with PushMultipartParser(body.boundary, header_charset="latin-1") as parser:  # file names come in any encoding
+            name, value, count = "", b"", 0
+            for event in parser.parse(body.data):
+                if isinstance(event, MultipartSegment):
+                    name, value, count = _name_of(event), b"", count + 1
+                    if count > max_parts:
+                        raise TooLarge("too_many_parts", f"The multipart body has more than {max_parts:,} parts.")
+                elif event is None:
+                    fields.setdefault(name, []).append(value if name in IMAGES else _text(name, value))
+                else:
+                    value = event  # all of it, for the body is whole
+    except MultipartError as error:
+        raise BadRequest("malformed_body", f"The multipart body is malformed: {error}.") from error
+    return fields
+
+
+def _name_of(part: MultipartSegment) -> str:
+    if not part.name:
+        raise BadRequest("malformed_body", "A part of the multipart body has no name.")
+    name: bytes = part.name.encode("latin-1", "replace")
+    return name.decode("utf-8", "replace")
+
+
+def _text(name: str, value: bytes) -> str:
+    if len(value) > FIELD_BYTES:
+        raise TooLarge("field_too_large", f"The field {name[:100]!r} is larger than {FIELD_BYTES:,} bytes.")
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest("malformed_body", f"The field {name[:100]!r} is not UTF-8 text.") from error
+
+
+def _body_fields(body: RawBody, schema: type[Body], max_parts: int) -> dict[str, Any]:
+    if body.form == "json":
+        return _parse_json(body.data)
+    if body.form == "image":
+        return {"image": body.data}
+    found = multipart_fields(body, max_parts)
+    return _rank_fields(found) if schema is RankBody else _single_fields(found)
 
 
 def _query_fields(query: bytes) -> Fields:
@@ -91,24 +138,39 @@ def _no_field(where: str) -> BadRequest:
     return BadRequest("unknown_field", f"There is no field {where[:100]!r}.")
 
 
+def _repeated(name: str, how: str) -> BadRequest:
+    return BadRequest("repeated_field", f"The field {name[:100]!r} is given {how}; give it once.")
+
+
 def _parse_json(data: bytes) -> dict[str, Any]:
     if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:  # of a text they count as well: it is a bound
         raise TooLarge("too_many_values", f"The JSON body has more than {JSON_VALUES:,} values.")
     try:
-        parsed = json.loads(data)
+        parsed = json.loads(data, object_pairs_hook=_object)
     except RecursionError as error:
         raise BadRequest("malformed_json", "The JSON body is nested too deeply.") from error
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadRequest("malformed_json", f"The body is not JSON: {error}.") from error
+    except ValueError as error:
+        raise BadRequest("malformed_json", "The JSON body has a number of thousands of digits.") from error
     if not isinstance(parsed, dict):
         raise BadRequest("malformed_json", "The JSON body must be an object.")
     return parsed
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _repeated(name, "more than once")
+        found[name] = value
+    return found
+
+
 def _single_fields(fields: Fields) -> dict[str, Any]:
     for name, values in fields.items():
         if len(values) > 1:
-            raise BadRequest("repeated_field", f"The field {name[:100]!r} is given {len(values)} times; give it once.")
+            raise _repeated(name, f"{len(values)} times")
     return {name: values[0] for name, values in fields.items()}
 
 
@@ -117,6 +179,8 @@ def _rank_fields(fields: Fields) -> dict[str, Any]:
     texts, images = fields.pop("texts", []), fields.pop("images", [])
     single = _single_fields(fields)
     query = {kind: single.pop(f"query_{kind}") for kind in ("text", "image") if f"query_{kind}" in single}
+    if of_json := single.keys() & {"query", "candidates"}:
+        raise _no_field(min(of_json))
     if len(query) != 1:
         raise BadRequest("missing_field", "Give one query: the field query_text or query_image.")
     if bool(texts) == bool(images):
@@ -139,74 +203,3 @@ def _explain(error: ValidationError) -> BadRequest:
             return BadRequest(
                 "invalid_field", f"The field {where!r} is not valid: {message}." if where else f"{message}."
             )
-
-
-class _Parts:
-    """The parts of a multipart body, kept in memory: files as bytes, other fields as text."""
-
-    def __init__(self, boundary: bytes, max_parts: int) -> None:
-        self._delimiter = b"--" + boundary
-        self._max_parts = max_parts
-        self._fields: Fields = {}
-        self._count = 0
-        self._ended = False
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": lambda data, start, end: self._header_name.extend(data[start:end]),
-                "on_header_value": lambda data, start, end: self._header_value.extend(data[start:end]),
-                "on_header_end": self._end_header,
-                "on_headers_finished": self._end_headers,
-                "on_part_data": self._data,
-                "on_part_end": self._end_part,
-                "on_end": self._end,
-            },
-        )
-
-    def parse(self, data: bytes) -> Fields:
-        begin = max(0, data.find(self._delimiter))  # what is before is for people whose mail program knows no MIME
-        try:
-            self._parser.write(data[begin:] if begin else data)
-        except FormParserError as error:
-            raise BadRequest("malformed_body", f"The multipart body is malformed: {error}.") from error
-        if not self._ended:
-            raise BadRequest("malformed_body", "The multipart body ends before its closing boundary.")
-        return self._fields
-
-    def _begin(self) -> None:
-        self._count += 1
-        if self._count > self._max_parts:
-            raise TooLarge("too_many_parts", f"The multipart body has more than {self._max_parts:,} parts.")
-        self._header_name, self._header_value, self._value = bytearray(), bytearray(), bytearray()
-        self._disposition = b""
-
-    def _end_header(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            self._disposition = bytes(self._header_value)
-        self._header_name.clear()
-        self._header_value.clear()
-
-    def _end_headers(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        if b"name" not in options:
-            raise BadRequest("malformed_body", "A part of the multipart body has no name.")
-        self._name = options[b"name"].decode("utf-8", "replace")
-        self._is_file = self._name in IMAGES
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-        if not self._is_file and len(self._value) > FIELD_BYTES:
-            raise TooLarge("field_too_large", f"The field {self._name[:100]!r} is larger than {FIELD_BYTES:,} bytes.")
-
-    def _end_part(self) -> None:
-        value: str | bytes = bytes(self._value)
-        if not self._is_file:
-            try:
-                value = self._value.decode()
-            except UnicodeDecodeError as error:
-                raise BadRequest("malformed_body", f"The field {self._name[:100]!r} is not UTF-8 text.") from error
-        self._fields.setdefault(self._name, []).append(value)
-
-    def _end(self) -> None:
-        self._ended = True

@@ -46,7 +46,6 @@ def configure(log_format: str, level: str) -> None:
             "loggers": {
                 "uvicorn.access": {"level": "WARNING"},
                 "PIL": {"level": "WARNING"},
-                "python_multipart": {"level": "ERROR"},  # warns of every body that is malformed, which is answered
             },
         }
     )

@@ -114,13 +114,15 @@ class Preparation:
         digest = hashlib.blake2b(data, digest_size=16).digest()
 
         def make() -> ImagePatches:
-            found = identify(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
-            pixels.spend(found.width * found.height)
             rgb = load(found, spec if self._scales_jpegs else None)
             timings.mark("decode")
             return to_patches(rgb, spec)
 
-        patches, was_there = self._decoded.get_or_make((digest, spec), make)
+        patches, was_there = self._decoded.find((digest, spec)), True
+        if patches is None:  # what a request may have decoded is its own affair; whether the picture is whole is not
+            found = identify(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
+            pixels.spend(found.width * found.height)
+            patches, was_there = self._decoded.get_or_make((digest, spec), make)
         if was_there:
             self._count_hit()
             timings.mark("decode")

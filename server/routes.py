@@ -112,15 +112,15 @@ class TaskRoutes:
 
         Raises: ServerError: of the kind that says why. ClientDisconnect: there is nobody left to answer.
         """
-        async with self._backend.place(client_of(request), task):
-            deadline_s = deadline_of(request, self._deadline_ms)
-            try:
+        try:
+            async with self._backend.place(client_of(request), task):
+                deadline_s = deadline_of(request, self._deadline_ms)
                 async with Connection(request) as connection:
                     with self._room.body() as take:
                         receive = self._receiver(request, schema, connection, take)
                         return await walk(receive, timings_of(request), deadline_s)
-            except asyncio.CancelledError as error:  # by uvicorn, at the end of a drain that has taken too long
-                raise Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0) from error
+        except asyncio.CancelledError as error:  # by uvicorn, at the end of a drain that has taken too long
+            raise Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0) from error
 
     def _receiver(
         self, request: Request, schema: type[BodyT], connection: Connection, take: Callable[[int], None]
@@ -143,16 +143,17 @@ class TaskRoutes:
                     "receive_timeout", f"The body did not arrive within {self._receive_timeout_s:g} s."
                 ) from error
             connection.watch()
+            query = request.scope["query_string"]
             parse = functools.partial(
                 forms.parse,
                 body,
-                request.scope["query_string"],
+                query,
                 schema,
                 max_parts=(self._max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
                 max_candidates=self._max_candidates,
             )
             # Not on the threads that decode: whoever is refused should not wait for one.
-            return await asyncio.to_thread(parse) if body.takes_long else parse()
+            return await asyncio.to_thread(parse) if forms.takes_long(body, query) else parse()
 
         return receive
 

@@ -9,7 +9,7 @@ import factories
 import httpx
 import pytest
 
-from server.connections import HEAD_BYTES
+from server.connections import HEAD_BYTES, MOST_HEADERS
 from server.forms import FIELD_BYTES
 from server.routes import SPARE_PARTS
 from server.schemas import VqaBody
@@ -198,20 +198,29 @@ def test_id_of_a_candidate_around_its_limit(small: Running, excess: int) -> None
 def test_head_of_a_request_around_its_limit(small: Running, where: str, excess: int) -> None:
     """One header, or many, or a long path: together they have a bound, and the connection ends there."""
     url, headers = "/livez", {"Host": "test", "Accept": "", "User-Agent": "", "Connection": "close"}
-    left = HEAD_BYTES + excess - len(url) - sum(len(name) + len(value) for name, value in headers.items())
-    left -= len("Accept-Encoding")
     headers["Accept-Encoding"] = ""
+    left = HEAD_BYTES + excess - len(url) - sum(len(name) + len(value) + 4 for name, value in headers.items())
     if where == "the query":
         url += "?" + "a" * (left - 1)
     elif where == "a header":
-        headers["X"] = "a" * (left - 1)
+        headers["X"] = "a" * (left - 5)
     else:
-        headers |= {f"X{number:03}": "a" * 196 for number in range(left // 200)}
-        headers["Y"] = "a" * (left % 200 - 1)
+        headers |= {f"X{number:03}": "a" * 492 for number in range(left // 500)}
+        headers["Y"] = "a" * (left % 500 - 5)
 
     head = f"GET {url} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
 
     assert answer_to(small, head.encode()).startswith(b"HTTP/1.1 431 " if excess > 0 else b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("excess", AROUND)
+def test_headers_of_a_request_around_their_number(small: Running, excess: int) -> None:
+    """However short they are."""
+    count = MOST_HEADERS + excess - len(("Host", "Connection"))
+
+    head = b"GET /livez HTTP/1.1\r\nHost: test\r\nConnection: close\r\n" + count * b"a:\r\n" + b"\r\n"
+
+    assert answer_to(small, head).startswith(b"HTTP/1.1 431 " if excess > 0 else b"HTTP/1.1 200 ")
 
 
 def answer_to(running: Running, data: bytes) -> bytes:

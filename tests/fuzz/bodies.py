@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import atheris
 
-with atheris.instrument_imports(include=["json", "models", "python_multipart", "server", "starlette"]):
+with atheris.instrument_imports(include=["json", "models", "multipart", "server", "starlette"]):
     from PIL import Image
 
     from server.admission import Admission

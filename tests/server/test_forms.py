@@ -162,26 +162,106 @@ def test_text_is_bounded_as_text_even_if_it_comes_as_a_file() -> None:
         forms.multipart_fields(large, 8)
 
 
-def test_part_with_a_crowd_of_headers_is_refused() -> None:
-    """Each is parsed in Python."""
-    data = b"--x\r\n" + b"a: b\r\n" * 10_000 + b"\r\n\r\n--x--"
+PART = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
 
-    with pytest.raises(BadRequest, match="header count"):
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"--x\r\n" + b"a: b\r\n" * 10_000 + b"\r\n\r\n--x--", "header count"),
+        (b"--x\r\na:" + b" " * 10_000 + b"\r\n\r\n\r\n--x--", "header length"),
+        (PART % (b"image", b"\r\n--xA" * 3_000_000) + b"--x--", "bytes after boundary"),
+        (PART % (b"image", b"a") + b"--x" + b" " * 20_000_000, "bytes after boundary"),
+        (PART % (b"image", b"a"), "end of multipart stream"),
+        (b"", "end of multipart stream"),
+        (b"no boundary", "end of multipart stream"),
+        (PART % (b"", b"a") + b"--x--", "no name"),
+        (b"--x\r\n\r\na\r\n--x--", "Content-Disposition"),
+        (PART % (b"question", b"\xff") + b"--x--", "not UTF-8"),
+    ],
+    ids=[
+        *("headers", "a long header", "look-alikes", "padding", "no end", "nothing", "no boundary"),
+        *("no name", "no header", "not text"),
+    ],
+)
+def test_malformed_multipart_is_refused_at_the_first_thing_that_is_wrong(data: bytes, says: str) -> None:
+    """Python that walks 20 MB byte by byte takes seconds."""
+    with pytest.raises(BadRequest, match=says):
         forms.multipart_fields(bodies.RawBody("multipart", data, b"x"), 8)
 
 
+def test_parts_are_counted_as_they_are_found() -> None:
+    """Nothing is read of those behind the last that may be there."""
+    with pytest.raises(TooLarge, match="more than 8 parts"):
+        forms.multipart_fields(bodies.RawBody("multipart", 1_000_000 * (PART % (b"image", b"")) + b"--x--", b"x"), 8)
+
+
+def test_boundary_may_be_as_long_as_a_client_likes() -> None:
+    """And of any bytes that a header may have."""
+    boundary = b"\xe9" * 300
+    for value, expected in ((f'"{boundary.decode("latin-1")}"', boundary), ("y" * 300, b"y" * 300)):
+        data = MULTIPART.replace(b"--x", b"--" + expected)
+        body = read(data, f"multipart/form-data; boundary={value}", chunk=10_000)
+        assert parse(body, VqaBody).question == "is it röt?"
+
+
+def test_files_may_be_named_in_any_encoding() -> None:
+    """What a file is called is of no interest here; what a field is called is UTF-8."""
+    body = bodies.RawBody("multipart", MULTIPART.replace(b"a.png", b"\xe9.png"), b"x")
+    assert parse(body, VqaBody).question == "is it röt?"
+
+    with pytest.raises(BadRequest, match="no field 'röt'"):
+        parse(bodies.RawBody("multipart", PART % ("röt".encode(), b"") + MULTIPART, b"x"), VqaBody)
+
+
+@pytest.mark.parametrize("name", ["query", "candidates"])
+def test_fields_of_json_are_none_of_a_form(name: str) -> None:
+    """They would be passed over."""
+    parts = ((b"query_text", b"a"), (b"images", b"1"), (name.encode(), b"a"))
+    data = b"".join(PART % part for part in parts) + b"--x--"
+
+    with pytest.raises(BadRequest, match=f"no field '{name}'"):
+        parse(bodies.RawBody("multipart", data, b"x"), RankBody)
+
+
 @pytest.mark.parametrize(
-    ("body", "takes_long"),
+    ("data", "query", "says"),
     [
-        (bodies.RawBody("image", bytes(100_000)), False),
-        (bodies.RawBody("image", bytes(10_000_000)), False),
-        (bodies.RawBody("json", b"{}"), True),
-        (bodies.RawBody("multipart", MULTIPART, b"x"), False),
-        (bodies.RawBody("multipart", MULTIPART + bytes(200_000), b"x"), True),
-        (bodies.RawBody("multipart", MULTIPART + b"\r\n--xA" * 100, b"x"), True),
+        (b'{"image": "aa", "question": "a", "question": "b"}', b"", "'question' is given more than once"),
+        (b'{"image": "aa", "question": "a"}', b"question=b", "in the query string and in the body"),
+        (b'{"image": "aa", "question": "a", "top_k": ' + b"1" * 5000 + b"}", b"", "thousands of digits"),
+        (b'{"image": "\xff"}', b"", "not JSON: 'utf-8'"),
     ],
-    ids=["picture", "large picture", "JSON", "form", "large form", "form of look-alikes"],
+    ids=["twice", "in both", "digits", "not text"],
 )
-def test_only_what_is_quick_is_taken_apart_on_the_event_loop(body: bodies.RawBody, takes_long: bool) -> None:
+def test_json_says_each_thing_once_and_in_bounds(data: bytes, query: bytes, says: str) -> None:
+    """What is given twice has no one meaning, whichever way it comes."""
+    with pytest.raises(BadRequest, match=says):
+        parse(bodies.RawBody("json", data), VqaBody, query)
+
+
+def test_content_type_is_bounded() -> None:
+    """It is taken apart on the event loop."""
+    with pytest.raises(UnsupportedMediaType, match="1,000 characters"):
+        read(MULTIPART, "multipart/form-data; boundary=x" + ";a=b" * 1000, chunk=10_000)
+
+
+@pytest.mark.parametrize(
+    ("body", "query", "takes_long"),
+    [
+        (bodies.RawBody("image", bytes(100_000)), b"question=a", False),
+        (bodies.RawBody("image", bytes(10_000_000)), b"question=a", False),
+        (bodies.RawBody("image", b""), b"question=" + b"%C3%A9" * 2000, True),
+        (bodies.RawBody("json", b"{}"), b"", True),
+        (bodies.RawBody("multipart", MULTIPART, b"x"), b"", False),
+        (bodies.RawBody("multipart", MULTIPART + bytes(200_000), b"x"), b"", True),
+        (bodies.RawBody("multipart", MULTIPART + 100 * (PART % (b"texts", b"")), b"x"), b"", True),
+    ],
+    ids=["picture", "large picture", "picture with a long query", "JSON", "form", "large form", "form of many parts"],
+)
+def test_only_what_is_quick_is_taken_apart_on_the_event_loop(
+    body: bodies.RawBody, query: bytes, takes_long: bool
+) -> None:
     """Every other request waits for it there."""
-    assert body.takes_long is takes_long
+    assert forms.takes_long(body, query) is takes_long
