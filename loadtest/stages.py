@@ -1,7 +1,8 @@
 """Where one request's time goes: the server's stages as Server-Timing has them, and what the client waits beside them.
 
 One request at a time, each picture different from all others, so that nothing comes out of a cache. Where the artifact
-has several precisions, each has a server of its own and they take turns.
+has several precisions, each has a server of its own and they take turns. A server that is started keeps few pictures:
+until those that are kept fill their memory, each new one waits for the kernel to hand out some.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from loadtest.stamp import stamp
 from loadtest.workload import Request
 
 TURN = 10  # requests
+KEPT_MB = 4  # of pictures: seven at full size
 LEFT_OUT = 2  # more, at the beginning of a turn: another server's threads may still spin, its weights fill the caches
 
 
@@ -81,7 +83,7 @@ def servers(url: str | None, model: Path | None) -> Iterator[list[str]]:
     """Yield the URLs of a running server, of one for each precision of an artifact, or of one of the shipped one."""
     flags = [one.flags for one in ours(model)] if model and url is None else [()]
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(server(url, some)) for some in flags]
+        yield [stack.enter_context(server(url, (*some, f"--decoded-cache-mb={KEPT_MB}"))) for some in flags]
 
 
 async def measure(urls: Sequence[str], picture: bytes, repeat: int) -> list[list[Row]]:

@@ -111,7 +111,7 @@ class Preparation:
         """Decode and cut up an image, unless that has been done or is being done; tell its digest, too."""
         spec = model.artifact.manifest.spec
         data = _image_bytes(image)
-        digest = hashlib.blake2b(data, digest_size=16).digest()
+        digest = hashlib.sha256(data).digest()  # which processors have instructions for, as of late
 
         def make() -> ImagePatches:
             rgb = load(found, spec if self._scales_jpegs else None)
