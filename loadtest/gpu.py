@@ -83,9 +83,16 @@ def take(steps: Mapping[str, Step], found: Found, output: Path) -> Found:
             step(found)
         except (Exception, SystemExit) as error:  # whatever it is, an hour on a GPU is worth more
             traceback.print_exc()
-            found["failed"][name] = str(error)
+            found["failed"][name] = why(error)
         output.write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def why(error: BaseException) -> str:
+    """Say what an error is, or the first of a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 def time_model(options: argparse.Namespace, name: str, found: Found) -> None:
@@ -116,7 +123,7 @@ def time_http(options: argparse.Namespace, name: str, found: Found) -> None:
 def time_torch(checkpoint: str, found: Found) -> None:
     """Time torch beside it, and say what share of the GPU's rates each provider reaches.
 
-    Raises: SystemExit: there is no GPU. StopIteration: a provider was not timed alone.
+    Raises: SystemExit: there is no GPU.
     """
     torch = found["torch"] = report_of(["export.gpu_peers", checkpoint])
     for name, one in found["model"].items():

@@ -28,7 +28,7 @@ from loadtest.stamp import stamp
 from loadtest.workload import Request
 
 TURN = 10  # requests
-KEPT_MB = 4  # of pictures: seven at full size
+KEPT_MB = 1  # of pictures: one at full size
 LEFT_OUT = 2  # more, at the beginning of a turn: another server's threads may still spin, its weights fill the caches
 
 

@@ -1,4 +1,4 @@
-"""What a file may have a decoder do beside decoding pixels: reads, scans, strips, tiles. Knows formats, no Pillow.
+"""What a file may have a decoder do beside decoding pixels: reads, scans, values, tiles. Knows formats, no Pillow.
 
 A decoder believes what a file says of itself. Each bound is far beyond what is found in pictures, and keeps a file of
 some megabytes from taking minutes or gigabytes.
@@ -14,15 +14,15 @@ import numpy as np
 
 MAX_READS = 100_000  # of a file, by Pillow's own code: it skips padding byte by byte, and reads chunks of nothing
 MAX_READS_OF_RUNS = 4_000_000  # of a BMP, whose runs Pillow reads by the byte: about a second
-MAX_PARTS = 100_000  # of a TIFF: Pillow makes objects for each strip or tile before it looks at any
+MAX_VALUES = 100_000  # of a field of a TIFF, or of EXIF: Pillow makes objects of all, 3 to 8 us and 250 bytes each
 MAX_SCANS = 100  # of a JPEG, as libtiff allows: each takes a pass over the whole picture, and a few dozen bytes
 MARKER = re.compile(rb"\xff([^\x00\xff])")
 HAS_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE))  # what libjpeg skips over
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 SCAN = START_OF_SCAN << 8 | 0xFF  # as a little-endian word
 TIFF_MARKS = (b"II", b"MM")  # the order of its bytes
-PARTS = frozenset((273, 279, 324, 325))  # of TIFF's tags: where strips and tiles are, and how long
-TILE_WIDTH, TILE_LENGTH = 322, 323
+BYTES = frozenset((1, 2, 7))  # of TIFF's types, which Pillow leaves in one piece
+TILE_WIDTH, TILE_LENGTH = 322, 323  # of its tags
 BIG = 43  # of TIFF's versions: offsets of 8 bytes
 TYPES = {1: 1, 6: 1, 3: 2, 8: 2, 4: 4, 9: 4, 16: 8, 17: 8}  # whole numbers of TIFF's, and their bytes
 STRANGE_PX = 2**32
@@ -67,10 +67,10 @@ def count_scans(jpeg: bytes) -> int:
     return sum(int(np.count_nonzero(one == SCAN)) for one in words)
 
 
-def has_too_many_parts(tiff: bytes) -> bool:
-    """Count a TIFF's strips or tiles: before one is read, each takes 250 bytes and 3 us, however small the picture."""
+def has_too_many_values(tiff: bytes) -> bool:
+    """Look for a field with too many values in a TIFF, which has one for each strip or tile, or in EXIF."""
     with contextlib.suppress(struct.error, IndexError):  # it is cut short: Pillow reads what is before that, too
-        return any(tag in PARTS and count > MAX_PARTS for tag, _, count, _ in _fields(tiff))
+        return any(count > MAX_VALUES and kind not in BYTES for _, kind, count, _ in _fields(tiff))
     return False
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from models.bounds import MAX_PARTS, MAX_SCANS, TIFF_MARKS, Reader, has_too_many_parts, has_too_many_scans, tile_px
+from models.bounds import MAX_SCANS, MAX_VALUES, TIFF_MARKS, Reader, has_too_many_scans, has_too_many_values, tile_px
 from models.errors import InputTooLarge, InvalidInput
 from models.resize import can_resize, resize
 from models.spec import Grid, ViltSpec
@@ -29,6 +29,7 @@ TRIED = (((61, 47), (32, 32)), ((23, 40), (64, 64)), ((40, 90), (32, 32)))
 BAND_PX = 2**18  # of a picture, converted at once
 SPARE = 2  # pixels along a side, for one that the model reads, that a JPEG keeps which is decoded smaller
 UPRIGHT = 1  # of the EXIF orientations
+EXIF = b"Exif\0\0"  # before EXIF, which Pillow passes over once or twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,12 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
     """Read an image's header and hold it to its limits; nothing is decoded.
 
     Raises: InvalidInput: not an image of a format in FORMATS, or one side beyond max_aspect_ratio times the other.
-        InputTooLarge: more than max_pixels, in a tile, too; more than MAX_SCANS or MAX_PARTS.
+        InputTooLarge: more than max_pixels, in a tile, too; more than MAX_SCANS or MAX_VALUES.
     """
     if not data:
         raise InvalidInput("empty_image", "The image is empty: send the bytes of an image file.")
-    if data.startswith(TIFF_MARKS) and has_too_many_parts(data):
-        raise InputTooLarge("too_many_strips", f"The TIFF image has more than {MAX_PARTS:,} strips or tiles.")
+    if data.startswith(TIFF_MARKS) and has_too_many_values(data):
+        raise InputTooLarge("too_many_values", f"A field of the TIFF image has more than {MAX_VALUES:,} values.")
     Image.MAX_IMAGE_PIXELS = max_pixels  # one for the process, as the server's setting is
     try:
         image = Image.open(Reader(data), formats=FORMATS)
@@ -154,6 +155,9 @@ def _pillows(image: Image.Image, size: tuple[int, int], side: int) -> NDArray[np
 
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; metadata that cannot be read turns nothing."""
+    exif = image.info.get("exif", b"").removeprefix(EXIF).removeprefix(EXIF)
+    if has_too_many_values(exif):
+        return image
     try:
         if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT:
             return image  # of which exif_transpose would make a copy

@@ -6,8 +6,7 @@ Knows forms by their Content-Type, and sizes; what is inside is forms.py's.
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-
-from multipart import parse_options_header
+from email.message import Message
 
 from server.errors import BadRequest, Overloaded, TooLarge, UnsupportedMediaType
 from server.types import Clock
@@ -91,15 +90,21 @@ async def read(
         raise UnsupportedMediaType(
             "unsupported_media_type", f"The Content-Type has more than {CONTENT_TYPE_CHARS:,} characters."
         )
-    kind, options = parse_options_header(content_type)
+    kind = content_type.partition(";")[0].strip().lower()
     declared = headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_body_bytes:
         raise _body_too_large(max_body_bytes)
     form = _form_of(kind, accepts_image=accepts_image)
-    boundary = options.get("boundary", "").encode("latin-1")
+    boundary = _boundary_of(content_type) if form == "multipart" else b""
     if form == "multipart" and not boundary:
         raise BadRequest("malformed_body", "The multipart body's Content-Type names no boundary.")
     return RawBody(form, b"".join([chunk async for chunk in _bounded(stream, max_body_bytes, take)]), boundary)
+
+
+def _boundary_of(content_type: str) -> bytes:
+    message = Message()
+    message["Content-Type"] = content_type
+    return (message.get_boundary() or "").encode("latin-1")
 
 
 def _form_of(kind: str, *, accepts_image: bool) -> str:

@@ -34,21 +34,24 @@ class Cache(Generic[V]):
                 return self._kept[key], True
             theirs = self._in_progress.get(key)
             if theirs is None:
-                ours = self._in_progress[key] = Future()
+                self._in_progress[key] = Future()
         if theirs is not None:
-            return theirs.result(), True  # whoever makes it is on a thread already: no deadlock
+            try:
+                return theirs.result(), True  # whoever makes it is on a thread already: no deadlock
+            finally:
+                del theirs  # a failure knows this frame: they would keep each other, and what it was made of
         try:
             value = make()
         except BaseException as error:
-            with self._lock:
-                del self._in_progress[key]
-            ours.set_exception(error)
+            self._end(key).set_exception(error)
             raise
         self.keep(key, value)
-        with self._lock:
-            del self._in_progress[key]
-        ours.set_result(value)
+        self._end(key).set_result(value)
         return value, False
+
+    def _end(self, key: Hashable) -> Future[V]:
+        with self._lock:
+            return self._in_progress.pop(key)
 
     def find(self, key: Hashable) -> V | None:
         """Look for a value that is kept."""

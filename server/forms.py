@@ -60,7 +60,8 @@ def multipart_fields(body: RawBody, max_parts: int) -> Fields:
     """
     fields: Fields = {}
     try:
-        with PushMultipartParser(body.boundary, header_charset="latin-1") as parser:  # file names come in any encoding
+        # Strict, it ends at lines that go on, which are many for few bytes. File names come in any encoding.
+        with PushMultipartParser(body.boundary, header_charset="latin-1", strict=True) as parser:
             name, value, count = "", b"", 0
             for event in parser.parse(body.data):
                 if isinstance(event, MultipartSegment):

@@ -47,14 +47,17 @@ class PixelBudget:
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = self._left = max_pixels
         self._lock = threading.Lock()
+        self._counted: set[bytes] = set()
 
-    def spend(self, pixels: int) -> None:
-        """Take pixels off, before they are decoded.
+    def spend(self, digest: bytes, pixels: int) -> None:
+        """Take a picture's pixels off, before they are decoded; one that comes again is decoded once.
 
         Raises: InputTooLarge: there are not as many left.
         """
         with self._lock:
-            self._left -= pixels
+            if digest not in self._counted:
+                self._counted.add(digest)
+                self._left -= pixels
             left = self._left
         if left < 0:
             raise InputTooLarge(
@@ -119,9 +122,9 @@ class Preparation:
             return to_patches(rgb, spec)
 
         patches, was_there = self._decoded.find((digest, spec)), True
-        if patches is None:  # what a request may have decoded is its own affair; whether the picture is whole is not
+        if patches is None:  # the budget is a request's own, and spent before a failure can be another's, too
             found = identify(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
-            pixels.spend(found.width * found.height)
+            pixels.spend(digest, found.width * found.height)
             patches, was_there = self._decoded.get_or_make((digest, spec), make)
         if was_there:
             self._count_hit()

@@ -24,7 +24,7 @@ ROOMS = {  # third parties on the serving side, and where alone they may be impo
     "prometheus_client": {"server/metrics.py"},
     "PIL": {"models/image.py"},
     "tokenizers": {"models/text.py"},
-    "multipart": {"server/bodies.py", "server/forms.py"},
+    "multipart": {"server/forms.py"},
     "uvicorn": {"server/listening.py", "server/connections.py"},
     "torch": set(),
     "transformers": set(),

@@ -71,7 +71,7 @@ def test_what_fails_takes_nothing_with_it(tmp_path: Path, capsys: pytest.Capture
     found = gpu.take({"the model": succeed, "HTTP": fail, "more HTTP": fail}, {"model": {}, "http": {}}, output)
 
     assert found == json.loads(output.read_text())
-    assert found["failed"] == {"HTTP": "no such provider", "more HTTP": "no such provider"}
+    assert found["failed"] == {"HTTP": "SystemExit: no such provider", "more HTTP": "SystemExit: no such provider"}
     assert found["http"] == {"cuda": [{"clients": 1}]}
     assert "no such provider" in capsys.readouterr().err
 
@@ -88,6 +88,14 @@ def test_steps_go_on_where_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFi
 
     assert "export.gpu_peers nowhere failed" in json.loads(options.output.read_text())["failed"]["torch"]
     capsys.readouterr()
+
+
+def test_failure_of_a_group_is_its_first() -> None:
+    """Of clients that run together; a group says only that there are some."""
+    group = ExceptionGroup("unhandled errors", [ValueError("the server did not answer: 503"), ValueError("b")])
+
+    assert gpu.why(ExceptionGroup("outer", [group])) == "ValueError: the server did not answer: 503"
+    assert gpu.why(KeyError("cuda")) == "KeyError: 'cuda'"
 
 
 def test_what_was_found_is_said_line_by_line() -> None:

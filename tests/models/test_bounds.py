@@ -10,14 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.bounds import MAX_PARTS, MAX_READS, Reader, count_scans, has_too_many_parts, has_too_many_scans, tile_px
+from models.bounds import MAX_READS, MAX_VALUES, Reader, count_scans, has_too_many_scans, has_too_many_values, tile_px
 from models.errors import InputTooLarge, InvalidInput
 from models.image import decode
 
 LIMITS = {"max_pixels": 10_000_000, "max_aspect_ratio": 20.0}
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
-SHORT, LONG, LONG8 = 3, 4, 16
+STRIP_OFFSETS, ORIENTATION, STRIP_BYTES = 273, 274, 279
+SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 3, 4, 5, 7, 16
+SIZE_OF = {SHORT: 2, LONG: 4, RATIONAL: 8, UNDEFINED: 1}
 DEFLATE = 8
 
 
@@ -73,40 +75,58 @@ def test_largest_of_several_tile_sides_counts(order: str) -> None:
     assert tile_px(tiff((WIDTH, LONG, 64), order=order)) == 0
 
 
-def striped(count: int, tag: int, *, big: bool = False) -> bytes:
-    """Write a TIFF of 64 x 64 pixels that says of itself to have so many strips or tiles, and has room to say where."""
+def crowded(count: int, tag: int, kind: int = LONG, *, big: bool = False) -> bytes:
+    """Write a TIFF of 64 x 64 pixels with a field of so many values, and room for them."""
     counted, entry, following = ("Q", "HHQQ", 8) if big else ("H", "HHII", 4)
-    fields = [(tag, LONG, count, 4096), (WIDTH, LONG, 1, 64), (HEIGHT, LONG, 1, 64), (BITS, SHORT, 1, 8)]
+    fields = [(tag, kind, count, 4096), (WIDTH, LONG, 1, 64), (HEIGHT, LONG, 1, 64), (BITS, SHORT, 1, 8)]
     fields += [(COMPRESSION, SHORT, 1, 1), (PHOTOMETRIC, SHORT, 1, 1), (SAMPLES, SHORT, 1, 1)]
     head = b"II" + (struct.pack("<HHHQ", 43, 8, 0, 16) if big else struct.pack("<HI", 42, 8))
     written = b"".join(struct.pack("<" + entry, *field) for field in fields)
     directory = struct.pack("<" + counted, len(fields)) + written + bytes(following)
-    return (head + directory).ljust(4096, b"\0") + 4 * count * b"\1"
+    return (head + directory).ljust(4096, b"\0") + SIZE_OF[kind] * count * b"\1"
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("tag", [273, 279, 324, 325])
+@pytest.mark.parametrize(
+    ("tag", "kind"),
+    [(STRIP_OFFSETS, LONG), (STRIP_BYTES, LONG), (TILE_OFFSETS, LONG), (TILE_BYTES, SHORT), (ORIENTATION, RATIONAL)],
+)
 @pytest.mark.parametrize("big", [False, True])
-def test_tiff_of_too_many_strips_or_tiles_is_refused_unread(tag: int, big: bool) -> None:
-    """20 MB of offsets took 14 s and 1.2 GB."""
-    with pytest.raises(InputTooLarge, match="strips or tiles") as caught:
-        decode(striped(4_900_000, tag, big=big), **LIMITS)
+def test_tiff_with_a_field_of_too_many_values_is_refused_unread(tag: int, kind: int, big: bool) -> None:
+    """20 MB of where its strips are took 14 s and 1.2 GB, of fractions 20 s."""
+    with pytest.raises(InputTooLarge, match="100,000 values") as caught:
+        decode(crowded(19_600_000 // SIZE_OF[kind], tag, kind, big=big), **LIMITS)
 
-    assert caught.value.code == "too_many_strips"
+    assert caught.value.code == "too_many_values"
 
 
-def test_tiff_that_is_cut_short_is_counted_to_where_it_ends() -> None:
-    """As Pillow reads it."""
-    assert has_too_many_parts(striped(MAX_PARTS + 1, 273)[:30])
-    assert not has_too_many_parts(striped(MAX_PARTS + 1, 273)[:20])
-    assert not has_too_many_parts(striped(MAX_PARTS, 273))
-    assert not has_too_many_parts(b"II")
+def test_fields_are_counted_to_where_a_tiff_is_cut_short() -> None:
+    """As Pillow reads it; bytes are no values."""
+    assert has_too_many_values(crowded(MAX_VALUES + 1, STRIP_OFFSETS)[:30])
+    assert not has_too_many_values(crowded(MAX_VALUES + 1, STRIP_OFFSETS)[:20])
+    assert not has_too_many_values(crowded(MAX_VALUES, STRIP_OFFSETS))
+    assert not has_too_many_values(crowded(1_000_000, 700, UNDEFINED))
+    assert not has_too_many_values(b"II")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_orientation_of_too_many_values_turns_nothing(form: str) -> None:
+    """It took a second for each 2.5 MB."""
+    picture = factories.noise(60, 40)
+    exif = crowded(2_000_000, ORIENTATION, RATIONAL)
+
+    for prefix in (b"", b"Exif\0\0"):
+        data = factories.encoded(picture, form, exif=prefix + exif, lossless=True)
+        assert decode(data, **LIMITS).tobytes() == picture.tobytes()
 
 
 def test_tiff_whose_readers_disagree_is_refused() -> None:
     """Pillow takes a big one of the other byte order for a small one, whose fields are elsewhere; libtiff does not."""
-    small = tiled(64)
-    data = b"MM" + struct.pack(">HI", 43, 8) + small[8:]
+    fields = [(WIDTH, LONG, 64), (HEIGHT, LONG, 64), (BITS, SHORT, 8), (COMPRESSION, SHORT, 1), (PHOTOMETRIC, SHORT, 1)]
+    small = tiff(*fields, (STRIP_OFFSETS, LONG, 8), (STRIP_BYTES, LONG, 4096), data=bytes(4096), order=">")
+    assert decode(small, **LIMITS).size == (64, 64)
+    data = small[:3] + b"\x2b" + small[4:]
 
     with pytest.raises(InvalidInput, match="identified"):
         decode(data, **LIMITS)

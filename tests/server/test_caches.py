@@ -1,7 +1,9 @@
 """Work done once: found again, joined while in progress, forgotten in order."""
 
+import gc
 import threading
-import time
+import weakref
+from concurrent.futures import Future
 
 import pytest
 
@@ -74,34 +76,56 @@ def test_failure_is_raised_to_whoever_asked_and_not_remembered() -> None:
     assert cache.get_or_make("a", lambda: "good") == ("good", False)
 
 
-def test_failure_is_raised_to_all_who_wait_for_it() -> None:
-    """A damaged image that several ask about is decoded once."""
-    cache: Cache[str] = Cache(10, len)
-    began, may_end = threading.Event(), threading.Event()
-    made: list[int] = []
+@pytest.mark.parametrize("waiting", [0, 2])
+def test_failure_is_raised_to_all_who_wait_for_it_and_kept_by_none(
+    waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged image that several ask about is decoded once; what there was of it goes with its failure."""
+    waits, may_end = threading.Semaphore(0), threading.Event()
+    made: list[weakref.ref[Exception]] = []
     said: list[str] = []
 
+    class Awaited(Future[str]):
+        def result(self, timeout: float | None = None) -> str:
+            waits.release()
+            try:
+                return super().result(timeout)
+            finally:
+                del self  # as it does itself
+
     def fail() -> str:
-        made.append(1)
-        began.set()
+        waits.release()
         assert may_end.wait(10)
-        raise ValueError("damaged")
+        error = Damaged("damaged")
+        made.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error  # or it would know this frame, and this frame it
 
     def ask() -> None:
         try:
             cache.get_or_make("a", fail)
-        except ValueError as error:
+        except Damaged as error:
             said.append(str(error))
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    threads[0].start()
-    assert began.wait(10)
-    for thread in threads[1:]:
-        thread.start()
-    time.sleep(0.05)  # until they wait
-    may_end.set()
-    for thread in threads:
-        thread.join(10)
+    monkeypatch.setattr("server.caches.Future", Awaited)
+    cache: Cache[str] = Cache(10, len)
+    threads = [threading.Thread(target=ask) for _ in range(1 + waiting)]
+    gc.disable()
+    try:
+        for thread in threads:
+            thread.start()
+            assert waits.acquire(timeout=10)
+        may_end.set()
+        for thread in threads:
+            thread.join(10)
 
-    assert made == [1]
-    assert said == ["damaged"] * 3
+        assert said == ["damaged"] * (1 + waiting)
+        assert [one() for one in made] == [None]
+    finally:
+        gc.enable()
+
+
+class Damaged(Exception):
+    """A failure."""

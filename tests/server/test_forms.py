@@ -175,13 +175,14 @@ PART = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
         (PART % (b"image", b"a") + b"--x" + b" " * 20_000_000, "bytes after boundary"),
         (PART % (b"image", b"a"), "end of multipart stream"),
         (b"", "end of multipart stream"),
-        (b"no boundary", "end of multipart stream"),
+        (b"no boundary", "Boundary not found"),
+        (b"--x\r\nContent-Disposition: form-data;\r\n" + b" a\r\n" * 1_000_000, "continuation"),
         (PART % (b"", b"a") + b"--x--", "no name"),
         (b"--x\r\n\r\na\r\n--x--", "Content-Disposition"),
         (PART % (b"question", b"\xff") + b"--x--", "not UTF-8"),
     ],
     ids=[
-        *("headers", "a long header", "look-alikes", "padding", "no end", "nothing", "no boundary"),
+        *("headers", "a long header", "look-alikes", "padding", "no end", "nothing", "no boundary", "a folded header"),
         *("no name", "no header", "not text"),
     ],
 )
@@ -197,12 +198,18 @@ def test_parts_are_counted_as_they_are_found() -> None:
         forms.multipart_fields(bodies.RawBody("multipart", 1_000_000 * (PART % (b"image", b"")) + b"--x--", b"x"), 8)
 
 
-def test_boundary_may_be_as_long_as_a_client_likes() -> None:
-    """And of any bytes that a header may have."""
+def test_boundary_may_be_whatever_a_client_likes() -> None:
+    """As long, and of any bytes that a header may have, in quotes or without."""
     boundary = b"\xe9" * 300
-    for value, expected in ((f'"{boundary.decode("latin-1")}"', boundary), ("y" * 300, b"y" * 300)):
+    written = (
+        (f'; boundary="{boundary.decode("latin-1")}"', boundary),
+        ("; boundary=" + "y" * 300, b"y" * 300),
+        ("; boundary=----=_Part_5_1", b"----=_Part_5_1"),
+        (";\tcharset=utf-8;\tBoundary=a:b/c", b"a:b/c"),
+    )
+    for parameters, expected in written:
         data = MULTIPART.replace(b"--x", b"--" + expected)
-        body = read(data, f"multipart/form-data; boundary={value}", chunk=10_000)
+        body = read(data, f"multipart/form-data{parameters}", chunk=10_000)
         assert parse(body, VqaBody).question == "is it röt?"
 
 
