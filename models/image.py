@@ -155,10 +155,9 @@ def _pillows(image: Image.Image, size: tuple[int, int], side: int) -> NDArray[np
 
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; metadata that cannot be read turns nothing."""
-    exif = image.info.get("exif", b"").removeprefix(EXIF).removeprefix(EXIF)
-    if has_too_many_values(exif):
-        return image
     try:
+        if has_too_many_values(image.info.get("exif", b"").removeprefix(EXIF).removeprefix(EXIF)):
+            return image
         if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT:
             return image  # of which exif_transpose would make a copy
         return ImageOps.exif_transpose(image)

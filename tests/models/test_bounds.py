@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from models.bounds import MAX_READS, MAX_VALUES, Reader, count_scans, has_too_many_scans, has_too_many_values, tile_px
 from models.errors import InputTooLarge, InvalidInput
@@ -119,6 +119,14 @@ def test_orientation_of_too_many_values_turns_nothing(form: str) -> None:
     for prefix in (b"", b"Exif\0\0"):
         data = factories.encoded(picture, form, exif=prefix + exif, lossless=True)
         assert decode(data, **LIMITS).tobytes() == picture.tobytes()
+
+
+def test_text_that_is_called_exif_turns_nothing() -> None:
+    """PNG's texts and EXIF are in one dictionary of Pillow's."""
+    picture, text = factories.noise(60, 40), PngImagePlugin.PngInfo()
+    text.add_text("exif", "II*")
+
+    assert decode(factories.encoded(picture, "PNG", pnginfo=text), **LIMITS).tobytes() == picture.tobytes()
 
 
 def test_tiff_whose_readers_disagree_is_refused() -> None:
