@@ -39,6 +39,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
     clock = time.perf_counter
     decode_threads = settings.decode_threads or usable_cpus()
     pool = ThreadPoolExecutor(decode_threads, "decode")
+    parser = ThreadPoolExecutor(1, "parse")  # it holds the interpreter: a second would wait for the first
     limits = Limits(
         max_image_pixels=settings.max_image_pixels,
         max_request_pixels=settings.max_request_pixels,
@@ -57,6 +58,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
     tasks = TaskRoutes(
         pipeline,
         backend=backend,
+        parser=parser,
         deadline_ms=settings.deadline_ms,
         room=BodyRoom(int(settings.max_bodies_mb * 1e6), backend.count_body_bytes, clock),
         receive_timeout_s=settings.receive_timeout_s,
@@ -69,6 +71,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         async with backend.running():
             yield
         pool.shutdown(wait=False)
+        parser.shutdown(wait=False)
 
     app = FastAPI(
         title="ViLT server",

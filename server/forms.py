@@ -1,4 +1,4 @@
-"""A whole body to fields, whatever its form, and fields to a schema. On a thread where that takes long.
+"""A whole body to fields, whatever its form, and fields to a schema. On a thread of its own where that takes long.
 
 Knows syntax; what the fields mean is schemas.py's, and an image is still encoded when it leaves here.
 """

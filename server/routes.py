@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -52,6 +53,7 @@ class TaskRoutes:
         pipeline: Pipeline,
         *,
         backend: Backend,
+        parser: Executor,
         deadline_ms: float,
         room: BodyRoom,
         receive_timeout_s: float,
@@ -60,6 +62,7 @@ class TaskRoutes:
     ) -> None:
         self._pipeline = pipeline
         self._backend = backend
+        self._parser = parser
         self._deadline_ms = deadline_ms
         self._room = room
         self._receive_timeout_s = receive_timeout_s
@@ -152,8 +155,10 @@ class TaskRoutes:
                 max_parts=(self._max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
                 max_candidates=self._max_candidates,
             )
+            if not forms.takes_long(body, query):
+                return parse()
             # Not on the threads that decode: whoever is refused should not wait for one.
-            return await asyncio.to_thread(parse) if forms.takes_long(body, query) else parse()
+            return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
 
         return receive
 
