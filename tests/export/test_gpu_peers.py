@@ -45,7 +45,7 @@ def test_way_that_does_not_run_takes_no_other_with_it(
     """A compiler that is missing is told of in the place of a time."""
 
     def peers(*_: object) -> Iterator[tuple[str, gpu_peers.Run]]:
-        yield "compiled", lambda: torch.library.missing
+        yield "compiled", lambda: torch.nowhere
         yield "eager", lambda: None
 
     monkeypatch.setattr("sys.argv", ["gpu_peers", "small", "--device", "cpu", "--batch", "1", "--repeat", "2"])
