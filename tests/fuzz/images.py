@@ -1,11 +1,13 @@
-"""Fuzz decoding: any bytes become upright RGB and the patches of Pillow's resize, or are refused as an input.
+"""Fuzz decoding: any bytes become Pillow's upright RGB and the patches of its resize, or are refused as an input.
 
 python tests/fuzz/images.py --seconds 240 --seed 1
 """
 
+import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import atheris
 import numpy as np
@@ -22,13 +24,17 @@ from runner import fuzz
 MAX_PIXELS, MAX_ASPECT_RATIO = 1_000_000, 20.0  # small, so that many are tried in a second
 SPEC = ViltSpec()
 ORIENTATION = 0x0112
+JPEG = b"\xff\xd8"
 TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "lzma", "webp", "jpeg")
 
 
 def decoding(data: bytes) -> None:
-    try:
-        picture = decode(data, max_pixels=MAX_PIXELS, max_aspect_ratio=MAX_ASPECT_RATIO)
-    except InvalidInput:
+    picture = picture_or_none(data)
+    if data.startswith(JPEG):
+        with patch("models.image.decodes_as_pillow", lambda: False):
+            pillows = picture_or_none(data)
+        assert (picture and picture.tobytes()) == (pillows and pillows.tobytes())
+    if picture is None:
         return
     assert picture.mode == "RGB"
     assert picture.width * picture.height <= MAX_PIXELS
@@ -39,6 +45,12 @@ def decoding(data: bytes) -> None:
     tiles = patches.patches.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
     resized = picture.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
     assert np.array_equal(tiles.reshape(rows * side, columns * side, 3), np.asarray(resized))
+
+
+def picture_or_none(data: bytes) -> Image.Image | None:
+    with contextlib.suppress(InvalidInput):
+        return decode(data, max_pixels=MAX_PIXELS, max_aspect_ratio=MAX_ASPECT_RATIO)
+    return None
 
 
 def pictures() -> Iterator[bytes]:
