@@ -1,6 +1,6 @@
 """Image bytes to patches: every mode and orientation to RGB, the reference's resize, uint8 patches.
 
-The only file that imports Pillow or simplejpeg. Rescaling and normalisation are not here: the graph has them folded in.
+Rescaling and normalisation are not here: they are folded into the graph.
 """
 
 import io
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
+from models import jpeg
 from models.bounds import MAX_SCANS, MAX_VALUES, TIFF_MARKS, Reader, has_too_many_scans, has_too_many_values, tile_px
 from models.errors import InputTooLarge, InvalidInput
 from models.resize import can_resize, resize
@@ -28,7 +28,6 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # up 
 Image.core.set_use_block_allocator(1)  # type: ignore[attr-defined]
 # What our own resize is tried on, (w, h) px to (w, h) px: narrower, wider, across first, down first.
 TRIED = (((61, 47), (32, 32)), ((23, 40), (64, 64)), ((40, 90), (32, 32)))
-TRIED_SUBSAMPLING = ("4:4:4", "4:2:2", "4:2:0")  # and JPEGs, of the first of those sizes
 BAND_PX = 2**18  # of a picture, converted at once
 SPARE = 2  # pixels along a side, for one that the model reads, that a JPEG keeps which is decoded smaller
 UPRIGHT = 1  # of the EXIF orientations
@@ -64,7 +63,7 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
         raise InputTooLarge("too_many_values", f"A field of the TIFF image has more than {MAX_VALUES:,} values.")
     Image.MAX_IMAGE_PIXELS = max_pixels  # one for the process, as the server's setting is
     try:
-        image = Image.open(Reader(data), formats=FORMATS)
+        image = Image.open(Reader(data), formats=(jpeg.PLAIN, *FORMATS))
         largest_px = tile_px(data) if image.format == "TIFF" else 0
     except TOO_MANY_PIXELS as error:
         raise InputTooLarge(
@@ -102,7 +101,7 @@ def load(image: Image.Image, scaled_for: ViltSpec | None = None) -> Image.Image:
             width, height = scaled_for.resized(*whole)
             image.draft(None, (SPARE * width, SPARE * height))
         if image.size == whole:
-            image = _jpeg_by_itself(image)
+            image = jpeg.decode(image)
         image.load()
         return _to_rgb(_upright(image))
     except Exception as error:  # as above
@@ -130,21 +129,10 @@ def resizes_as_pillow() -> bool:
     """Try once whether our own resize is compiled, and gives what this Pillow does."""
     side = ViltSpec().patch_px
     for size, resized in TRIED:
-        image = _noise(size)
+        image = Image.frombytes("RGB", size, random.Random(0).randbytes(3 * size[0] * size[1]))  # noqa: S311 a pattern
         if not can_resize(size, resized):
             return False
         if not np.array_equal(_own(image, resized, side), _pillows(image, resized, side)):
-            return False
-    return True
-
-
-@cache
-def decodes_as_pillow() -> bool:
-    """Try once whether libjpeg-turbo gives what this Pillow does, which may be built with another library."""
-    for subsampling in TRIED_SUBSAMPLING:
-        file = io.BytesIO()
-        _noise(TRIED[0][0]).save(file, "JPEG", subsampling=subsampling)
-        if not np.array_equal(simplejpeg.decode_jpeg(file.getvalue()), np.asarray(Image.open(file))):
             return False
     return True
 
@@ -155,28 +143,6 @@ def warm_up(spec: ViltSpec) -> None:
         file = io.BytesIO()
         Image.new("RGB", (2 * spec.patch_px, 2 * spec.patch_px)).save(file, name)
         to_patches(decode(file.getvalue(), max_pixels=10**6, max_aspect_ratio=1.0), spec)
-
-
-def _noise(size: tuple[int, int]) -> Image.Image:
-    return Image.frombytes("RGB", size, random.Random(0).randbytes(3 * size[0] * size[1]))  # noqa: S311 a pattern
-
-
-def _jpeg_by_itself(image: Image.Image) -> Image.Image:
-    """Decode a flawless JPEG in colour as Pillow does, with less copying; anything else is left to Pillow."""
-    file = image.fp if isinstance(image, JpegImageFile) and image.mode == "RGB" else None
-    if not isinstance(file, Reader) or not decodes_as_pillow():
-        return image
-    data = file.getvalue()
-    try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        if (width, height) != image.size:  # which is the one that was held to its limits
-            return image
-        pixels = simplejpeg.decode_jpeg(data, "RGBX")  # as Pillow keeps RGB: the same memory becomes the picture
-    except ValueError:
-        return image
-    decoded = Image.fromarrow(Image.frombuffer("RGBX", image.size, pixels, "raw", "RGBX", 0, 1), "RGB", image.size)
-    decoded.info, decoded.format = image.info, image.format
-    return decoded
 
 
 def _own(image: Image.Image, size: tuple[int, int], side: int) -> NDArray[np.uint8]:

@@ -1,25 +1,20 @@
 """Any picture to the reference's pixels; anything else to a sentence."""
 
-import io
 import resource
 import struct
 import zlib
-from collections.abc import Callable
-from typing import Any
 
 import factories
 import numpy as np
 import pytest
-import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
-from PIL.JpegImagePlugin import JpegImageFile
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-from models.bounds import MAX_SCANS, Reader
+from models.bounds import MAX_SCANS
 from models.errors import InputTooLarge, InvalidInput
-from models.image import ImagePatches, _jpeg_by_itself, decode, decodes_as_pillow, identify, load, to_patches
+from models.image import ImagePatches, decode, identify, load, to_patches
 from models.spec import ViltSpec
 
 SPEC = ViltSpec()
@@ -159,78 +154,6 @@ def test_upright_picture_is_not_copied() -> None:
     image = identify(factories.encoded(Image.new("RGB", (60, 40)), "PNG"), **LIMITS)
 
     assert load(image) is image
-
-
-def test_pixels_of_a_jpeg_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture lies in the memory that libjpeg-turbo wrote to, and keeps it."""
-    pixels = np.full((40, 60, 4), 7, np.uint8)
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_: pixels)
-
-    decoded = decode(factories.encoded(Image.new("RGB", (60, 40)), "JPEG"), **LIMITS)
-    pixels[:] = 9
-
-    assert np.asarray(decoded).min() == 9
-
-
-JPEGS = {
-    "4:4:4": {"subsampling": "4:4:4"},
-    "4:2:2": {"subsampling": "4:2:2"},
-    "4:2:0": {"subsampling": "4:2:0"},
-    "progressive": {"progressive": True},
-    "restarts": {"restart_marker_blocks": 3},
-    "RGB": {"keep_rgb": True},
-    "one table": {"qtables": [[99] * 64]},
-}
-
-
-@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 150), st.integers(1, 150))
-def test_jpeg_of_any_kind_and_size_is_pillows(options: dict[str, Any], width: int, height: int) -> None:
-    """Sides that are no multiple of a block, or of two where colours are coarser."""
-    data = factories.encoded(factories.noise(width, height), "JPEG", **options)
-
-    found = _jpeg_by_itself(Image.open(Reader(data)))
-
-    assert not isinstance(found, JpegImageFile)  # which Pillow has yet to decode
-    assert np.array_equal(np.asarray(found), np.asarray(Image.open(io.BytesIO(data))))
-
-
-FLAWS = {
-    "bytes before a marker": lambda data: data[:-2] + b"\0\0" + data[-2:],
-    "no end": lambda data: data[:-2],
-    "more behind it": lambda data: data + b"\0" * 9,
-    "a scan of noise": lambda data: data[:-200] + bytes(198) + data[-2:],
-}
-
-
-@pytest.mark.parametrize("flawed", FLAWS.values(), ids=FLAWS)
-def test_flawed_jpeg_is_what_pillow_makes_of_it(flawed: Callable[[bytes], bytes]) -> None:
-    """Pillow bears some flaws and refuses others; there is one answer, whoever decodes."""
-    data = flawed(factories.encoded(factories.noise(200, 100), "JPEG"))
-    try:
-        expected = np.asarray(Image.open(io.BytesIO(data)))
-    except OSError:
-        with pytest.raises(InvalidInput):
-            decode(data, **LIMITS)
-    else:
-        assert np.array_equal(np.asarray(decode(data, **LIMITS)), expected)
-
-
-def test_jpeg_that_libjpeg_finds_larger_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a size that was held to the limits is decoded."""
-    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda _: (60_000, 60_000, "YCbCr", "420"))
-
-    assert decode(JPEG, **LIMITS).size == (64, 48)
-
-
-def test_pillow_that_decodes_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One built with another library than libjpeg-turbo rounds otherwise: then it decodes itself."""
-    assert decodes_as_pillow()
-
-    other = simplejpeg.decode_jpeg
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *of: other(*of) ^ 1)
-    assert not decodes_as_pillow.__wrapped__()
 
 
 def test_decode_of_a_turned_jpeg_turns_it() -> None:

@@ -1,0 +1,127 @@
+"""JPEGs by libjpeg-turbo itself: Pillow's pixels, and Pillow's say on what is flawed."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import factories
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from models import jpeg
+from models.errors import InputTooLarge, InvalidInput
+from models.image import decode, identify
+
+LIMITS = {"max_pixels": 1_000_000, "max_aspect_ratio": 20.0}
+PICTURE = factories.noise(200, 100)
+PLAIN = factories.encoded(PICTURE, "JPEG")
+LYING = Image.Exif()
+LYING[factories.ORIENTATION] = 6
+KINDS: dict[str, tuple[dict[str, Any], type]] = {
+    "4:4:4": ({"subsampling": "4:4:4"}, jpeg.PlainJpeg),
+    "4:2:2": ({"subsampling": "4:2:2"}, jpeg.PlainJpeg),
+    "4:2:0": ({"subsampling": "4:2:0"}, jpeg.PlainJpeg),
+    "progressive": ({"progressive": True}, jpeg.PlainJpeg),
+    "restarts": ({"restart_marker_blocks": 3}, jpeg.PlainJpeg),
+    "RGB": ({"keep_rgb": True}, jpeg.PlainJpeg),
+    "comment": ({"comment": b"\xff\xda\xff\xe1"}, jpeg.PlainJpeg),
+    "EXIF": ({"exif": LYING}, JpegImageFile),
+}
+
+
+def pillows(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize(("options", "kind"), KINDS.values(), ids=KINDS)
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 150), st.integers(1, 150))
+def test_colours_of_any_size_are_pillows(options: dict[str, Any], kind: type, width: int, height: int) -> None:
+    """Sides that are no multiple of a block, or of two where colours are coarser; Pillow has nothing left to decode."""
+    data = factories.encoded(factories.noise(width, height), "JPEG", **options)
+
+    header = Image.open(io.BytesIO(data), formats=(jpeg.PLAIN, "JPEG"))
+    found = jpeg.decode(header)
+
+    assert type(header) is kind
+    assert type(found) is Image.Image
+    assert np.array_equal(np.asarray(found), pillows(data))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_colours_are_left_to_pillow(mode: str) -> None:
+    """Gray, and what is printed."""
+    image = identify(factories.encoded(PICTURE.convert(mode), "JPEG"), **LIMITS)
+
+    assert type(image) is JpegImageFile
+    assert jpeg.decode(image) is image
+
+
+FLAWS: dict[str, Callable[[bytes], bytes]] = {
+    "bytes before a marker": lambda data: data[:-2] + b"\0\0" + data[-2:],
+    "bytes in the header": lambda data: data[:2] + b"\0\0" + data[2:],
+    "no end": lambda data: data[:-2],
+    "more behind it": lambda data: data + b"\0" * 9,
+    "a scan of noise": lambda data: data[:-200] + bytes(198) + data[-2:],
+    "header only": lambda data: data[: data.index(b"\xff\xda")],
+    "cut in a segment": lambda data: data[:30],
+    "many segments": lambda data: data[:2] + b"\xff\xfe\0\x02" * 1000 + data[2:],
+    "two frames": lambda data: data[:2] + data[(at := data.index(b"\xff\xc0")) : at + 19] + data[2:],
+}
+
+
+@pytest.mark.parametrize("flawed", FLAWS.values(), ids=FLAWS)
+def test_what_is_flawed_is_what_pillow_makes_of_it(flawed: Callable[[bytes], bytes]) -> None:
+    """It bears some flaws and refuses others; there is one answer, whoever decodes."""
+    data = flawed(PLAIN)
+    try:
+        expected = pillows(data)
+    except OSError:
+        with pytest.raises(InvalidInput):
+            decode(data, **LIMITS)
+    else:
+        assert np.array_equal(np.asarray(decode(data, **LIMITS)), expected)
+
+
+def test_size_is_held_to_the_limit_before_anything_is_decoded() -> None:
+    """As with any other format."""
+    place = PLAIN.index(b"\xff\xc0") + 5
+    huge = PLAIN[:place] + b"\xea\x60\xea\x60" + PLAIN[place + 4 :]
+
+    with pytest.raises(InputTooLarge):
+        identify(huge, **LIMITS)
+
+
+def test_another_size_than_was_held_to_the_limits_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should Pillow and libjpeg-turbo ever read another header of the same bytes."""
+    image = Image.open(io.BytesIO(PLAIN))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda _: (60_000, 60_000, "YCbCr", "420"))
+
+    assert jpeg.decode(image) is image
+
+
+def test_pixels_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture lies in the memory that libjpeg-turbo wrote to, and keeps it."""
+    pixels = np.full((100, 200, 4), 7, np.uint8)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_: pixels)
+
+    decoded = decode(PLAIN, **LIMITS)
+    pixels[:] = 9
+
+    assert np.asarray(decoded).min() == 9
+
+
+def test_a_pillow_that_decodes_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is built with another library rounds otherwise: then it decodes itself."""
+    assert jpeg.decodes_as_pillow()
+
+    other = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *of: other(*of) ^ 1)
+    assert not jpeg.decodes_as_pillow.__wrapped__()
+    monkeypatch.setattr(jpeg, "decodes_as_pillow", lambda: False)
+    assert np.array_equal(np.asarray(decode(PLAIN, **LIMITS)), pillows(PLAIN))
