@@ -46,8 +46,8 @@ ENTRYPOINT ["vilt-serve"]
 FROM runtime AS cpu
 COPY --from=cpu-packages /opt/vilt /opt/vilt
 COPY --from=code /code/ /
-RUN python3 -c "import importlib.util as of, server.command, models.image, models.jpeg as jpeg; \
-    assert models.image.resizes_as_pillow() and jpeg.decodes_as_pillow() and not any(map(of.find_spec, ('torch', 'transformers')))"
+RUN python3 -c "import importlib.util as of, server.command, models.image as image; assert image.resizes_as_pillow() \
+    and image.decodes_as_pillow() and not any(map(of.find_spec, ('torch', 'transformers')))"
 
 FROM builder AS gpu-packages
 ARG TENSORRT=
@@ -61,8 +61,8 @@ FROM runtime AS gpu
 ENV VILT_PROVIDER=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=gpu-packages /opt/vilt /opt/vilt
 COPY --from=code /code/ /
-RUN python3 -c "import importlib.util as of, server.command, models.image, models.jpeg as jpeg; \
-    assert models.image.resizes_as_pillow() and jpeg.decodes_as_pillow() and not any(map(of.find_spec, ('torch', 'transformers')))"
+RUN python3 -c "import importlib.util as of, server.command, models.image as image; assert image.resizes_as_pillow() \
+    and image.decodes_as_pillow() and not any(map(of.find_spec, ('torch', 'transformers')))"
 
 # The last stage is what is built unless --target says otherwise.
 FROM cpu

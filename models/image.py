@@ -1,6 +1,6 @@
 """Image bytes to patches: every mode and orientation to RGB, the reference's resize, uint8 patches.
 
-Rescaling and normalisation are not here: they are folded into the graph.
+The only file that imports Pillow. Rescaling and normalisation are not here: they are folded into the graph.
 """
 
 import io
@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from models import jpeg
@@ -21,6 +21,7 @@ from models.resize import can_resize, resize
 from models.spec import Grid, ViltSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+PLAIN_JPEG = "PLAIN JPEG"  # to Pillow, a format of its own
 # Pillow's own check, made exact: it looks before it allocates, which for a GIF is while the header is read.
 TOO_MANY_PIXELS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # up to twice the limit it would only warn
@@ -28,10 +29,28 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # up 
 Image.core.set_use_block_allocator(1)  # type: ignore[attr-defined]
 # What our own resize is tried on, (w, h) px to (w, h) px: narrower, wider, across first, down first.
 TRIED = (((61, 47), (32, 32)), ((23, 40), (64, 64)), ((40, 90), (32, 32)))
+TRIED_SUBSAMPLING = ("4:4:4", "4:2:2", "4:2:0")  # and JPEGs, of the first of those sizes
 BAND_PX = 2**18  # of a picture, converted at once
 SPARE = 2  # pixels along a side, for one that the model reads, that a JPEG keeps which is decoded smaller
 UPRIGHT = 1  # of the EXIF orientations
 EXIF = b"Exif\0\0"  # before EXIF, which Pillow passes over once or twice
+
+
+class PlainJpeg(JpegImageFile):
+    """A JPEG that needs no more than its size to be opened.
+
+    Source: Pillow's handbook, writing your own image plugin.
+    """
+
+    def _open(self) -> None:
+        size = jpeg.plain_size(self.fp.read()) if self.fp else None
+        if size is None:
+            raise SyntaxError("not a plain JPEG")
+        self._mode, self._size = "RGB", size
+        self.tile = [ImageFile._Tile("jpeg", (0, 0, *size), 0, ("RGB", ""))]
+
+
+Image.register_open(PLAIN_JPEG, PlainJpeg, lambda prefix: prefix.startswith(b"\xff\xd8\xff"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +82,7 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
         raise InputTooLarge("too_many_values", f"A field of the TIFF image has more than {MAX_VALUES:,} values.")
     Image.MAX_IMAGE_PIXELS = max_pixels  # one for the process, as the server's setting is
     try:
-        image = Image.open(Reader(data), formats=(jpeg.PLAIN, *FORMATS))
+        image = Image.open(Reader(data), formats=(PLAIN_JPEG, *FORMATS))
         largest_px = tile_px(data) if image.format == "TIFF" else 0
     except TOO_MANY_PIXELS as error:
         raise InputTooLarge(
@@ -101,7 +120,7 @@ def load(image: Image.Image, scaled_for: ViltSpec | None = None) -> Image.Image:
             width, height = scaled_for.resized(*whole)
             image.draft(None, (SPARE * width, SPARE * height))
         if image.size == whole:
-            image = jpeg.decode(image)
+            image = _by_libjpeg(image)
         image.load()
         return _to_rgb(_upright(image))
     except Exception as error:  # as above
@@ -129,10 +148,23 @@ def resizes_as_pillow() -> bool:
     """Try once whether our own resize is compiled, and gives what this Pillow does."""
     side = ViltSpec().patch_px
     for size, resized in TRIED:
-        image = Image.frombytes("RGB", size, random.Random(0).randbytes(3 * size[0] * size[1]))  # noqa: S311 a pattern
+        image = _noise(size)
         if not can_resize(size, resized):
             return False
         if not np.array_equal(_own(image, resized, side), _pillows(image, resized, side)):
+            return False
+    return True
+
+
+@cache
+def decodes_as_pillow() -> bool:
+    """Try once whether libjpeg-turbo gives what this Pillow does, which may be built with another library."""
+    size, _ = TRIED[0]
+    for subsampling in TRIED_SUBSAMPLING:
+        file = io.BytesIO()
+        _noise(size).save(file, "JPEG", subsampling=subsampling)
+        pixels = jpeg.decode(file.getvalue(), size)
+        if pixels is None or not np.array_equal(pixels[..., :3], np.asarray(Image.open(file))):
             return False
     return True
 
@@ -143,6 +175,25 @@ def warm_up(spec: ViltSpec) -> None:
         file = io.BytesIO()
         Image.new("RGB", (2 * spec.patch_px, 2 * spec.patch_px)).save(file, name)
         to_patches(decode(file.getvalue(), max_pixels=10**6, max_aspect_ratio=1.0), spec)
+
+
+def _noise(size: tuple[int, int]) -> Image.Image:
+    return Image.frombytes("RGB", size, random.Random(0).randbytes(3 * size[0] * size[1]))  # noqa: S311 a pattern
+
+
+def _by_libjpeg(image: Image.Image) -> Image.Image:
+    """Decode a flawless JPEG in colour; anything else is returned as it is, for Pillow to decode."""
+    file = image.fp if isinstance(image, JpegImageFile) and image.mode == "RGB" else None
+    if file is None or not decodes_as_pillow():
+        return image
+    file.seek(0)
+    pixels = jpeg.decode(file.read(), image.size)
+    if pixels is None:
+        return image
+    # The same memory becomes the picture.
+    decoded = Image.fromarrow(Image.frombuffer("RGBX", image.size, pixels, "raw", "RGBX", 0, 1), "RGB", image.size)
+    decoded.info, decoded.format = image.info, image.format
+    return decoded
 
 
 def _own(image: Image.Image, size: tuple[int, int], side: int) -> NDArray[np.uint8]:

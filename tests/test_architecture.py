@@ -23,6 +23,7 @@ ROOMS = {  # third parties on the serving side, and where alone they may be impo
     "onnxruntime": {"server/engine.py", "server/gpu/program.py"},
     "prometheus_client": {"server/metrics.py"},
     "PIL": {"models/image.py"},
+    "simplejpeg": {"models/jpeg.py"},
     "tokenizers": {"models/text.py"},
     "multipart": {"server/forms.py"},
     "uvicorn": {"server/listening.py", "server/connections.py"},

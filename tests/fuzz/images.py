@@ -31,7 +31,7 @@ TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd"
 def decoding(data: bytes) -> None:
     picture = picture_or_none(data)
     if data.startswith(JPEG):
-        with patch("models.jpeg.decodes_as_pillow", lambda: False), patch("models.jpeg.PLAIN", "JPEG"):
+        with patch("models.image.decodes_as_pillow", lambda: False), patch("models.image.PLAIN_JPEG", "JPEG"):
             pillows = picture_or_none(data)
         assert (picture and picture.tobytes()) == (pillows and pillows.tobytes())
     if picture is None:

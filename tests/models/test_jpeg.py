@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from models import jpeg
+import models.image
 from models.errors import InputTooLarge, InvalidInput
-from models.image import decode, identify
+from models.image import PLAIN_JPEG, PlainJpeg, _by_libjpeg, decode, decodes_as_pillow, identify
 
 LIMITS = {"max_pixels": 1_000_000, "max_aspect_ratio": 20.0}
 PICTURE = factories.noise(200, 100)
@@ -23,13 +23,13 @@ PLAIN = factories.encoded(PICTURE, "JPEG")
 LYING = Image.Exif()
 LYING[factories.ORIENTATION] = 6
 KINDS: dict[str, tuple[dict[str, Any], type]] = {
-    "4:4:4": ({"subsampling": "4:4:4"}, jpeg.PlainJpeg),
-    "4:2:2": ({"subsampling": "4:2:2"}, jpeg.PlainJpeg),
-    "4:2:0": ({"subsampling": "4:2:0"}, jpeg.PlainJpeg),
-    "progressive": ({"progressive": True}, jpeg.PlainJpeg),
-    "restarts": ({"restart_marker_blocks": 3}, jpeg.PlainJpeg),
-    "RGB": ({"keep_rgb": True}, jpeg.PlainJpeg),
-    "comment": ({"comment": b"\xff\xda\xff\xe1"}, jpeg.PlainJpeg),
+    "4:4:4": ({"subsampling": "4:4:4"}, PlainJpeg),
+    "4:2:2": ({"subsampling": "4:2:2"}, PlainJpeg),
+    "4:2:0": ({"subsampling": "4:2:0"}, PlainJpeg),
+    "progressive": ({"progressive": True}, PlainJpeg),
+    "restarts": ({"restart_marker_blocks": 3}, PlainJpeg),
+    "RGB": ({"keep_rgb": True}, PlainJpeg),
+    "comment": ({"comment": b"\xff\xda\xff\xe1"}, PlainJpeg),
     "EXIF": ({"exif": LYING}, JpegImageFile),
 }
 
@@ -45,8 +45,8 @@ def test_colours_of_any_size_are_pillows(options: dict[str, Any], kind: type, wi
     """Sides that are no multiple of a block, or of two where colours are coarser; Pillow has nothing left to decode."""
     data = factories.encoded(factories.noise(width, height), "JPEG", **options)
 
-    header = Image.open(io.BytesIO(data), formats=(jpeg.PLAIN, "JPEG"))
-    found = jpeg.decode(header)
+    header = Image.open(io.BytesIO(data), formats=(PLAIN_JPEG, "JPEG"))
+    found = _by_libjpeg(header)
 
     assert type(header) is kind
     assert type(found) is Image.Image
@@ -59,7 +59,7 @@ def test_other_colours_are_left_to_pillow(mode: str) -> None:
     image = identify(factories.encoded(PICTURE.convert(mode), "JPEG"), **LIMITS)
 
     assert type(image) is JpegImageFile
-    assert jpeg.decode(image) is image
+    assert _by_libjpeg(image) is image
 
 
 FLAWS: dict[str, Callable[[bytes], bytes]] = {
@@ -102,7 +102,7 @@ def test_another_size_than_was_held_to_the_limits_is_not_decoded(monkeypatch: py
     image = Image.open(io.BytesIO(PLAIN))
     monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda _: (60_000, 60_000, "YCbCr", "420"))
 
-    assert jpeg.decode(image) is image
+    assert _by_libjpeg(image) is image
 
 
 def test_pixels_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,10 +118,10 @@ def test_pixels_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pillow_that_decodes_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is built with another library rounds otherwise: then it decodes itself."""
-    assert jpeg.decodes_as_pillow()
+    assert decodes_as_pillow()
 
     other = simplejpeg.decode_jpeg
     monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *of: other(*of) ^ 1)
-    assert not jpeg.decodes_as_pillow.__wrapped__()
-    monkeypatch.setattr(jpeg, "decodes_as_pillow", lambda: False)
+    assert not decodes_as_pillow.__wrapped__()
+    monkeypatch.setattr(models.image, "decodes_as_pillow", lambda: False)
     assert np.array_equal(np.asarray(decode(PLAIN, **LIMITS)), pillows(PLAIN))
