@@ -1,31 +1,27 @@
-"""The queue, and the loop that empties it: whatever waits when the engine is idle runs at once, no timer.
+"""The loop that empties the queue: whatever waits when the engine is idle runs at once, no timer.
 
 Knows neither HTTP nor onnxruntime. Every entry's future is resolved: a result, or a named error.
 """
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 
 from models.batch import collate
 from server.caches import Cache
-from server.errors import DeadlineExceeded, EngineFault, ServerError, Unavailable
+from server.errors import EngineFault, ServerError, Unavailable
 from server.metrics import Metrics
-from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Urgency
+from server.queue import Queue
+from server.types import Clock, Entry, EntryResult, Logits, ServedModel
 
 log = logging.getLogger(__name__)
 
 MOST_UNDER_WAY = 2  # batches, where an engine copies one while another runs
-LOOK_AHEAD = 64  # entries considered for a batch: enough to find equal grids, little to sort
 BETWEEN_S = 0.0002  # from a run's end to the next one's start while entries wait, until it has been measured
 BETWEEN_SMOOTHING, BETWEEN_LIMIT_S = 0.05, 0.01  # weight of the newest; what is longer is a stall, and teaches nothing
-RANK_TURN = 8  # interactive runs after which a rank that waits gets a slice, so that a flood of questions starves none
 
 
 class Batcher:
@@ -43,10 +39,8 @@ class Batcher:
         self._clock = clock
         self._metrics = metrics
         self._report = report
-        self._interactive: deque[Entry] = deque()
-        self._ranks: OrderedDict[str, deque[Entry]] = OrderedDict()  # by client; the one whose turn it is comes first
-        self._since_rank = 0
         self._leaders: dict[Hashable, Entry] = {}
+        self.queue = Queue(clock, metrics, self._forget)
         self._logits: Cache[Logits] = Cache(kept_logits, lambda _: 1)
         self._between_s = BETWEEN_S
         self._ended_s: float | None = None  # of the last run, if there has been something to run ever since
@@ -55,9 +49,6 @@ class Batcher:
         self.under_way = 0  # batches
         self._thread = ThreadPoolExecutor(MOST_UNDER_WAY, "engine")
         self._closed = False
-
-    def __len__(self) -> int:
-        return len(self._interactive) + sum(map(len, self._ranks.values()))
 
     async def submit(self, entry: Entry) -> EntryResult:
         """Queue an entry, or follow one that asks for the same, and wait for its result.
@@ -80,13 +71,9 @@ class Batcher:
                 entry.let_go()
                 return await entry.future
             self._leaders[entry.key, entry.urgency] = entry
-        if entry.urgency is Urgency.INTERACTIVE:
-            self._interactive.append(entry)
-        else:
-            self._ranks.setdefault(entry.client, deque()).append(entry)
-        self._metrics.queue_entries.set(len(self))
+        self.queue.add(entry)
         self._waiting.set()
-        if self._is_full():
+        if self.queue.is_full():
             self._full.set()
         return await entry.future
 
@@ -97,12 +84,12 @@ class Batcher:
         try:
             while True:
                 await self._waiting.wait()
-                batch = self.form()
+                batch = self.queue.form(self._between_s)
                 if not batch:
                     self._waiting.clear()
                     self._ended_s = None
                     continue
-                if self._is_full():
+                if self.queue.is_full():
                     self._full.set()
                 await self._resolve(batch, loop)
         finally:
@@ -110,10 +97,8 @@ class Batcher:
             await asyncio.gather(ahead, return_exceptions=True)  # it fails the batch that it has
             self._closed = True
             self._thread.shutdown(wait=False)
-            for queue in (self._interactive, *self._ranks.values()):
-                for entry in queue:
-                    self._fail(entry, _shutting_down())
-                queue.clear()
+            for entry in self.queue.empty():
+                self._fail(entry, _shutting_down())
 
     async def _run_ahead(self, loop: asyncio.AbstractEventLoop) -> None:
         """Form the next batch while one runs, if it can grow no more: the engine copies it in the meantime.
@@ -122,94 +107,10 @@ class Batcher:
         """
         while True:
             await self._full.wait()
-            if self.under_way and self._is_full() and (batch := self.form()):
+            if self.under_way and self.queue.is_full() and (batch := self.queue.form(self._between_s)):
                 await self._resolve(batch, loop)
             else:
                 self._full.clear()
-
-    def _is_full(self) -> bool:
-        """Tell whether a whole batch waits for an engine that can copy it while another runs."""
-        first = self._interactive[0].model if self._interactive else None
-        return first is not None and first.engine.overlapping > 1 and len(self._interactive) >= first.max_batch_size
-
-    def form(self) -> list[Entry]:
-        """Take the next batch; an empty list means that nothing is waiting.
-
-        Questions go ahead of ranks, but for every RANK_TURN-th run. Ranks of several clients take turns.
-        """
-        if self._since_rank < RANK_TURN:
-            batch = self._take_interactive() or self._take_slice()
-        else:
-            batch = self._take_slice() or self._take_interactive()
-        self._metrics.queue_entries.set(len(self))
-        return batch
-
-    def _take_interactive(self) -> list[Entry]:
-        def size(model: ServedModel, tokens: int) -> int:
-            return model.latency.batch_size(1 + len(self._interactive), model.max_batch_size, tokens, self._between_s)
-
-        batch = self._take(self._interactive, size)
-        self._since_rank = self._since_rank + 1 if batch and self._ranks else 0
-        return batch
-
-    def _take_slice(self) -> list[Entry]:
-        def size(model: ServedModel, tokens: int) -> int:
-            return model.latency.slice_size(model.max_batch_size, tokens)
-
-        while self._ranks:
-            client, queue = self._ranks.popitem(last=False)
-            batch = self._take(queue, size)
-            if queue:
-                self._ranks[client] = queue  # to the end: the others' turn
-            if batch:
-                self._since_rank = 0
-                return batch
-        return []
-
-    def _take(self, queue: deque[Entry], size: Callable[[ServedModel, int], int]) -> list[Entry]:
-        """Take the oldest entry and those that fit it best: equal grids first, then near lengths."""
-        while queue:
-            first = queue.popleft()
-            # A rank's queue is out of its place while this takes from it. Whoever is alone is dropped only where there
-            # is no doubt, or a wrong estimate could never be corrected.
-            alone = not queue and not len(self)
-            if not self._is_alive(first, 0.0 if alone else first.model.latency.run_s(1, first.tokens)):
-                continue
-            model, grid = first.model, first.features.image.grid
-            limit = size(model, first.tokens)
-            others = [entry for entry in islice(queue, LOOK_AHEAD) if entry.model is model]
-            others.sort(key=lambda entry: (entry.features.image.grid != grid, abs(entry.tokens - first.tokens)))
-            batch = [first]
-            for entry in others:
-                if len(batch) == limit:
-                    break
-                queue.remove(entry)
-                if self._is_alive(entry, model.latency.run_s(len(batch) + 1, first.tokens)):
-                    batch.append(entry)
-            return batch
-        return []
-
-    def _is_alive(self, leader: Entry, run_s: float) -> bool:
-        """Drop, and count, whoever has gone or cannot be answered in time by a run that begins now."""
-        now_s = self._clock()
-        for entry in leader.all():
-            if entry.future.done():  # its request has been told, be it that it has gone or that its time is up
-                self._metrics.dropped.labels("expired" if entry.deadline_s <= now_s else "cancelled").inc()
-            elif now_s + run_s >= entry.deadline_s:
-                self._metrics.dropped.labels("expired").inc()
-                _resolve(entry, DeadlineExceeded())
-        leader.followers = [entry for entry in leader.followers if not entry.future.done()]
-        if leader.future.done() and not leader.followers:
-            self._forget(leader)
-            return False
-        return True
-
-    def _put_back(self, batch: list[Entry]) -> None:
-        """Leave it to the next forming to drop those who have gone; whoever follows one of them by now is served."""
-        for leader in reversed(batch):
-            ranks = self._ranks.setdefault(leader.client, deque()) if leader.urgency is Urgency.RANK else None
-            (self._interactive if ranks is None else ranks).appendleft(leader)
-        self._waiting.set()
 
     async def _resolve(self, batch: list[Entry], loop: asyncio.AbstractEventLoop) -> None:
         """Run a batch and resolve its futures; a failure is the batch's own, never the loop's."""
@@ -227,7 +128,8 @@ class Batcher:
         finally:
             self.under_way -= 1
         if outcomes is None:
-            self._put_back(batch)
+            self.queue.put_back(batch)
+            self._waiting.set()
             return
         self._report(any(isinstance(outcome, EntryResult) for outcome in outcomes))
         for leader, outcome in zip(batch, outcomes, strict=True):
@@ -239,7 +141,7 @@ class Batcher:
                 if leader.key is not None:
                     self._logits.keep(leader.key, outcome.logits)
             for entry in leader.all():
-                _resolve(entry, outcome)
+                entry.resolve(outcome)
 
     def _run(self, model: ServedModel, batch: list[Entry]) -> list[EntryResult | ServerError] | None:
         """Pad, run, and share out; on the engine's thread. A row that is not finite fails alone.
@@ -277,31 +179,13 @@ class Batcher:
     def _fail(self, leader: Entry, error: ServerError) -> None:
         self._forget(leader)
         for entry in leader.all():
-            _resolve(entry, error)
+            entry.resolve(error)
 
     def _forget(self, leader: Entry) -> None:
         """Have done with an entry: it is in no queue, and nobody will follow it."""
         leader.let_go()
         if leader.key is not None:
             self._leaders.pop((leader.key, leader.urgency), None)
-
-
-def _resolve(entry: Entry, outcome: EntryResult | ServerError) -> None:
-    if entry.future.done():
-        return
-    if isinstance(outcome, EntryResult):
-        entry.future.set_result(outcome if entry.queued_s <= outcome.started_s else _since(outcome, entry.queued_s))
-    else:
-        entry.future.set_exception(outcome)
-
-
-def _since(result: EntryResult, joined_s: float) -> EntryResult:
-    """Take what a run is to an entry that joined it: what was left of it, if anything was."""
-    passed_s, parts_s = joined_s - result.started_s, {}
-    for part, value in result.parts_s.items():  # one after the other
-        parts_s[part] = max(0.0, value - passed_s)
-        passed_s = max(0.0, passed_s - value)
-    return replace(result, started_s=joined_s, ended_s=max(result.ended_s, joined_s), parts_s=parts_s)
 
 
 def _use(leader: Entry, result: EntryResult) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from models.batch import Features, Feeds
 from models.manifest import Artifact
+from server.errors import ServerError
 
 if TYPE_CHECKING:
     from server.latency import LatencyModel
@@ -121,6 +122,14 @@ class EntryResult:
     batch_size: int
     ran_together: frozenset[str] = frozenset()  # ids of the requests whose entries were in the batch
 
+    def since(self, joined_s: float) -> "EntryResult":
+        """Take what a run is to an entry that joined it: what was left of it, if anything was."""
+        passed_s, parts_s = joined_s - self.started_s, {}
+        for part, value in self.parts_s.items():  # one after the other
+            parts_s[part] = max(0.0, value - passed_s)
+            passed_s = max(0.0, passed_s - value)
+        return replace(self, started_s=joined_s, ended_s=max(self.ended_s, joined_s), parts_s=parts_s)
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Entry:
@@ -150,3 +159,12 @@ class Entry:
         """List the leader and those that follow it."""
         yield self
         yield from self.followers
+
+    def resolve(self, outcome: EntryResult | ServerError) -> None:
+        """Give whoever waits a result or an error, unless it has been told before."""
+        if self.future.done():
+            return
+        if isinstance(outcome, EntryResult):
+            self.future.set_result(outcome if self.queued_s <= outcome.started_s else outcome.since(self.queued_s))
+        else:
+            self.future.set_exception(outcome)

@@ -8,9 +8,10 @@ from typing import TypeVar
 import pytest
 from fakes import FakeClock, FakeEngine, features, latency, served
 
-from server.batcher import RANK_TURN, Batcher
+from server.batcher import BETWEEN_S, Batcher
 from server.errors import DeadlineExceeded, EngineFault, Unavailable
 from server.metrics import Metrics
+from server.queue import RANK_TURN
 from server.types import Entry, EntryResult, Urgency
 
 T = TypeVar("T")
@@ -273,7 +274,7 @@ def test_batch_of_those_who_left_after_it_was_formed_does_not_run() -> None:
     async def scenario() -> object:
         waiting = [asyncio.create_task(bench.batcher.submit(bench.entry(number, key=number))) for number in (1, 2)]
         await asyncio.sleep(0)
-        batch = bench.batcher.form()
+        batch = bench.batcher.queue.form(BETWEEN_S)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -281,7 +282,7 @@ def test_batch_of_those_who_left_after_it_was_formed_does_not_run() -> None:
         run = bench.batcher._run
         assert run(bench.model, [entry for entry in batch if not entry.followers]) is None
         await asyncio.sleep(0)
-        bench.batcher._put_back(batch)
+        bench.batcher.queue.put_back(batch)
         loop = asyncio.create_task(bench.batcher.run())
         result = await asyncio.wait_for(follower, 5)
         loop.cancel()
@@ -415,8 +416,8 @@ def test_entry_whose_time_was_up_before_it_was_looked_at_is_counted_as_expired()
     assert (bench.dropped("expired"), bench.dropped("cancelled")) == (1, None)
 
 
-def test_one_that_joins_once_the_run_is_over_has_no_time_below_zero() -> None:
-    """The engine's thread takes the end's time, and the loop hears of it a little later."""
+def join(joined_s: float, ended_s: float) -> EntryResult:
+    """Queue an entry that asks for what has been running since 100.0, and end that run."""
 
     async def scenario() -> EntryResult:
         bench = Bench()
@@ -424,40 +425,29 @@ def test_one_that_joins_once_the_run_is_over_has_no_time_below_zero() -> None:
         loop = asyncio.create_task(bench.batcher.run())
         leader = asyncio.create_task(bench.batcher.submit(bench.entry(1, key="same")))
         await bench.until_under_way(1)
-        bench.clock.now_s = 101.0
+        bench.clock.now_s = joined_s
         follower = asyncio.create_task(bench.batcher.submit(bench.entry(1, key="same")))
         await asyncio.sleep(0)
-        bench.clock.now_s = 100.5  # at which the run ended
+        bench.clock.now_s = ended_s
         bench.engine.may_run.set()
         _, joined = await asyncio.gather(leader, follower)
         loop.cancel()
         return joined
 
-    joined = run(scenario)
+    return run(scenario)
+
+
+def test_one_that_joins_once_the_run_is_over_has_no_time_below_zero() -> None:
+    """The engine's thread takes the end's time, and the loop hears of it a little later."""
+    joined = join(joined_s=101.0, ended_s=100.5)
 
     assert joined.started_s == joined.ended_s == 101.0
     assert set(joined.parts_s.values()) == {0.0}
 
 
 def test_one_that_joins_during_a_run_is_given_what_is_left_of_its_parts() -> None:
-    """They are never longer than its inference."""
-
-    async def scenario() -> EntryResult:
-        bench = Bench()
-        bench.engine.may_run.clear()
-        loop = asyncio.create_task(bench.batcher.run())
-        leader = asyncio.create_task(bench.batcher.submit(bench.entry(1, key="same")))
-        await bench.until_under_way(1)
-        bench.clock.now_s += 0.0015  # of three parts of a millisecond each
-        follower = asyncio.create_task(bench.batcher.submit(bench.entry(1, key="same")))
-        await asyncio.sleep(0)
-        bench.clock.now_s += 0.0015
-        bench.engine.may_run.set()
-        _, joined = await asyncio.gather(leader, follower)
-        loop.cancel()
-        return joined
-
-    joined = run(scenario)
+    """They are three of a millisecond each, and never longer than its inference."""
+    joined = join(joined_s=100.0015, ended_s=100.003)
 
     assert list(joined.parts_s.values()) == pytest.approx([0.0, 0.0005, 0.001])
     assert joined.ended_s - joined.started_s == pytest.approx(0.0015)
@@ -478,7 +468,7 @@ def test_whole_batch_is_given_to_an_engine_that_copies_ahead_while_another_runs(
         asked += [asyncio.create_task(bench.batcher.submit(bench.entry(n))) for n in range(2, 2 + waiting)]
         for _ in range(20):  # turns of the event loop, which is all that forming takes
             await asyncio.sleep(0)
-        in_queue = len(bench.batcher)
+        in_queue = len(bench.batcher.queue)
         bench.engine.may_run.set()
         await asyncio.gather(*asked)
         loop.cancel()

@@ -25,26 +25,28 @@ class Mutation:
 
 MUTATIONS = {
     "a follower is not answered": Mutation(
-        "            for entry in leader.all():\n                _resolve(entry, outcome)",
-        "            _resolve(leader, outcome)",
+        "            for entry in leader.all():\n                entry.resolve(outcome)",
+        "            leader.resolve(outcome)",
     ),
     "a failed batch answers nobody": Mutation("outcomes = [_fault() for _ in batch]", "return"),
     "a row gets its neighbour's logits": Mutation("values[row] for head", "values[0] for head"),
-    "a batch is one too large": Mutation("if len(batch) == limit:", "if len(batch) == limit + 1:"),
-    "expiry is forgotten": Mutation("elif now_s + run_s >= entry.deadline_s:", "elif False:"),
+    "a batch is one too large": Mutation("if len(batch) == limit:", "if len(batch) == limit + 1:", "queue.py"),
+    "expiry is forgotten": Mutation("elif now_s + run_s >= entry.deadline_s:", "elif False:", "queue.py"),
     "expiry is late by an instant": Mutation(
-        "elif now_s + run_s >= entry.deadline_s:", "elif now_s + run_s > entry.deadline_s:"
+        "elif now_s + run_s >= entry.deadline_s:", "elif now_s + run_s > entry.deadline_s:", "queue.py"
     ),
-    "each of a rank's entries is the last": Mutation("alone = not queue and not len(self)", "alone = not len(self)"),
+    "each of a rank's entries is the last": Mutation(
+        "alone = not queue and not len(self)", "alone = not len(self)", "queue.py"
+    ),
     "who joins at the end has less than no time": Mutation(
-        "ended_s=max(result.ended_s, joined_s)", "ended_s=result.ended_s"
+        "ended_s=max(self.ended_s, joined_s)", "ended_s=self.ended_s", "types.py"
     ),
-    "who has gone is run": Mutation("if leader.future.done() and not leader.followers:", "if False:"),
+    "who has gone is run": Mutation("if leader.future.done() and not leader.followers:", "if False:", "queue.py"),
     "who has gone takes followers along": Mutation(
-        "if leader.future.done() and not leader.followers:", "if leader.future.done():"
+        "if leader.future.done() and not leader.followers:", "if leader.future.done():", "queue.py"
     ),
     "the end leaves those waiting who are queued": Mutation(
-        "                for entry in queue:\n                    self._fail(entry, _shutting_down())\n", ""
+        "            for entry in self.queue.empty():\n                self._fail(entry, _shutting_down())\n", ""
     ),
     "the end leaves those waiting who are running": Mutation(
         "            for entry in batch:\n                self._fail(entry, _shutting_down())\n", ""
@@ -54,16 +56,20 @@ MUTATIONS = {
         "            self._forget(leader)\n            if isinstance(outcome", "            if isinstance(outcome"
     ),
     "nobody wakes the loop": Mutation("        self._waiting.set()\n        if", f"        {NOTHING}\n        if"),
-    "the newest goes first": Mutation("first = queue.popleft()", "first = queue.pop()"),
+    "the newest goes first": Mutation("first = queue.popleft()", "first = queue.pop()", "queue.py"),
     "ranks go before questions": Mutation(
-        "batch = self._take_interactive() or self._take_slice()",
-        "batch = self._take_slice() or self._take_interactive()",
+        "batch = self._take_interactive(between_s) or self._take_slice()",
+        "batch = self._take_slice() or self._take_interactive(between_s)",
+        "queue.py",
     ),
-    "questions starve ranks": Mutation("if self._since_rank < RANK_TURN:", "if True:"),
-    "ranks are let through a turn late": Mutation("self._since_rank < RANK_TURN:", "self._since_rank <= RANK_TURN:"),
+    "questions starve ranks": Mutation("if self._since_rank < RANK_TURN:", "if True:", "queue.py"),
+    "ranks are let through a turn late": Mutation(
+        "self._since_rank < RANK_TURN:", "self._since_rank <= RANK_TURN:", "queue.py"
+    ),
     "a client with many candidates keeps its turn": Mutation(
         "                self._ranks[client] = queue  # to the end: the others' turn",
         "                self._ranks[client] = queue\n                self._ranks.move_to_end(client, last=False)",
+        "queue.py",
     ),
     "capacity is one too small": Mutation(
         "+ entries > self._capacity:", "+ entries >= self._capacity:", "admission.py"

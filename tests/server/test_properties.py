@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from models.batch import Feeds
 from server import bodies, forms
-from server.batcher import LOOK_AHEAD, RANK_TURN, Batcher
+from server.batcher import BETWEEN_S, Batcher
 from server.errors import BadRequest, DeadlineExceeded, EngineFault, TooLarge, Unavailable
 from server.metrics import Metrics
+from server.queue import LOOK_AHEAD, RANK_TURN
 from server.schemas import VqaBody
 from server.types import EngineOutput, Entry, EntryResult, Urgency
 
@@ -103,7 +104,7 @@ class Story:
 
     async def empty(self) -> None:
         self.engine.failures = 0
-        while len(self.batcher):
+        while len(self.batcher.queue):
             await self._step()
         await settle()
 
@@ -120,7 +121,7 @@ class Story:
         self.asked.append(asyncio.create_task(self.batcher.submit(entry)))
 
     async def _step(self) -> None:
-        batch = self.batcher.form()
+        batch = self.batcher.queue.form(BETWEEN_S)
         if batch:
             self.batches.append(batch)
             await self.batcher._resolve(batch, asyncio.get_running_loop())
@@ -145,7 +146,7 @@ def test_entry_of_any_story_is_resolved_once_and_rightly(steps: list[Submit | Ev
         await story.shut_down()
         results = await asyncio.wait_for(asyncio.gather(*story.asked, return_exceptions=True), 10)
 
-        assert len(story.batcher) == 0
+        assert len(story.batcher.queue) == 0
         assert not story.batcher._leaders
         assert story.metrics.registry.get_sample_value("vilt_queue_entries") == 0 or not is_emptied
         for entry, result in zip(story.entries, results, strict=True):
@@ -203,8 +204,8 @@ def test_waiting_ranks_are_starved_by_nobody(asked: list[tuple[bool, str]]) -> N
             waiting[client] += is_rank
         await settle()
         in_a_row, missed = 0, Counter[str]()
-        while len(story.batcher):
-            batch = story.batcher.form()
+        while len(story.batcher.queue):
+            batch = story.batcher.queue.form(BETWEEN_S)
             client = batch[0].client
             if batch[0].urgency is Urgency.INTERACTIVE:
                 in_a_row += waiting.total() > 0
