@@ -29,7 +29,7 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # up 
 Image.core.set_use_block_allocator(1)  # type: ignore[attr-defined]
 # What our own resize is tried on, (w, h) px to (w, h) px: narrower, wider, across first, down first.
 TRIED = (((61, 47), (32, 32)), ((23, 40), (64, 64)), ((40, 90), (32, 32)))
-TRIED_SUBSAMPLING = ("4:4:4", "4:2:2", "4:2:0")  # and JPEGs, of the first of those sizes
+TRIED_SUBSAMPLING = ("444", "422", "420", "440")  # and JPEGs, of the first of those sizes
 BAND_PX = 2**18  # of a picture, converted at once
 SPARE = 2  # pixels along a side, for one that the model reads, that a JPEG keeps which is decoded smaller
 UPRIGHT = 1  # of the EXIF orientations
@@ -50,7 +50,8 @@ class PlainJpeg(JpegImageFile):
         self.tile = [ImageFile._Tile("jpeg", (0, 0, *size), 0, ("RGB", ""))]
 
 
-Image.register_open(PLAIN_JPEG, PlainJpeg, lambda prefix: prefix.startswith(b"\xff\xd8\xff"))
+# Not by register_open, which would have it tried for whoever names no format.
+Image.OPEN[PLAIN_JPEG] = PlainJpeg, lambda prefix: prefix.startswith(b"\xff\xd8\xff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +161,10 @@ def resizes_as_pillow() -> bool:
 def decodes_as_pillow() -> bool:
     """Try once whether libjpeg-turbo gives what this Pillow does, which may be built with another library."""
     size, _ = TRIED[0]
-    for subsampling in TRIED_SUBSAMPLING:
-        file = io.BytesIO()
-        _noise(size).save(file, "JPEG", subsampling=subsampling)
-        pixels = jpeg.decode(file.getvalue(), size)
-        if pixels is None or not np.array_equal(pixels[..., :3], np.asarray(Image.open(file))):
+    noise = np.asarray(_noise(size))
+    for data in (jpeg.encode(noise, subsampling) for subsampling in TRIED_SUBSAMPLING):
+        pixels = jpeg.decode(data, size)
+        if pixels is None or not np.array_equal(pixels[..., :3], np.asarray(JpegImageFile(io.BytesIO(data)))):
             return False
     return True
 

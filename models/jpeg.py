@@ -7,11 +7,15 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-MARKER, SCAN = 0xFF, b"\xff\xda"
-# Frames, tables, comments, and what programs say of themselves: but for APP1, where a picture's orientation is.
-SEGMENTS = frozenset((0xC0, 0xC1, 0xC2, 0xC4, 0xDB, 0xDD, 0xE0, *range(0xE2, 0xF0), 0xFE))
+MARKER, JFIF, SCAN, END = 0xFF, 0xE0, b"\xff\xda", b"\xff\xd9"
+FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # one pass or several, Huffman's code
+SEGMENTS = FRAMES | {0xC4, 0xDB, 0xDD, JFIF, 0xFE}  # tables, comments; in others Pillow finds what turns or spoils
 MOST_SEGMENTS = 64
+JFIF_BYTES = 16  # of the segment, after its marker: shorter ones Pillow may refuse
+BITS = 8  # of a sample
 IN_COLOUR = ("YCbCr", "RGB")
+PX_PER_BYTE = 512  # at most: a block of 64 pixels takes a bit at least
+END_WITHIN = 4096  # bytes of the file's end
 
 
 def plain_size(jpeg: bytes) -> tuple[int, int] | None:
@@ -20,32 +24,48 @@ def plain_size(jpeg: bytes) -> tuple[int, int] | None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
-    except ValueError:
+    except Exception:  # it is flawed, or of a sampling that simplejpeg has no name for
         return None
     return (width, height) if colours in IN_COLOUR else None
 
 
 def decode(jpeg: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
-    """Decode a flawless JPEG in colour of this size, which has been held to its limits.
+    """Decode a flawless JPEG of this size, which has been held to its limits.
+
+    What is clearly cut short is not begun: Pillow stops there, libjpeg-turbo goes on to the last row and then warns.
 
     Shapes: -> (h, w, 4), RGB and one that is not read, as Pillow keeps RGB.
     """
+    width, height = size
+    if width * height > PX_PER_BYTE * len(jpeg) or jpeg.rfind(END, -END_WITHIN) < 0:
+        return None
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
-        if (width, height) != size:
+        if simplejpeg.decode_jpeg_header(jpeg)[:2] != (height, width):
             return None
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(jpeg, "RGBX")
-    except ValueError:
+    except Exception:  # as above
         return None
     return pixels
+
+
+def encode(pixels: NDArray[np.uint8], subsampling: str) -> bytes:
+    """Encode a picture to try decoders on: Pillow does not write all that it reads.
+
+    Shapes: pixels (h, w, 3).
+    """
+    data: bytes = simplejpeg.encode_jpeg(pixels, colorsubsampling=subsampling)
+    return data
 
 
 def _is_plain(jpeg: bytes) -> bool:
     """Walk the segments up to the first scan."""
     position = 2
     for _ in range(MOST_SEGMENTS):
-        marker = jpeg[position : position + 2]
-        if len(marker) < 2 or marker[0] != MARKER or marker[1] not in SEGMENTS:
+        head = jpeg[position : position + 5]
+        if len(head) < 5 or head[0] != MARKER or head[1] not in SEGMENTS:
             break
-        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4])
+        length = int.from_bytes(head[2:4])
+        if (head[1] in FRAMES and head[4] != BITS) or (head[1] == JFIF and length < JFIF_BYTES):
+            break
+        position += 2 + length
     return jpeg[position : position + 2] == SCAN

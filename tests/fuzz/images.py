@@ -15,6 +15,7 @@ import numpy as np
 with atheris.instrument_imports(include=["PIL", "models"]):
     from PIL import Image
 
+    from models import jpeg
     from models.errors import InvalidInput
     from models.image import decode, to_patches
     from models.spec import ViltSpec
@@ -79,6 +80,8 @@ def pictures() -> Iterator[bytes]:
         ),
         "MPO": (("RGB",), (frames,)),
     }
+    for subsampling in ("411", "440"):  # which Pillow does not write
+        yield jpeg.encode(np.asarray(picture), subsampling)
     for file_format, (modes, variants) in ways.items():
         for mode in modes:
             for options in variants:

@@ -296,6 +296,36 @@ def test_batch_of_those_who_left_after_it_was_formed_does_not_run() -> None:
     assert bench.reports == [True]
 
 
+def test_one_who_joins_a_batch_that_did_not_run_is_not_left_asleep() -> None:
+    """The loop may have gone to sleep by the time that those are put back who had all gone."""
+    bench = Bench()
+
+    async def scenario() -> EntryResult:
+        gone = asyncio.create_task(bench.batcher.submit(bench.entry(1, key=1)))
+        loop = asyncio.create_task(bench.batcher.run())
+        bench.engine.may_run.clear()
+        await bench.until_under_way(1)
+        other = asyncio.create_task(bench.batcher.submit(bench.entry(2, key=2)))
+        await asyncio.sleep(0)
+        ahead = bench.batcher.queue.form(BETWEEN_S)
+        bench.engine.may_run.set()
+        await gone
+        await asyncio.sleep(0.01)  # nothing waits: the loop sleeps
+        bench.batcher._run = lambda *_: None  # all had gone when the engine's thread looked
+        follower = asyncio.create_task(bench.batcher.submit(bench.entry(2, key=2)))
+        await asyncio.sleep(0)
+        resolving = bench.batcher._resolve(ahead, asyncio.get_running_loop())
+        other.cancel()
+        await resolving
+        del bench.batcher._run
+        result = await asyncio.wait_for(follower, 5)
+        loop.cancel()
+        await asyncio.gather(loop, other, return_exceptions=True)
+        return result
+
+    assert run(scenario).logits["rank_logits"][0] == 2
+
+
 def test_leader_that_is_cancelled_does_not_cancel_its_followers() -> None:
     """Whoever asked first may leave; the others still wait."""
 

@@ -56,6 +56,9 @@ MUTATIONS = {
         "            self._forget(leader)\n            if isinstance(outcome", "            if isinstance(outcome"
     ),
     "nobody wakes the loop": Mutation("        self._waiting.set()\n        if", f"        {NOTHING}\n        if"),
+    "who joins a batch that did not run is left asleep": Mutation(
+        "            self._waiting.set()\n            return", "            return"
+    ),
     "the newest goes first": Mutation("first = queue.popleft()", "first = queue.pop()", "queue.py"),
     "ranks go before questions": Mutation(
         "batch = self._take_interactive(between_s) or self._take_slice()",
