@@ -47,6 +47,8 @@ class Queue:
         """Take the next batch; an empty list means that nothing is waiting.
 
         Questions go ahead of ranks, but for every RANK_TURN-th run. Ranks of several clients take turns.
+
+        Units: between_s in seconds, from a run's end to the next one's start while entries wait.
         """
         if self._since_rank < RANK_TURN:
             batch = self._take_interactive(between_s) or self._take_slice()
