@@ -13,7 +13,7 @@ from server.cpus import has_vnni
 from server.engine import OrtEngine, count_threads
 from server.gpu.program import open_engine
 from server.latency import calibrated
-from server.memory import check_fits, memory_limit_bytes
+from server.memory import check_fits, memory_limit_bytes, returning_what_is_freed
 from server.settings import Settings
 from server.types import Engine, ServedModel
 
@@ -38,7 +38,8 @@ def load(settings: Settings) -> list[ServedModel]:
             check_fits([*(model.artifact for model in models), artifact], limit_bytes)
         if any(model.name == artifact.manifest.name for model in models):
             raise ArtifactError(f"Two artifacts are named {artifact.manifest.name}: export one with another --name.")
-        engine = _engine(artifact, settings.provider, together, cache, threads)
+        with returning_what_is_freed():
+            engine = _engine(artifact, settings.provider, together, cache, threads)
         engine.warm_up()
         image.warm_up(artifact.manifest.spec)
         artifact.text_encoder.encode("warm up?")

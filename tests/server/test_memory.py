@@ -1,5 +1,7 @@
 """Memory: limits of both kinds of control groups, and a sentence before the kernel's silence."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,39 @@ from fakes import artifact
 
 from models.errors import ArtifactError
 from server.memory import OWN_BYTES, check_fits, memory_limit_bytes
+
+LOADING = """
+import resource
+
+import numpy as np
+
+from server.memory import returning_what_is_freed
+
+def resident_mb():
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def picture(size):
+    return b"x" * size
+
+weight = np.ones(1_000_000)
+del weight  # from now on glibc has blocks of 8 MB in its heap
+with returning_what_is_freed():
+    weights, packed = [], []
+    for _ in range(20):
+        weights.append(np.ones(400_000))
+        packed.append(np.ones(1_000))
+    before_mb = resident_mb()
+    del weights
+    print(before_mb - resident_mb())
+picture(20_000_000)
+before = faults()
+picture(20_000_000)
+print(faults() - before)
+"""
 
 
 @pytest.mark.parametrize(
@@ -41,3 +76,13 @@ def test_artifact_that_does_not_fit_is_refused_in_one_sentence() -> None:
 
     with pytest.raises(ArtifactError, match=r"^shapes in fp32 needs about 1\d\d MB of memory, and 120 MB is the limit"):
         check_fits([artifact()], OWN_BYTES)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_what_is_freed_goes_back_while_a_model_is_loaded_and_stays_afterwards() -> None:
+    """20 weights of 3.2 MB, with packed ones between them; then pictures of 20 MB, which are 4,883 pages each."""
+    told = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, check=True).stdout
+
+    returned_mb, new_pages = told.split()
+    assert float(returned_mb) > 60
+    assert int(new_pages) < 100
