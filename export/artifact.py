@@ -30,7 +30,6 @@ class Lower:
 
     name: str
     graphs: Graphs
-    opset: int
     limits: gate.Limits
     runs_alone: bool
     judged: parity.Runner | None = None  # in the graphs' place, where a CPU does not round as the hardware will
@@ -110,16 +109,16 @@ def _write(
 
 
 def _int8(_: Checkpoint, __: Fused, fp32: Graphs, folder: Path) -> Lower:
-    return Lower("int8", int8.quantise(fp32, folder), to_onnx.OPSET, gate.INT8, runs_alone=True)
+    return Lower("int8", int8.quantise(fp32, folder), gate.INT8, runs_alone=True)
 
 
 def _fp16(checkpoint: Checkpoint, model: Fused, _: Graphs, folder: Path) -> Lower:
     half = fp16.Half(model)
     whole = to_onnx.whole(half, model.interaction.heads, checkpoint.config)
     graphs = {whole.name: folder / f"{whole.name}.onnx"}
-    to_onnx.write(whole, graphs[whole.name], fp16.OPSET)
+    to_onnx.write(whole, graphs[whole.name])
     judged = parity.torch_runner(fp16.rounded(half))
-    return Lower("fp16", graphs, fp16.OPSET, gate.FP16, runs_alone=False, judged=judged)
+    return Lower("fp16", graphs, gate.FP16, runs_alone=False, judged=judged)
 
 
 LOWER = {"int8": _int8, "fp16": _fp16}
@@ -154,7 +153,7 @@ def _add(
         )
     precision = Precision(
         graphs={part: describe_file(folder, f"{lower.name}/{path.name}") for part, path in lower.graphs.items()},
-        opset=lower.opset,
+        opset=to_onnx.OPSET,
         parity=parity.compare(checkpoint, ours, reference, with_batches=not lower.runs_alone),
         gate=found,
     )

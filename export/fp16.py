@@ -10,11 +10,6 @@ The layers' products are half precision. What that would spoil stays fp32:
 What all tokens share is folded into biases, norms' gains into the products after them (`fold_constants`). It is exact
 and costs nothing at run time.
 
-Attention is one node of ONNX's own (opset 23), on (B, N, hidden) tensors: onnxruntime's CUDA kernels take them without
-a transpose and TensorRT knows it. The mask goes in as what is added to scores, made once for all layers: of a mask of
-booleans onnxruntime makes that in each. Fusing the eight nodes after the export gets it wrong: it takes the mask for a
-length, as if padding came last, or drops it.
-
 A CPU is no judge of the graph: onnxruntime computes its products in fp32 there and removes the casts between them. What
 a GPU rounds, `rounded` rounds.
 """
@@ -24,9 +19,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from export.graph import MASKED, Fused, Layer
-
-OPSET = 23  # the first with Attention
+from export.graph import Fused, Layer, attention_bias
 
 
 class Half(nn.Module):
@@ -42,7 +35,6 @@ class Half(nn.Module):
         self.interaction = model.interaction
         for layer in self.interaction.layers:
             fold_constants(layer)
-            layer.attend = attend_in_one_node
             for product in ("query", "key_value", "expand"):
                 getattr(layer, product).half()
             for norm in ("norm_before", "norm_after"):
@@ -54,9 +46,7 @@ class Half(nn.Module):
         """Shapes: the tensors of DESIGN's contract -> logits of each head, fp32."""
         text, image = self.text_embedding(input_ids), self.visual_embedding(patches, position_ids)
         hidden = torch.cat([text, image], dim=1)  # (B, N, hidden)
-        length = mask.shape[1]
-        bias = torch.where(mask, 0.0, MASKED).to(self.bias_dtype)[:, None, None, :]  # (B, 1, 1, N)
-        bias = bias.expand(-1, 1, length, length)  # (B, 1, N, N): kernels want every query's row
+        bias = attention_bias(mask, self.bias_dtype)
         for layer in self.interaction.layers:
             hidden = layer(hidden, bias)
         pooled = torch.tanh(self.interaction.pooler(self.interaction.norm(hidden[:, 0])))
@@ -109,21 +99,3 @@ def fold_constants(layer: Layer) -> None:
     value = layer.key_value.bias[hidden:].double()
     layer.output.bias += (layer.output.weight.double() @ value).float()
     layer.key_value.bias = None
-
-
-def attend_in_one_node(query: Tensor, key_value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
-    """Attend as export.graph.attend does, in one ONNX node and in fp32.
-
-    Shapes: query (B, N or 1, hidden), key_value (B, N, 2 * hidden), attention_bias (B, 1, N, N) -> as query
-    """
-    key, value = key_value.float().chunk(2, dim=-1)  # cast before they part: one node instead of two
-    found = torch.onnx.ops.attention(
-        query.float(),
-        key,
-        value,
-        attention_bias[:, :, : query.shape[1]],
-        q_num_heads=heads,
-        kv_num_heads=heads,
-        scale=1.0,
-    )[0]
-    return found.to(query.dtype)

@@ -12,6 +12,11 @@ Deviates:
     - positions of every reachable grid are interpolated once, at export, exactly as the reference does at run time.
     - the last layer computes the pooled token only: nothing else of it is read.
     - 1 / sqrt(head size) is folded into the query, BERT's token type row 0 into the words.
+
+Attention is one node of ONNX's own (opset 23), on (B, N, hidden) tensors: onnxruntime's kernels take them without a
+transpose and TensorRT knows it. The mask goes in as what is added to scores: of a mask of booleans onnxruntime makes
+that in each layer. Fusing the eight nodes after the export gets it wrong: it takes the mask for a length, as if padding
+came last, or drops it.
 """
 
 import re
@@ -101,28 +106,43 @@ class Layer(nn.Module):
         self.expand = _linear(state, layer + "intermediate.dense")
         self.contract = _linear(state, layer + "output.dense")
 
-    def forward(self, hidden: Tensor, attention_bias: Tensor) -> Tensor:
-        """Shapes: hidden (B, N, hidden), attention_bias (B, 1, 1, N) -> (B, N or 1, hidden)."""
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """Shapes: hidden (B, N, hidden), bias (B, 1, N, N), of attention -> (B, N or 1, hidden)."""
         normed = self.norm_before(hidden)
         if self.pooled_only:
             hidden, queries = hidden[:, :1], normed[:, :1]
         else:
             queries = normed
-        attended = self.attend(self.query(queries), self.key_value(normed), attention_bias, self.heads)
+        attended = self.attend(self.query(queries), self.key_value(normed), bias, self.heads)
         hidden = hidden + self.output(attended)
         return hidden + self.contract(nn.functional.gelu(self.expand(self.norm_after(hidden))))
 
 
 def attend(query: Tensor, key_value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
-    """Attend, head by head; a query is scaled already.
+    """Attend in one ONNX node and in fp32; a query is scaled already.
 
-    Shapes: query (B, N or 1, hidden), key_value (B, N, 2 * hidden), attention_bias (B, 1, 1, N) -> as query
+    Shapes: query (B, N or 1, hidden), key_value (B, N, 2 * hidden), attention_bias (B, 1, N, N) -> as query
     """
-    query, key, value = (
-        tokens.unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (query, *key_value.chunk(2, dim=-1))
-    )  # (B, heads, N, hidden / heads)
-    weights = torch.softmax(query @ key.transpose(-1, -2) + attention_bias, dim=-1)  # (B, heads, N or 1, N)
-    return (weights @ value).transpose(1, 2).flatten(2)  # (B, N or 1, hidden)
+    key, value = key_value.float().chunk(2, dim=-1)  # cast before they part: one node instead of two
+    found = torch.onnx.ops.attention(
+        query.float(),
+        key,
+        value,
+        attention_bias[:, :, : query.shape[1]],
+        q_num_heads=heads,
+        kv_num_heads=heads,
+        scale=1.0,
+    )[0]
+    return found.to(query.dtype)
+
+
+def attention_bias(mask: Tensor, dtype: torch.dtype = torch.float) -> Tensor:
+    """Make what is added to scores, once for all layers; kernels want every query's row.
+
+    Shapes: mask (B, N) bool -> (B, 1, N, N)
+    """
+    length = mask.shape[1]
+    return torch.where(mask, 0.0, MASKED).to(dtype)[:, None, None, :].expand(-1, 1, length, length)
 
 
 class Interaction(nn.Module):
@@ -137,10 +157,10 @@ class Interaction(nn.Module):
 
     def forward(self, text: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Shapes: text (B, L, hidden), image (B, 1 + P, hidden), mask (B, L + 1 + P) bool -> logits of each head."""
-        attention_bias = torch.where(mask, 0.0, MASKED)[:, None, None, :]  # (B, 1, 1, N)
+        bias = attention_bias(mask)
         hidden = torch.cat([text, image], dim=1)  # (B, N, hidden)
         for layer in self.layers:
-            hidden = layer(hidden, attention_bias)
+            hidden = layer(hidden, bias)
         pooled = torch.tanh(self.pooler(self.norm(hidden[:, 0])))  # (B, hidden), from the text's [CLS]
         return tuple(head(pooled) for head in self.heads.values())
 

@@ -28,10 +28,8 @@ def quantise(fp32: dict[str, Path], folder: Path) -> dict[str, Path]:
     return written
 
 
-def quantise_products(
-    fp32: Path, int8: Path, *, nodes: Sequence[str] = (), per_channel: bool = True, with_weight: bool = True
-) -> None:
-    """Write a graph with its products on integers: of some nodes or of all, only those with a weight or any."""
+def quantise_products(fp32: Path, int8: Path, *, nodes: Sequence[str] = (), per_channel: bool = True) -> None:
+    """Write a graph with its products on integers, those of some nodes or all: each has a weight."""
     # Here, because it adds a folder to the path in which there is another package `models`: ours is loaded by now.
     from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
 
@@ -42,7 +40,6 @@ def quantise_products(
         nodes_to_quantize=[*nodes, *(f"{name}_MatMul" for name in nodes)],  # as a Gemm is called by then
         per_channel=per_channel,
         weight_type=QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": with_weight},
     )
 
 

@@ -29,12 +29,11 @@ from loadtest.stamp import stamp
 from models.manifest import Artifact, load_artifact
 
 TRAINED = Path(__file__).parents[1] / "models" / "artifacts" / "shapes"
-QKV, OUT, UP, DOWN, HEADS, BETWEEN = (
+KINDS = QKV, OUT, UP, DOWN, HEADS = (
     *("query, key, value", "attention's output", "feed-forward, up", "feed-forward, down"),
-    *("pooler and heads", "query by key, weights by value"),
+    "pooler and heads",
 )
 MOVING = {"Reshape", "Transpose", "Slice", "Gather", "Squeeze", "Unsqueeze"}  # nodes that compute nothing
-WEIGHTED = (QKV, OUT, UP, DOWN, HEADS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +49,11 @@ class Choice:
 CHOICES = (
     Choice("none"),
     Choice("visual embedding", patches=True),
-    *(Choice(kind, (kind,)) for kind in WEIGHTED),
-    Choice("all with a weight: kept", WEIGHTED, patches=True),
-    Choice("the same, one scale a matrix", WEIGHTED, patches=True, per_channel=False),
-    Choice("the same, and attention's own", (*WEIGHTED, BETWEEN), patches=True),
+    *(Choice(kind, (kind,)) for kind in KINDS),
+    Choice("all with a weight: kept", KINDS, patches=True),
+    Choice("the same, one scale a matrix", KINDS, patches=True, per_channel=False),
     *(
-        Choice(f"all but {kind}", tuple(other for other in WEIGHTED if other != kind), patches=True)
+        Choice(f"all but {kind}", tuple(other for other in KINDS if other != kind), patches=True)
         for kind in (DOWN, HEADS)
     ),
 )
@@ -140,13 +138,12 @@ def write(fp32: dict[str, Path], folder: Path, choice: Choice) -> dict[str, Path
             graphs["interaction"],
             nodes=[name for name, kind in kinds.items() if kind in choice.kinds],
             per_channel=choice.per_channel,
-            with_weight=BETWEEN not in choice.kinds,
         )
     return graphs
 
 
 def kinds_of(model: ModelProto) -> dict[str, str]:
-    """Say of each product of `interaction`, by its node's name, what it is for."""
+    """Say of each product with a weight of `interaction`, by its node's name, what it is for."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
     return {node.name: _kind(node, makers, shapes) for node in model.graph.node if node.op_type in ("MatMul", "Gemm")}
@@ -155,8 +152,6 @@ def kinds_of(model: ModelProto) -> dict[str, str]:
 def _kind(node: NodeProto, makers: dict[str, NodeProto], shapes: dict[str, tuple[int, ...]]) -> str:
     if node.op_type == "Gemm":
         return HEADS
-    if node.input[1] not in shapes:
-        return BETWEEN
     maker, (rows, columns) = makers[node.input[0]], shapes[node.input[1]]
     while maker.op_type in MOVING:
         maker = makers[maker.input[0]]

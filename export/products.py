@@ -33,7 +33,7 @@ from models.text import TextTokens
 from server.engine import session_options
 
 PARTS = ("text_embedding", "visual_embedding", "interaction")
-PRODUCTS = {"MatMul", "Gemm", "MatMulInteger"}
+READ = {"MatMul": 2, "Gemm": 2, "MatMulInteger": 2, "Attention": 3}  # inputs that are multiplied
 TEXT_TOKENS = 11  # of a question of 8 words
 GRID = (12, 16)  # of a picture of 640x480
 CUBE = 2048  # rows and columns of the product that tells the machine's rate
@@ -101,9 +101,9 @@ def run(sessions: list[onnxruntime.InferenceSession], values: dict[str, NDArray[
 def taken_out(model: ModelProto, values: dict[str, NDArray[Any]]) -> list[Product]:
     """Run a graph, keep what it makes for the next, and list what each of its products reads."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    nodes = [node for node in model.graph.node if node.op_type in PRODUCTS]
+    nodes = [node for node in model.graph.node if node.op_type in READ]
     made = {name for node in model.graph.node for name in node.output}
-    read = dict.fromkeys(name for node in nodes for name in node.input[:2] if name in made)
+    read = dict.fromkeys(name for node in nodes for name in node.input[: READ[node.op_type]] if name in made)
     own = [output.name for output in model.graph.output]
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in read if name not in own)
     one = session(model.SerializeToString(), 1, as_it_is=True)
@@ -111,13 +111,32 @@ def taken_out(model: ModelProto, values: dict[str, NDArray[Any]]) -> list[Produc
     names = [*own, *(name for name in read if name not in own)]
     found = {**weights, **values, **dict(zip(names, one.run(names, wanted), strict=True))}
     values.update({name: found[name] for name in own})
-    return [_operands(node, found) for node in nodes]
+    return [product for node in nodes for product in _operands(node, found)]
 
 
-def _operands(node: NodeProto, found: dict[str, NDArray[Any]]) -> Product:
-    left, right = (found[name] for name in node.input[:2])
-    transposes = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    return left, np.ascontiguousarray(right.T) if transposes else right
+def _operands(node: NodeProto, found: dict[str, NDArray[Any]]) -> list[Product]:
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    read = [found[name] for name in node.input[: READ[node.op_type]]]
+    if node.op_type == "Attention":
+        return attention(*read, heads=attributes["q_num_heads"])
+    left, right = read
+    return [(left, np.ascontiguousarray(right.T) if attributes.get("transB") else right)]
+
+
+def attention(
+    query: NDArray[np.float32], key: NDArray[np.float32], value: NDArray[np.float32], *, heads: int
+) -> list[Product]:
+    """Take attention's two products out of its node; nothing is masked in a batch of one.
+
+    Shapes: query (1, N or 1, hidden), key and value (1, N, hidden).
+    """
+    query, key, value = (
+        np.ascontiguousarray(one.reshape(*one.shape[:2], heads, -1).swapaxes(1, 2)) for one in (query, key, value)
+    )  # (1, heads, N or 1, hidden / heads)
+    keys = np.ascontiguousarray(key.swapaxes(2, 3))
+    scores = query @ keys
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return [(query, keys), (weights / weights.sum(axis=-1, keepdims=True), value)]
 
 
 def operations(products: list[Product]) -> int:

@@ -16,7 +16,7 @@ from torch.export import Dim
 
 from export.graph import Fused, GraphConfig
 
-OPSET = 20
+OPSET = 23  # the first with Attention
 
 
 @dataclass(frozen=True, slots=True)

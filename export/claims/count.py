@@ -9,7 +9,7 @@ import onnx
 import onnxscript.optimizer
 
 DICTIONARIES = ("words", "positions")  # look-ups, which ViLT's Table 6 excludes: 23.47 million for BERT
-WEIGHTED = frozenset({"Conv", "Gemm", "MatMul", "GRU"})
+WEIGHTED = frozenset({"Attention", "Conv", "Gemm", "MatMul", "GRU"})
 SMALL = 1024  # elements: such constants may be shapes, and stay
 
 
@@ -107,6 +107,8 @@ def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
         directions, gates, _ = second
         return length * batch * directions * gates * (word + gates // 3)
     output = math.prod(shapes[node.output[0]])
+    if node.op_type == "Attention":  # scores, and values by their weights
+        return 2 * output * second[1]
     if node.op_type == "Conv":
         return output * math.prod(second[1:])
     if node.op_type == "Gemm":

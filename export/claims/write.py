@@ -23,6 +23,7 @@ from export.claims.weights import draw
 PLAN = "claims.json"
 FORMAT_VERSION = 1
 TOOLS = ("torch", "onnx", "onnxscript")
+ROI_OPSET = 20  # onnxruntime does not have RoiAlign of opset 22 on a CPU
 INTEGERS = ("input_ids", "kept")  # every other tensor is float32
 Report = Callable[[str], None]
 
@@ -65,7 +66,8 @@ def graph(step: Step, path: Path) -> tuple[Weights, onnx.ModelProto]:
         if isinstance(built, onnx.ModelProto):
             onnx.save(built, unfinished)
         else:
-            to_onnx.write(_part(step, draw(built)), unfinished)
+            opset = ROI_OPSET if step.stage == "roi_head" else to_onnx.OPSET
+            to_onnx.write(_part(step, draw(built)), unfinished, opset)
         unfinished.rename(path)
     model = onnx.load(path)
     return weigh(model), skeleton(model)

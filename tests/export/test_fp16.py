@@ -26,7 +26,7 @@ CLOSE = 0.03  # of a logit, for weights redrawn at random, whose logits are of s
 def graph(small: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fp16") / "model.onnx"
     part = to_onnx.whole(fp16.Half(small.model), small.model.interaction.heads, small.loaded.config)
-    to_onnx.write(part, path, fp16.OPSET)
+    to_onnx.write(part, path)
     return path
 
 
@@ -39,9 +39,11 @@ def attributes(node: onnx.NodeProto) -> dict[str, object]:
     return {one.name: helper.get_attribute_value(one) for one in node.attribute}
 
 
-def test_attention_is_one_node_of_a_layer_as_the_kernels_want_it(graph: Path, small: Exported) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_attention_is_one_node_of_a_layer_as_the_kernels_want_it(graph: Path, small: Exported, precision: str) -> None:
     """Standard, on three axes, with a mask and a single output, and no wish that some kernel does not know."""
-    nodes = [node for node in onnx.load(graph).graph.node if node.op_type == "Attention"]
+    path = graph if precision == "fp16" else small.three_parts["interaction"]
+    nodes = [node for node in onnx.load(path).graph.node if node.op_type == "Attention"]
 
     assert len(nodes) == small.loaded.config.num_layers
     for node in nodes:
@@ -114,7 +116,6 @@ def test_rounded_layer_is_the_layer_in_halves(small: Exported) -> None:
     bias = torch.zeros(2, 1, 40, 40)
     exact = copy.deepcopy(small.model.interaction.layers[0])
     fp16.fold_constants(exact)
-    exact.attend = fp16.attend_in_one_node
     with torch.no_grad():
         found = fp16.rounded(half).interaction.layers[0](hidden, bias)
         expected = half.interaction.layers[0](hidden, bias)

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from export import int8, int8_choices, parity
-from export.int8_choices import BETWEEN, CHOICES, HEADS, QKV, WEIGHTED
+from export.int8_choices import CHOICES, HEADS, KINDS, QKV
 from export.products import inputs
 from export.shapes import heldout
 from models.batch import Feeds
@@ -22,15 +22,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_product_of_the_graph_is_of_one_kind() -> None:
-    """Two in each layer between activations, and two for query, key and value."""
+    """Two in each layer for query, key and value; attention's own are in a node that stays fp32."""
     graph = onnx.load(load_artifact(SHAPES, "fp32").graphs["interaction"])
 
     kinds = Counter(int8_choices.kinds_of(graph).values())
 
-    layers = sum(node.op_type == "Softmax" for node in graph.graph.node)
-    assert set(kinds) == {*WEIGHTED, BETWEEN}
-    assert kinds[BETWEEN] == kinds[QKV] == 2 * layers
-    assert all(kinds[kind] == layers for kind in WEIGHTED if kind not in (QKV, HEADS))
+    layers = sum(node.op_type == "Attention" for node in graph.graph.node)
+    assert set(kinds) == set(KINDS)
+    assert kinds[QKV] == 2 * layers
+    assert all(kinds[kind] == layers for kind in KINDS if kind not in (QKV, HEADS))
     assert kinds[HEADS] >= 2  # the pooler and a head
 
 
