@@ -19,7 +19,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from export.graph import Fused, Layer, attention_bias
+from export.graph import Fused, Layer, added_to_scores
 
 
 class Half(nn.Module):
@@ -46,9 +46,9 @@ class Half(nn.Module):
         """Shapes: the tensors of DESIGN's contract -> logits of each head, fp32."""
         text, image = self.text_embedding(input_ids), self.visual_embedding(patches, position_ids)
         hidden = torch.cat([text, image], dim=1)  # (B, N, hidden)
-        bias = attention_bias(mask, self.bias_dtype)
+        attention_bias = added_to_scores(mask, self.bias_dtype)
         for layer in self.interaction.layers:
-            hidden = layer(hidden, bias)
+            hidden = layer(hidden, attention_bias)
         pooled = torch.tanh(self.interaction.pooler(self.interaction.norm(hidden[:, 0])))
         return tuple(head(pooled) for head in self.interaction.heads.values())
 

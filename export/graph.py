@@ -15,8 +15,8 @@ Deviates:
 
 Attention is one node of ONNX's own (opset 23), on (B, N, hidden) tensors: onnxruntime's kernels take them without a
 transpose and TensorRT knows it. The mask goes in as what is added to scores: of a mask of booleans onnxruntime makes
-that in each layer. Fusing the eight nodes after the export gets it wrong: it takes the mask for a length, as if padding
-came last, or drops it.
+that in each layer. Written as eight nodes and fused after the export it comes out wrong: the mask is taken for a
+length, as if padding came last, or dropped.
 """
 
 import re
@@ -106,14 +106,14 @@ class Layer(nn.Module):
         self.expand = _linear(state, layer + "intermediate.dense")
         self.contract = _linear(state, layer + "output.dense")
 
-    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """Shapes: hidden (B, N, hidden), bias (B, 1, N, N), of attention -> (B, N or 1, hidden)."""
+    def forward(self, hidden: Tensor, attention_bias: Tensor) -> Tensor:
+        """Shapes: hidden (B, N, hidden), attention_bias (B, 1, N, N) -> (B, N or 1, hidden)."""
         normed = self.norm_before(hidden)
         if self.pooled_only:
             hidden, queries = hidden[:, :1], normed[:, :1]
         else:
             queries = normed
-        attended = self.attend(self.query(queries), self.key_value(normed), bias, self.heads)
+        attended = self.attend(self.query(queries), self.key_value(normed), attention_bias, self.heads)
         hidden = hidden + self.output(attended)
         return hidden + self.contract(nn.functional.gelu(self.expand(self.norm_after(hidden))))
 
@@ -136,7 +136,7 @@ def attend(query: Tensor, key_value: Tensor, attention_bias: Tensor, heads: int)
     return found.to(query.dtype)
 
 
-def attention_bias(mask: Tensor, dtype: torch.dtype = torch.float) -> Tensor:
+def added_to_scores(mask: Tensor, dtype: torch.dtype = torch.float) -> Tensor:
     """Make what is added to scores, once for all layers; kernels want every query's row.
 
     Shapes: mask (B, N) bool -> (B, 1, N, N)
@@ -157,10 +157,10 @@ class Interaction(nn.Module):
 
     def forward(self, text: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Shapes: text (B, L, hidden), image (B, 1 + P, hidden), mask (B, L + 1 + P) bool -> logits of each head."""
-        bias = attention_bias(mask)
+        attention_bias = added_to_scores(mask)
         hidden = torch.cat([text, image], dim=1)  # (B, N, hidden)
         for layer in self.layers:
-            hidden = layer(hidden, bias)
+            hidden = layer(hidden, attention_bias)
         pooled = torch.tanh(self.pooler(self.norm(hidden[:, 0])))  # (B, hidden), from the text's [CLS]
         return tuple(head(pooled) for head in self.heads.values())
 

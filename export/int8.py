@@ -29,7 +29,7 @@ def quantise(fp32: dict[str, Path], folder: Path) -> dict[str, Path]:
 
 
 def quantise_products(fp32: Path, int8: Path, *, nodes: Sequence[str] = (), per_channel: bool = True) -> None:
-    """Write a graph with its products on integers, those of some nodes or all: each has a weight."""
+    """Write a graph with its products on integers: those of the named nodes, or every one that has a weight."""
     # Here, because it adds a folder to the path in which there is another package `models`: ours is loaded by now.
     from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
 

@@ -146,7 +146,8 @@ def kinds_of(model: ModelProto) -> dict[str, str]:
     """Say of each product with a weight of `interaction`, by its node's name, what it is for."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
-    return {node.name: _kind(node, makers, shapes) for node in model.graph.node if node.op_type in ("MatMul", "Gemm")}
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in shapes]
+    return {node.name: _kind(node, makers, shapes) for node in products}
 
 
 def _kind(node: NodeProto, makers: dict[str, NodeProto], shapes: dict[str, tuple[int, ...]]) -> str:

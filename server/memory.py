@@ -11,18 +11,18 @@ from server.groups import GROUPS, OWN_GROUPS, folders
 
 # Measured at full size: 487 MB of graphs in fp32 start within 640 MB and are killed at 620; 206 in int8 at 370 and 350.
 OWN_BYTES = 120_000_000  # of the server without a model
-FACTOR = 1.3  # of what a model takes while it is loaded, to its graphs
+FACTOR = 1.1  # of what a model takes while it is loaded, to its graphs
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 RETURNED_BYTES = 2 * 1024 * 1024  # a block from which on it has pages of its own, while a model is loaded
-KEPT_BYTES = 32 * 1024 * 1024  # afterwards: the most that glibc takes, and where it would come to by itself
+KEPT_BYTES = 32 * 1024 * 1024  # afterwards, in the heap, and twice that at its top: where glibc would come to by itself
 
 
 @contextlib.contextmanager
 def returning_what_is_freed() -> Iterator[None]:
     """Have malloc return large blocks to the kernel meanwhile: onnxruntime frees each weight once it has packed it.
 
-    In glibc's heap they would stay, between blocks that are used: a fifth of what fp32 takes. From then on they stay
-    there, and a picture's pixels find the pages of the last one's. Where there is no glibc, nothing changes.
+    In glibc's heap they would stay, between blocks that are used: up to a fifth of what fp32 takes. From then on they
+    stay there, and a picture's pixels find the pages of the last one's. Where there is no glibc, nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
     mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)

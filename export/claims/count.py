@@ -107,7 +107,7 @@ def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
         directions, gates, _ = second
         return length * batch * directions * gates * (word + gates // 3)
     output = math.prod(shapes[node.output[0]])
-    if node.op_type == "Attention":  # scores, and values by their weights
+    if node.op_type == "Attention":  # scores, and values by their weights: both of one width
         return 2 * output * second[1]
     if node.op_type == "Conv":
         return output * math.prod(second[1:])

@@ -2,6 +2,7 @@
 
 import math
 
+from export import to_onnx
 from export.claims import detector, dual, grid, resnet, transformer, two_stream
 from export.claims.resnet import RESNET152, ResNetConfig
 from export.claims.sizes import Sizes
@@ -46,6 +47,7 @@ def single_stream(sizes: Sizes, visual: int, length: int) -> tuple[Step, ...]:
         Step(
             stage="interaction",
             graph="single_stream",
+            opset=to_onnx.OPSET,
             build=lambda: transformer.SingleStream(sizes),
             inputs=token_shapes(sizes, visual, length),
             outputs=("hidden",),
@@ -63,6 +65,7 @@ def vilbert(sizes: Sizes, visual: int, length: int) -> tuple[Step, ...]:
         Step(
             stage="interaction",
             graph="vilbert",
+            opset=to_onnx.OPSET,
             build=lambda: two_stream.ViLBert(sizes),
             inputs={"text": text, "image": image},
             outputs=("text_hidden", "image_hidden"),
@@ -83,6 +86,7 @@ def lxmert(sizes: Sizes, visual: int, length: int) -> tuple[Step, ...]:
         Step(
             stage="interaction",
             graph="lxmert",
+            opset=to_onnx.OPSET,
             build=lambda: two_stream.Lxmert(sizes),
             inputs=token_shapes(sizes, visual, length),
             outputs=("hidden", "image_hidden"),
@@ -123,6 +127,7 @@ def clip(sizes: Sizes) -> tuple[Step, ...]:
         Step(
             stage="visual_backbone",
             graph="clip_image",
+            opset=to_onnx.OPSET,
             build=lambda: dual.ClipImage(sizes),
             inputs={"tokens": (1, 1 + num_patches, sizes.width(dual.CLIP_WIDTH))},
             outputs=("image",),
@@ -130,6 +135,7 @@ def clip(sizes: Sizes) -> tuple[Step, ...]:
         Step(
             stage="text_embedding",
             graph="clip_text",
+            opset=to_onnx.OPSET,
             build=lambda: dual.ClipText(sizes, CLIP_LENGTH),
             inputs={"input_ids": (1, CLIP_LENGTH)},
             outputs=("text",),

@@ -8,7 +8,7 @@ its best score among the classes that kept it, take the boxes with the highest.
 import onnx
 import onnx.parser
 
-from export.to_onnx import OPSET
+from export.claims.step import OPSET
 
 IR_VERSION = 10
 PROPOSAL_IOU = 0.7  # detectron2 RPN.NMS_THRESH

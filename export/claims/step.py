@@ -11,6 +11,7 @@ from export.claims import resnet
 from export.claims.resnet import ResNet, ResNetConfig
 from export.claims.sizes import Sizes
 
+OPSET = 20  # of graphs that do not attend: of 22 onnxruntime lacks RoiAlign on a CPU, MaxPool and GRU on a GPU
 Shape = tuple[int, ...]
 STAGES = (
     "visual_backbone",
@@ -34,6 +35,7 @@ class Step:
     inputs: dict[str, Shape]
     outputs: tuple[str, ...]
     free: dict[str, tuple[int, ...]] = field(default_factory=dict)  # axes that vary among designs, by input
+    opset: int = OPSET
 
 
 def cells(image_px: tuple[int, int], stride: int) -> tuple[int, int]:

@@ -21,9 +21,8 @@ from export.claims.step import Step
 from export.claims.weights import draw
 
 PLAN = "claims.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TOOLS = ("torch", "onnx", "onnxscript")
-ROI_OPSET = 20  # onnxruntime does not have RoiAlign of opset 22 on a CPU
 INTEGERS = ("input_ids", "kept")  # every other tensor is float32
 Report = Callable[[str], None]
 
@@ -31,11 +30,13 @@ Report = Callable[[str], None]
 def write(output: Path, sizes: Sizes, names: Iterable[str], report: Report) -> None:
     """Write the graphs that the named designs need, ViLT's artifact among them, and the plan; files there are kept.
 
-    Raises: ValueError: the folder holds graphs of other sizes.
+    Raises: ValueError: the folder holds graphs of other sizes or of another version.
     """
     output.mkdir(parents=True, exist_ok=True)
-    if (output / PLAN).exists() and json.loads((output / PLAN).read_text())["sizes"] != asdict(sizes):
-        raise ValueError(f"{output} holds graphs of other sizes: give --output another folder")
+    if (output / PLAN).exists():
+        there = json.loads((output / PLAN).read_text())
+        if (there["format_version"], there["sizes"]) != (FORMAT_VERSION, asdict(sizes)):
+            raise ValueError(f"{output} holds graphs of other sizes or another version: give --output another folder")
     wanted = set(names)
     plans = []
     graphs: dict[str, tuple[Weights, onnx.ModelProto]] = {}
@@ -66,8 +67,7 @@ def graph(step: Step, path: Path) -> tuple[Weights, onnx.ModelProto]:
         if isinstance(built, onnx.ModelProto):
             onnx.save(built, unfinished)
         else:
-            opset = ROI_OPSET if step.stage == "roi_head" else to_onnx.OPSET
-            to_onnx.write(_part(step, draw(built)), unfinished, opset)
+            to_onnx.write(_part(step, draw(built)), unfinished, step.opset)
         unfinished.rename(path)
     model = onnx.load(path)
     return weigh(model), skeleton(model)

@@ -184,3 +184,19 @@ def test_count_of_a_convolution_and_a_product_is_arithmetic(tmp_path: Path) -> N
     assert macs.product_macs == 42 * 8 * 5
     assert weights.parameters == 8 * 2 * 9 + 8 + 8 * 5 + 5
     assert weights.dictionary_parameters == 11 * 5
+
+
+def test_count_of_attention_is_two_products(tmp_path: Path) -> None:
+    """Every query by every key, and every weight by a value, over the whole width."""
+
+    class Attend(nn.Module):
+        def forward(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            return transformer.attend(query, key, key, heads=2)
+
+    inputs = {"query": torch.zeros(1, 5, 8), "key": torch.zeros(1, 7, 8)}
+    part = to_onnx.Part("small", Attend(), inputs, {name: {} for name in inputs}, ["out"])
+    to_onnx.write(part, tmp_path / "small.onnx")
+
+    macs = count(onnx.load(tmp_path / "small.onnx"), {"query": (1, 5, 8), "key": (1, 7, 8)})
+
+    assert macs.product_macs == 2 * 5 * 7 * 8

@@ -1,5 +1,6 @@
 """Memory: limits of both kinds of control groups, and a sentence before the kernel's silence."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_artifact_that_does_not_fit_is_refused_in_one_sentence() -> None:
         check_fits([artifact()], OWN_BYTES)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_what_is_freed_goes_back_while_a_model_is_loaded_and_stays_afterwards() -> None:
     """20 weights of 3.2 MB, with packed ones between them; then pictures of 20 MB, which are 4,883 pages each."""
     told = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, check=True).stdout
