@@ -1,6 +1,8 @@
 """The structures that ViLT is compared with are what their descriptions say."""
 
+import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from export.claims import detector, nms, resnet, transformer, two_stream, write
 from export.claims.count import count, skeleton, weigh
 from export.claims.designs import Design, designs
 from export.claims.grid import GridEmbedding
-from export.claims.sizes import FULL, REDUCED
+from export.claims.sizes import FULL, REDUCED, Sizes
 from export.claims.step import STAGES
 from export.claims.weights import draw
 
@@ -200,3 +202,18 @@ def test_count_of_attention_is_two_products(tmp_path: Path) -> None:
     macs = count(onnx.load(tmp_path / "small.onnx"), {"query": (1, 5, 8), "key": (1, 7, 8)})
 
     assert macs.product_macs == 2 * 5 * 7 * 8
+
+
+@pytest.mark.parametrize(("version", "sizes"), [(write.FORMAT_VERSION - 1, REDUCED), (write.FORMAT_VERSION, FULL)])
+def test_graphs_that_were_written_otherwise_are_not_mixed_with_new_ones(
+    tmp_path: Path, version: int, sizes: Sizes
+) -> None:
+    """Files that are there are kept, so designs would be timed beside others that attend in another way."""
+    plan = tmp_path / write.PLAN
+    plan.write_text(json.dumps({"format_version": version, "sizes": asdict(sizes)}))
+    before = plan.read_text()
+
+    with pytest.raises(ValueError, match="give --output another folder"):
+        write.write(tmp_path, REDUCED, [], lambda _: None)
+
+    assert plan.read_text() == before
