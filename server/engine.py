@@ -18,7 +18,7 @@ from models.errors import ArtifactError
 from models.image import ImagePatches
 from models.manifest import Artifact
 from models.text import TextTokens
-from server.cpus import has_vnni, usable_cpus
+from server.cpus import Helpers, has_vnni, usable_cpus
 from server.types import PARTS, EngineOutput
 
 WHOLE = "model"  # the graph of a precision that has only one: fp16, which is a GPU's
@@ -38,7 +38,11 @@ class OrtEngine:
         graphs = artifact.graphs
         self._spec = artifact.manifest.spec
         names = (WHOLE,) if WHOLE in graphs else PARTS
-        self._sessions = [(part, _session(graphs[part], count_threads(threads))) for part in names if part in graphs]
+        self._helpers = Helpers()
+        with self._helpers.starting():
+            self._sessions = [
+                (name, _session(graphs[name], count_threads(threads))) for name in names if name in graphs
+            ]
         if len(self._sessions) != len(names):
             raise ArtifactError(f"The artifact {artifact.folder} lacks a graph: it has {', '.join(graphs)}.")
 
@@ -65,6 +69,7 @@ class OrtEngine:
             "position_ids": feeds.position_ids,
             "mask": feeds.mask,
         }
+        self._helpers.keep_off()
         parts_s, last_s = {}, time.perf_counter()
         for part, (session, inputs, outputs) in self._sessions:
             values.update(zip(outputs, session.run(outputs, {name: values[name] for name in inputs}), strict=True))

@@ -2,11 +2,9 @@
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
-import torch
 import transformers
 from tqdm import tqdm
 
@@ -29,7 +27,6 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)  # the quantiser gives advice
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tqdm(desc="building", unit="graph", disable=None) as bar:
 
         def report(step: str) -> None:

@@ -2,14 +2,12 @@
 
 import json
 import logging
-from pathlib import Path
 
 import pytest
 from fakes import FakeClock
 from pydantic import ValidationError
 
 from server import bodies
-from server.cpus import has_vnni, usable_cpus
 from server.errors import Overloaded
 from server.logs import FIELDS, ConsoleFormatter, JsonFormatter
 from server.metrics import Metrics
@@ -98,54 +96,3 @@ def test_log_line_holds_its_fields_and_is_one_line(formatter: logging.Formatter)
         assert (found["message"], found["status"], found["total_ms"]) == ("vqa", 200, 1.5)
     else:
         assert line.endswith("vqa status=200 total_ms=1.5")
-
-
-@pytest.mark.parametrize(
-    ("files", "own", "cpus"),
-    [
-        ({"cpu.max": "150000 100000"}, "0::/", 2),
-        ({"cpu.max": "50000 100000"}, "0::/", 1),
-        ({"cpu.max": "max 100000"}, "0::/", 8),
-        ({"cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, "0::/a", 3),
-        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, "5:cpu,cpuacct:/not/seen/here", 2),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "5:cpu,cpuacct:/", 8),
-        ({"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "20000"}, "5:cpu,cpuacct:/a\n4:memory:/b", 2),
-        ({"cpu.max": "1600000 100000"}, "0::/", 8),
-        ({}, "0::/", 8),
-    ],
-    ids=[
-        *("container", "half a CPU", "no quota", "own group", "old kind, container", "old kind, no quota"),
-        *("old kind, own group", "more than there are", "nothing there"),
-    ],
-)
-def test_usable_cpus_respects_the_quotas_of_the_process_s_groups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], own: str, cpus: int
-) -> None:
-    """A quota of half a CPU is one thread, not the host's eight."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(f"{text}\n")
-    (tmp_path / "own").write_text(f"{own}\n")
-
-    assert usable_cpus(tmp_path, tmp_path / "own") == cpus
-    assert usable_cpus(tmp_path / "missing", tmp_path / "missing") == 8
-
-
-@pytest.mark.parametrize(
-    ("flags", "found"),
-    [
-        ("flags\t\t: fpu avx2 avx512f avx512_vnni", True),
-        ("flags\t\t: fpu avx2 avx_vnni", True),
-        ("flags\t\t: fpu avx2 avx512f", False),
-        ("Features\t: fp asimd asimddp", False),
-    ],
-    ids=["AVX-512", "AVX", "neither", "Arm"],
-)
-def test_int8_is_trusted_to_processors_that_say_so(tmp_path: Path, flags: str, found: bool) -> None:
-    """By a line of /proc/cpuinfo; where there is no such file, to none."""
-    path = tmp_path / "cpuinfo"
-    path.write_text(f"processor\t: 0\n{flags}\nbugs\t\t:\n")
-
-    assert has_vnni(path) is found
-    assert not has_vnni(tmp_path / "none")
