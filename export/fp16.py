@@ -19,7 +19,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from export.graph import Fused, Layer, added_to_scores
+from export.graph import Fused, KeyValue, Layer, added_to_scores
 
 
 class Half(nn.Module):
@@ -35,6 +35,7 @@ class Half(nn.Module):
         self.interaction = model.interaction
         for layer in self.interaction.layers:
             fold_constants(layer)
+            layer.key_value = Stacked(layer.key_value)
             for product in ("query", "key_value", "expand"):
                 getattr(layer, product).half()
             for norm in ("norm_before", "norm_after"):
@@ -51,6 +52,21 @@ class Half(nn.Module):
             hidden = layer(hidden, attention_bias)
         pooled = torch.tanh(self.interaction.pooler(self.interaction.norm(hidden[:, 0])))
         return tuple(head(pooled) for head in self.interaction.heads.values())
+
+
+class Stacked(nn.Module):
+    """Keys and values from one product, which a GPU does sooner than two."""
+
+    def __init__(self, pair: KeyValue) -> None:
+        super().__init__()
+        weight = torch.cat([pair.key.weight, pair.value.weight])
+        product = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        product.weight = nn.Parameter(weight, requires_grad=False)
+        self.both = nn.Sequential(product, To(torch.float))  # cast before they part: one node instead of two
+
+    def forward(self, normed: Tensor) -> tuple[Tensor, ...]:
+        """Shapes: (B, N, hidden) -> twice the same, fp32."""
+        return self.both(normed).chunk(2, dim=-1)
 
 
 class To(nn.Module):
@@ -85,17 +101,19 @@ def rounded(model: Half) -> Half:
 def fold_constants(layer: Layer) -> None:
     """Take out of the activations what is the same for every token, for it costs the rest its last bits.
 
-    The norms' gain and bias go into the products after it. Of a key's nothing then need be left, as softmax does not
-    see what all keys share; a value's passes through attention, whose weights sum to 1, into the output's bias.
+    The norms' gain and bias go into the products after them; of keys and values, which have no bias of their own, the
+    latter goes where the graph has put theirs: nowhere, and into the output's.
     """
-    before, after = layer.norm_before, layer.norm_after
-    for norm, product in ((before, layer.query), (before, layer.key_value), (after, layer.expand)):
+    before, after, output = layer.norm_before, layer.norm_after, layer.output
+    value = layer.key_value.value.weight.double() @ before.bias.double()
+    output.bias += (output.weight.double() @ value).float()
+    for norm, product in ((before, layer.query), (after, layer.expand)):
         product.bias += (product.weight.double() @ norm.bias.double()).float()
+    for norm, product in (
+        *((before, one) for one in (layer.query, layer.key_value.key, layer.key_value.value)),
+        (after, layer.expand),
+    ):
         product.weight *= norm.weight
     for norm in (before, after):
         norm.weight.fill_(1.0)
         norm.bias.zero_()
-    hidden = layer.query.in_features
-    value = layer.key_value.bias[hidden:].double()
-    layer.output.bias += (layer.output.weight.double() @ value).float()
-    layer.key_value.bias = None

@@ -108,16 +108,16 @@ def our_module(loaded: checkpoint.Checkpoint) -> fp16.Half:
     model.bias_dtype = torch.half  # where MASKED is -inf: no row here has every key masked
     for layer in model.interaction.layers:
         layer.attend = attend
+        layer.key_value.both = layer.key_value.both[0]  # without its cast
     return model
 
 
-def attend(query: Tensor, key_value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
     """Attend as export.graph.attend does, in half precision: no slower than a user of torch would.
 
-    Shapes: query (B, N or 1, hidden), key_value (B, N, 2 * hidden), attention_bias (B, 1, N, N) -> as query
+    Shapes: query (B, N or 1, hidden), key and value (B, N, hidden), attention_bias (B, 1, N, N) -> as query
     """
-    tokens = (query, *key_value.chunk(2, dim=-1))
-    split = [one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in tokens]
+    split = [one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in (query, key, value)]
     mask = attention_bias[:, :, : query.shape[1]]
     return nn.functional.scaled_dot_product_attention(*split, attn_mask=mask, scale=1.0).transpose(1, 2).flatten(2)
 

@@ -12,6 +12,8 @@ Deviates:
     - positions of every reachable grid are interpolated once, at export, exactly as the reference does at run time.
     - the last layer computes the pooled token only: nothing else of it is read.
     - 1 / sqrt(head size) is folded into the query, BERT's token type row 0 into the words.
+    - keys have no bias: it adds the same to all scores of a query, which softmax does not see. That of values is folded
+      into the output's, for attention's weights sum to 1.
 
 Attention is one node of ONNX's own (opset 23), on (B, N, hidden) tensors: onnxruntime's kernels take them without a
 transpose and TensorRT knows it. The mask goes in as what is added to scores: of a mask of booleans onnxruntime makes
@@ -33,7 +35,7 @@ MASKED = -1e9  # finite, unlike -inf: a row with every key masked stays a number
 HEADS = ("vqa_logits", "itm_logits", "rank_logits")
 LAYER = re.compile(r"vilt\.encoder\.layer\.(\d+)\.")
 StateDict = dict[str, Tensor]
-Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,18 @@ class VisualEmbedding(nn.Module):
         return torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), embedded], dim=1)  # (B, 1 + P, hidden)
 
 
+class KeyValue(nn.Module):
+    """Keys and values, a product each: on a CPU faster than one, whose result has to be parted."""
+
+    def __init__(self, key: nn.Linear, value: nn.Linear) -> None:
+        super().__init__()
+        self.key, self.value = key, value
+
+    def forward(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: (B, N, hidden) -> twice the same."""
+        return self.key(normed), self.value(normed)
+
+
 class Layer(nn.Module):
     """A pre-norm transformer layer; the last one has the pooled token as its only query."""
 
@@ -100,8 +114,12 @@ class Layer(nn.Module):
         scale = (config.hidden_size // self.heads) ** -0.5
         self.norm_before = _layer_norm(state, layer + "layernorm_before", config.layer_norm_eps)
         self.query = _linear(state, attention + "query", scale=scale)
-        self.key_value = _linear(state, attention + "key", attention + "value")
+        key, value = _linear(state, attention + "key"), _linear(state, attention + "value")
         self.output = _linear(state, layer + "attention.output.dense")
+        with torch.no_grad():
+            self.output.bias += self.output.weight @ value.bias
+        key.bias = value.bias = None
+        self.key_value: nn.Module = KeyValue(key, value)
         self.norm_after = _layer_norm(state, layer + "layernorm_after", config.layer_norm_eps)
         self.expand = _linear(state, layer + "intermediate.dense")
         self.contract = _linear(state, layer + "output.dense")
@@ -113,21 +131,20 @@ class Layer(nn.Module):
             hidden, queries = hidden[:, :1], normed[:, :1]
         else:
             queries = normed
-        attended = self.attend(self.query(queries), self.key_value(normed), attention_bias, self.heads)
+        attended = self.attend(self.query(queries), *self.key_value(normed), attention_bias, self.heads)
         hidden = hidden + self.output(attended)
         return hidden + self.contract(nn.functional.gelu(self.expand(self.norm_after(hidden))))
 
 
-def attend(query: Tensor, key_value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
     """Attend in one ONNX node and in fp32; a query is scaled already.
 
-    Shapes: query (B, N or 1, hidden), key_value (B, N, 2 * hidden), attention_bias (B, 1, N, N) -> as query
+    Shapes: query (B, N or 1, hidden), key and value (B, N, hidden), attention_bias (B, 1, N, N) -> as query
     """
-    key, value = key_value.float().chunk(2, dim=-1)  # cast before they part: one node instead of two
     found = torch.onnx.ops.attention(
         query.float(),
-        key,
-        value,
+        key.float(),
+        value.float(),
         attention_bias[:, :, : query.shape[1]],
         q_num_heads=heads,
         kv_num_heads=heads,
@@ -249,11 +266,11 @@ def position_table(config: GraphConfig, positions: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def _linear(state: StateDict, *names: str, scale: float = 1.0) -> nn.Linear:
-    """Stack one or more linear maps of the same input; a missing bias is zero."""
-    weight = torch.cat([state[f"{name}.weight"] for name in names]) * scale
-    biases = [state.get(f"{name}.bias", torch.zeros(len(state[f"{name}.weight"]))) for name in names]
-    return _with(nn.Linear(weight.shape[1], weight.shape[0]), weight, torch.cat(biases) * scale)
+def _linear(state: StateDict, name: str, scale: float = 1.0) -> nn.Linear:
+    """Take a linear map from a state; a missing bias is zero."""
+    weight = state[f"{name}.weight"] * scale
+    bias = state.get(f"{name}.bias", torch.zeros(len(weight))) * scale
+    return _with(nn.Linear(weight.shape[1], weight.shape[0]), weight, bias)
 
 
 def _layer_norm(state: StateDict, name: str, eps: float) -> nn.LayerNorm:

@@ -75,8 +75,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.output = nn.Linear(width, width)
+        self.query, self.output = (nn.Linear(width, width) for _ in range(2))
+        self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(2))  # as ViLT's: export/graph.py
         self.norm = nn.LayerNorm(width)
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:

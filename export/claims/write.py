@@ -21,7 +21,7 @@ from export.claims.step import Step
 from export.claims.weights import draw
 
 PLAN = "claims.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TOOLS = ("torch", "onnx", "onnxscript")
 INTEGERS = ("input_ids", "kept")  # every other tensor is float32
 Report = Callable[[str], None]

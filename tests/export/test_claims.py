@@ -78,7 +78,7 @@ def test_transformers_hold_what_their_papers_say() -> None:
         vilbert = parameters(two_stream.ViLBert(FULL))
 
     layer = single // 12
-    attention = 4 * (768 * 768 + 768) + 2 * 768
+    attention = 4 * 768 * 768 + 2 * 768 + 2 * 768  # neither keys nor values have a bias here
     assert single / MILLION == pytest.approx(85.05, rel=1e-3)
     assert lxmert == 24 * layer + 5 * attention  # a cross layer has a layer for each modality
     assert vilbert / MILLION == pytest.approx(207, rel=0.02)

@@ -22,14 +22,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_product_of_the_graph_is_of_one_kind() -> None:
-    """Two in each layer for query, key and value; attention's own are in a node that stays fp32."""
+    """Three in each layer for query, key and value; attention's own are in a node that stays fp32."""
     graph = onnx.load(load_artifact(SHAPES, "fp32").graphs["interaction"])
 
     kinds = Counter(int8_choices.kinds_of(graph).values())
 
     layers = sum(node.op_type == "Attention" for node in graph.graph.node)
     assert set(kinds) == set(KINDS)
-    assert kinds[QKV] == 2 * layers
+    assert kinds[QKV] == 3 * layers
     assert all(kinds[kind] == layers for kind in KINDS if kind not in (QKV, HEADS))
     assert kinds[HEADS] >= 2  # the pooler and a head
 
