@@ -18,7 +18,7 @@ from models.errors import ArtifactError
 from models.image import ImagePatches
 from models.manifest import Artifact
 from models.text import TextTokens
-from server.cpus import Helpers, has_vnni, usable_cpus
+from server.cpus import PoolThreads, has_vnni, usable_cpus
 from server.types import PARTS, EngineOutput
 
 WHOLE = "model"  # the graph of a precision that has only one: fp16, which is a GPU's
@@ -38,8 +38,8 @@ class OrtEngine:
         graphs = artifact.graphs
         self._spec = artifact.manifest.spec
         names = (WHOLE,) if WHOLE in graphs else PARTS
-        self._helpers = Helpers()
-        with self._helpers.starting():
+        self._pools = PoolThreads()
+        with self._pools.starting():
             self._sessions = [
                 (name, _session(graphs[name], count_threads(threads))) for name in names if name in graphs
             ]
@@ -69,9 +69,9 @@ class OrtEngine:
             "position_ids": feeds.position_ids,
             "mask": feeds.mask,
         }
-        self._helpers.keep_off()
         parts_s, last_s = {}, time.perf_counter()
         for part, (session, inputs, outputs) in self._sessions:
+            self._pools.keep_off()
             values.update(zip(outputs, session.run(outputs, {name: values[name] for name in inputs}), strict=True))
             now_s = time.perf_counter()
             parts_s[part], last_s = now_s - last_s, now_s

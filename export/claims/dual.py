@@ -1,6 +1,8 @@
 """Shallow interaction: CLIP and VSE++ compare two vectors, SCAN lets words attend to regions.
 
 Pictures and texts are encoded apart, so a picture's side can be kept from one query to the next.
+
+Deviates: CLIP's keys and values have no bias, as in transformer.py.
 """
 
 import torch
@@ -80,14 +82,15 @@ class ClipLayer(nn.Module):
         super().__init__()
         self.heads, self.attention_bias = heads, attention_bias
         self.norm_before, self.norm_after = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.query, self.output = (nn.Linear(width, width) for _ in range(2))
+        self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(2))
         self.expand, self.contract = nn.Linear(width, EXPANSION * width), nn.Linear(EXPANSION * width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Shapes: (1, N, width) -> the same."""
-        query, key, value = self.query_key_value(self.norm_before(hidden)).chunk(3, dim=2)
-        hidden = hidden + self.output(attend(query, key, value, self.heads, self.attention_bias))
+        normed = self.norm_before(hidden)
+        attended = attend(self.query(normed), self.key(normed), self.value(normed), self.heads, self.attention_bias)
+        hidden = hidden + self.output(attended)
         expanded = self.expand(self.norm_after(hidden))
         return hidden + self.contract(expanded * torch.sigmoid(1.702 * expanded))
 

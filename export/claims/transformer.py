@@ -1,7 +1,9 @@
 """BERT's embeddings, layers and pooler, and the single-stream transformer over text and picture tokens.
 
 Source: Devlin et al. 2019; BERT-base: 12 layers of 768, 12 heads, 3,072 in between.
-Deviates: no attention mask: nothing is padded here.
+Deviates:
+    - no attention mask: nothing is padded here.
+    - keys and values have no bias: the output's can hold what those do, as ViLT's does (export/graph.py).
 """
 
 import torch
@@ -76,7 +78,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.query, self.output = (nn.Linear(width, width) for _ in range(2))
-        self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(2))  # as ViLT's: export/graph.py
+        self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(2))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 PLAN = "claims.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 VILT = "vilt"
 NAMES = (
     *("uniter", "oscar", "vinvl", "visualbert", "unicoder-vl", "imagebert", "vilbert", "lxmert"),

@@ -16,6 +16,7 @@ from models.batch import Features, collate
 from models.image import ImagePatches, to_patches
 from models.manifest import load_artifact
 from models.text import TextTokens
+from server.cpus import PoolThreads
 from server.engine import OrtEngine, session_options
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -45,12 +46,14 @@ class Sessions:
         if shared:
             memory = state.OrtMemoryInfo("Cpu", state.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, state.OrtMemType.DEFAULT)
             onnxruntime.create_and_register_allocator(memory, state.OrtArenaCfg(ARENA))
+        self._pools = PoolThreads()
         self._sessions: dict[Path, tuple[onnxruntime.InferenceSession, list[str], list[str]]] = {}
 
     def run(self, graph: Path, values: dict[str, Any]) -> float:
         """Run a graph on what it reads of `values`, put there what it makes, and return the seconds that it took."""
         session, inputs, outputs = self._load(graph)
         wanted = {name: values[name] for name in inputs}
+        self._pools.keep_off()
         started_s = time.perf_counter()
         made = session.run(outputs, wanted)
         taken_s = time.perf_counter() - started_s
@@ -62,7 +65,8 @@ class Sessions:
             options = session_options(self.threads)
             options.add_session_config_entry("session.use_env_allocators", "1" if self._shared else "0")
             provider = PROVIDERS[self.provider]
-            session = onnxruntime.InferenceSession(str(graph), options, providers=[provider], enable_fallback=0)
+            with self._pools.starting():
+                session = onnxruntime.InferenceSession(str(graph), options, providers=[provider], enable_fallback=0)
             if session.get_providers()[0] != provider:  # onnxruntime would time the CPU and not say so
                 raise ValueError(f"{provider} does not start on this machine: see the lines above")
             names = [tensor.name for tensor in session.get_inputs()], [tensor.name for tensor in session.get_outputs()]

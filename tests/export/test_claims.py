@@ -20,6 +20,7 @@ from export.claims.grid import GridEmbedding
 from export.claims.sizes import FULL, REDUCED, Sizes
 from export.claims.step import STAGES
 from export.claims.weights import draw
+from loadtest.claims import plan
 
 ALL = designs(FULL)
 MILLION = 1e6
@@ -72,7 +73,7 @@ def test_graph_holds_every_parameter_of_its_module(tmp_path: Path) -> None:
 
 
 def test_transformers_hold_what_their_papers_say() -> None:
-    """BERT-base's twelve layers; LXMERT's 19 layers and 5 attentions across; ViLBERT's two streams."""
+    """BERT-base's layers, but for a bias of keys and values; LXMERT's 19 and 5 across; ViLBERT's two streams."""
     with torch.device("meta"):
         single, lxmert = parameters(transformer.SingleStream(FULL)), parameters(two_stream.Lxmert(FULL))
         vilbert = parameters(two_stream.ViLBert(FULL))
@@ -204,16 +205,21 @@ def test_count_of_attention_is_two_products(tmp_path: Path) -> None:
     assert macs.product_macs == 2 * 5 * 7 * 8
 
 
+def test_graphs_that_are_written_are_those_that_are_read() -> None:
+    """`vilt-bench claims` has export write them and imports nothing of it."""
+    assert (write.PLAN, write.FORMAT_VERSION) == (plan.PLAN, plan.FORMAT_VERSION)
+
+
 @pytest.mark.parametrize(("version", "sizes"), [(write.FORMAT_VERSION - 1, REDUCED), (write.FORMAT_VERSION, FULL)])
 def test_graphs_that_were_written_otherwise_are_not_mixed_with_new_ones(
     tmp_path: Path, version: int, sizes: Sizes
 ) -> None:
     """Files that are there are kept, so designs would be timed beside others that attend in another way."""
-    plan = tmp_path / write.PLAN
-    plan.write_text(json.dumps({"format_version": version, "sizes": asdict(sizes)}))
-    before = plan.read_text()
+    written = tmp_path / write.PLAN
+    written.write_text(json.dumps({"format_version": version, "sizes": asdict(sizes)}))
+    before = written.read_text()
 
     with pytest.raises(ValueError, match="give --output another folder"):
         write.write(tmp_path, REDUCED, [], lambda _: None)
 
-    assert plan.read_text() == before
+    assert written.read_text() == before
