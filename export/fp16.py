@@ -55,7 +55,7 @@ class Half(nn.Module):
 
 
 class Stacked(nn.Module):
-    """Keys and values from one product, which a GPU does sooner than two."""
+    """Keys and values from one product: of a GPU it is expected, not measured, that it does few large ones sooner."""
 
     def __init__(self, pair: KeyValue) -> None:
         super().__init__()
@@ -101,18 +101,16 @@ def rounded(model: Half) -> Half:
 def fold_constants(layer: Layer) -> None:
     """Take out of the activations what is the same for every token, for it costs the rest its last bits.
 
-    The norms' gain and bias go into the products after them; of keys and values, which have no bias of their own, the
-    latter goes where the graph has put theirs: nowhere, and into the output's.
+    The norms' gain and bias go into the products after them. Keys and values would have a bias from that: the key's is
+    dropped, the value's goes into the output's, as in export/graph.py.
     """
     before, after, output = layer.norm_before, layer.norm_after, layer.output
-    value = layer.key_value.value.weight.double() @ before.bias.double()
-    output.bias += (output.weight.double() @ value).float()
+    key, value = layer.key_value.key, layer.key_value.value
+    # Biases first: a gain is of what the norm multiplies, not of what it adds.
+    output.bias += (output.weight.double() @ (value.weight.double() @ before.bias.double())).float()
     for norm, product in ((before, layer.query), (after, layer.expand)):
         product.bias += (product.weight.double() @ norm.bias.double()).float()
-    for norm, product in (
-        *((before, one) for one in (layer.query, layer.key_value.key, layer.key_value.value)),
-        (after, layer.expand),
-    ):
+    for norm, product in ((before, layer.query), (before, key), (before, value), (after, layer.expand)):
         product.weight *= norm.weight
     for norm in (before, after):
         norm.weight.fill_(1.0)

@@ -90,7 +90,10 @@ class VisualEmbedding(nn.Module):
 
 
 class KeyValue(nn.Module):
-    """Keys and values, a product each: on a CPU faster than one, whose result has to be parted."""
+    """Keys and values, a product each: in fp32 faster on a CPU than one, whose result has to be parted.
+
+    Source: docs/decisions/0001-own-module-torch-export.md.
+    """
 
     def __init__(self, key: nn.Linear, value: nn.Linear) -> None:
         super().__init__()
@@ -117,7 +120,7 @@ class Layer(nn.Module):
         key, value = _linear(state, attention + "key"), _linear(state, attention + "value")
         self.output = _linear(state, layer + "attention.output.dense")
         with torch.no_grad():
-            self.output.bias += self.output.weight @ value.bias
+            self.output.bias += (self.output.weight.double() @ value.bias.double()).float()
         key.bias = value.bias = None
         self.key_value: nn.Module = KeyValue(key, value)
         self.norm_after = _layer_norm(state, layer + "layernorm_after", config.layer_norm_eps)

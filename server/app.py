@@ -67,8 +67,8 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
     )
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await _warm_up(app)
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await _prepare_routes(answering)
         async with backend.running():
             yield
         pool.shutdown(wait=False)
@@ -91,11 +91,12 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         app.include_router(router, dependencies=guards)
     _add_operator_routes(app, backend)
     _add_exception_handler(app, tasks.record)
-    return RequestContext(app)  # outside of the framework's own handler of the unexpected
+    answering = RequestContext(app)  # outside of the framework's own handler of the unexpected
+    return answering
 
 
-async def _warm_up(app: ASGIApp) -> None:
-    """Ask for what changes nothing: the framework prepares its routes at the first request, which takes it 6 ms."""
+async def _prepare_routes(app: ASGIApp) -> None:
+    """Ask for what lies behind /v1: the framework prepares routes as the first request passes them, for 6 ms."""
     scope = {"type": "http", "method": "GET", "path": "/livez", "query_string": b"", "headers": []}
 
     async def receive() -> Message:

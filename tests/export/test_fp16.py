@@ -138,9 +138,9 @@ def test_folding_what_tokens_share_is_exact(small: Exported) -> None:
 
 def test_norms_and_key_value_have_nothing_left_to_round_that_tokens_share(small: Exported) -> None:
     """Gain and bias lie in the products after them; keys and values have no bias to add."""
+    for layer in small.model.interaction.layers:
+        assert layer.key_value.key.bias is layer.key_value.value.bias is None
     for layer in fp16.Half(small.model).interaction.layers:
-        product, _ = layer.key_value.both
-        assert product.bias is None
         for norm, _ in (layer.norm_before, layer.norm_after):
             assert torch.equal(norm.weight, torch.ones_like(norm.weight))
             assert not norm.bias.any()

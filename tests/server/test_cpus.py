@@ -2,14 +2,13 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fakes import artifact
 
-from server import cpus
-from server.cpus import OWN_THREADS, Helpers, has_vnni, usable_cpus
+from server.cpus import OWN_THREADS, PoolThreads, has_vnni, usable_cpus
 from server.engine import OrtEngine
 
 needs_two_cpus = pytest.mark.skipif(
@@ -18,13 +17,21 @@ needs_two_cpus = pytest.mark.skipif(
 
 
 @pytest.fixture
-def helper() -> Iterator[threading.Thread]:
-    """A thread that sleeps until the test has ended."""
+def start() -> Iterator[Callable[[], int]]:
+    """Start threads that sleep until the test has ended, and tell their ids."""
     ended = threading.Event()
-    thread = threading.Thread(target=ended.wait)
-    yield thread
+    threads: list[threading.Thread] = []
+
+    def started() -> int:
+        threads.append(threading.Thread(target=ended.wait))
+        threads[-1].start()
+        assert threads[-1].native_id
+        return threads[-1].native_id
+
+    yield started
     ended.set()
-    thread.join()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -80,63 +87,115 @@ def test_int8_is_trusted_to_processors_that_say_so(tmp_path: Path, flags: str, f
 
 def test_where_there_is_no_affinity_every_cpu_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a Mac, say."""
-    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 10)
 
     assert usable_cpus(tmp_path, tmp_path / "own") == 10
 
 
 @needs_two_cpus
-def test_helper_is_kept_off_the_cpu_of_its_caller_wherever_that_goes(
-    helper: threading.Thread, monkeypatch: pytest.MonkeyPatch
+def test_pool_is_kept_off_the_cpu_of_its_caller_wherever_that_goes(
+    start: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And only threads that started as helpers are."""
-    allowed = os.sched_getaffinity(0)
-    helpers = Helpers()
-    with helpers.starting():
-        helper.start()
+    """Every thread of it, those that start later, too; and no other thread."""
+    allowed, other = os.sched_getaffinity(0), start()
+    pool = PoolThreads()
+    with pool.starting():
+        threads = [start(), start()]
 
     for cpu in sorted(allowed):
-        monkeypatch.setattr("ctypes.pythonapi.sched_getcpu", lambda cpu=cpu: cpu)
-        helpers.keep_off()
+        monkeypatch.setattr(pool, "_current_cpu", lambda cpu=cpu: cpu)
+        pool.keep_off()
+        assert all(os.sched_getaffinity(thread) == allowed - {cpu} for thread in threads)
 
-        assert os.sched_getaffinity(helper.native_id or 0) == allowed - {cpu}
-    assert os.sched_getaffinity(0) == allowed
+    with pool.starting():
+        late = start()
+    pool.keep_off()
+    assert os.sched_getaffinity(late) == allowed - {max(allowed)}
+    assert os.sched_getaffinity(other) == os.sched_getaffinity(0) == allowed
 
 
 @needs_two_cpus
-def test_threads_of_every_graph_are_kept_off_the_cpu_that_a_run_is_called_on() -> None:
+def test_pool_follows_what_its_caller_may_use(start: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's set of CPUs can change while the caller stays where it is."""
+    pool = PoolThreads()
+    with pool.starting():
+        thread = start()
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    monkeypatch.setattr(pool, "_current_cpu", lambda: first)
+    pool.keep_off()
+    os.sched_setaffinity(thread, {first})  # as the kernel may, with a new set
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {first, second, 1023})
+    pool.keep_off()
+
+    monkeypatch.undo()
+    assert os.sched_getaffinity(thread) == {second}
+
+
+@needs_two_cpus
+def test_thread_that_has_ended_keeps_none_of_the_others(start: Callable[[], int]) -> None:
+    """Its id may be given to a thread of another process, so it is forgotten."""
+    allowed, ended = os.sched_getaffinity(0), threading.Event()
+    pool = PoolThreads()
+    with pool.starting():
+        threads = [start(), start()]
+        short = threading.Thread(target=ended.wait)
+        short.start()
+    ended.set()
+    short.join()
+    while str(short.native_id) in {thread.name for thread in OWN_THREADS.iterdir()}:
+        pass  # joined, it takes the kernel a moment more
+
+    pool.keep_off()
+
+    assert all(len(allowed - os.sched_getaffinity(thread)) == 1 for thread in threads)
+    assert pool._threads == set(threads)
+
+
+@needs_two_cpus
+def test_threads_of_every_graph_are_kept_off_the_cpu_that_a_run_is_called_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise one of them may wait behind who spins for it."""
-    allowed, before = os.sched_getaffinity(0), set(OWN_THREADS.iterdir())
+    before = set(OWN_THREADS.iterdir())
     engine = OrtEngine(artifact(), threads=3)
-    engine.warm_up()
+    threads = set(OWN_THREADS.iterdir()) - before
+    assert len(threads) == 3 * 2  # two beside the caller for each of three graphs
+    cpu = max(allowed := os.sched_getaffinity(0))
+    try:
+        os.sched_setaffinity(0, {cpu})  # so it is there, and stays
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: allowed)
+        engine.warm_up()
+        monkeypatch.undo()
 
-    kept = [os.sched_getaffinity(int(thread.name)) for thread in set(OWN_THREADS.iterdir()) - before]
-    assert len(kept) == 2 * 3
-    assert all(kept[0] == each < allowed and len(allowed - each) == 1 for each in kept)
+        assert all(os.sched_getaffinity(int(thread.name)) == allowed - {cpu} for thread in threads)
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
-def test_helper_without_another_cpu_runs_where_it_may(
-    helper: threading.Thread, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run goes on, whatever the kernel says."""
-    helpers = Helpers()
-    with helpers.starting():
-        helper.start()
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
-    monkeypatch.setattr("ctypes.pythonapi.sched_getcpu", lambda: 0, raising=False)
+@needs_two_cpus
+def test_pool_without_another_cpu_runs_where_it_may(start: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on."""
+    allowed = os.sched_getaffinity(0)
+    pool = PoolThreads()
+    with pool.starting():
+        thread = start()
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(pool, "_current_cpu", lambda: 0)
 
-    helpers.keep_off()
+    pool.keep_off()
+
+    monkeypatch.undo()
+    assert os.sched_getaffinity(thread) == allowed
 
 
 def test_where_threads_are_not_listed_nobody_is_kept_off(
-    helper: threading.Thread, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    start: Callable[[], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On a Mac there is no /proc, and none of the calls either."""
-    monkeypatch.setattr(cpus, "OWN_THREADS", tmp_path / "none")
+    """Where there is no /proc, none of the calls is there either."""
+    monkeypatch.setattr("server.cpus.OWN_THREADS", tmp_path / "none")
     monkeypatch.delattr("os.sched_setaffinity", raising=False)
-    helpers = Helpers()
-    with helpers.starting():
-        helper.start()
+    pool = PoolThreads()
+    with pool.starting():
+        start()
 
-    helpers.keep_off()
+    pool.keep_off()
