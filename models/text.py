@@ -1,5 +1,6 @@
 """Text to token ids, with the tokenizer that the artifact carries."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from models.errors import ArtifactError, InvalidInput
+
+UNREADABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,17 @@ class TextEncoder:
 
         Raises: InvalidInput: the text is blank, or holds a NUL character or half of a surrogate pair.
         """
-        if not text.strip():
-            raise InvalidInput("empty_text", "The text is empty: ask or say something.")
-        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-            raise InvalidInput("invalid_text", "The text holds a NUL or a lone surrogate character: send plain text.")
+        check(text)
         encoding = self._tokenizer.encode(text)
         return TextTokens(np.array(encoding.ids, np.int64), truncated=bool(encoding.overflowing))
+
+
+def check(text: str) -> None:
+    """Refuse what no tokenizer reads, in much less time than it takes one to read a text.
+
+    Raises: InvalidInput: as TextEncoder.encode.
+    """
+    if not text.strip():
+        raise InvalidInput("empty_text", "The text is empty: ask or say something.")
+    if UNREADABLE.search(text):
+        raise InvalidInput("invalid_text", "The text holds a NUL or a lone surrogate character: send plain text.")

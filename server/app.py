@@ -174,10 +174,20 @@ def _add_exception_handler(app: FastAPI, record: Callable[[Request, int, str], N
             content["retry_after_ms"] = math.ceil(1000 * known.retry_after_s)
             headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))
         record(request, known.status, known.code)
+        _let_go(error)
         return JSONResponse(content, known.status, headers)
 
     for kind in (ServerError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, handle)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Forget the frames of an error and of those behind it: they know each other, and the body, until the next gc."""
+    if error is not None:
+        behind = (error.__cause__, error.__context__, *getattr(error, "exceptions", ()))
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        for one in behind:
+            _let_go(one)
 
 
 def _as_server_error(error: Exception) -> ServerError:

@@ -4,7 +4,7 @@ Knows syntax; what the fields mean is schemas.py's, and an image is still encode
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -17,7 +17,12 @@ from server.schemas import Body, Candidate, Item, RankBody
 
 BodyT = TypeVar("BodyT", bound=Body)
 IMAGES = ("image", "images", "query_image")  # the fields that are files
+RANK_FIELDS = ("query_text", "query_image", "images", "texts", "top_k", "model")  # of a rank's multipart body
 FIELD_BYTES = 64_000  # of a multipart part that is not a file; texts have their own limit
+PLAINLY = {  # where pydantic speaks of Python
+    "model_type": "Input should be an object",
+    "int_parsing": "Input should be a valid integer",
+}
 CROWD = 32  # names in an object, of which none has more than five
 QUERY_FIELDS = 32  # of the query string, which has four at most
 QUICK_BYTES, QUICK_PARTS = 2**17, 64  # of a multipart body that is taken apart in about a millisecond
@@ -33,7 +38,8 @@ def parse(body: RawBody, query: bytes, schema: type[BodyT], *, max_parts: int, m
     Raises: BadRequest: it is malformed; a field is missing, unknown, or of the wrong type. TooLarge: of that, too much.
     """
     fields: dict[str, Any] = _single_fields(_query_fields(query))
-    of_body = _body_fields(body, schema, max_parts)
+    names = RANK_FIELDS if schema is RankBody and body.form == "multipart" else tuple(schema.model_fields)
+    of_body = _body_fields(body, schema, names, max_parts)
     if twice := fields.keys() & of_body.keys():
         raise _repeated(min(twice), "in the query string and in the body")
     fields |= of_body
@@ -41,7 +47,7 @@ def parse(body: RawBody, query: bytes, schema: type[BodyT], *, max_parts: int, m
     try:
         return schema.model_validate(fields)
     except ValidationError as error:
-        raise _explain(error) from error
+        raise _explain(error, names) from error
 
 
 def takes_long(body: RawBody, query: bytes) -> bool:
@@ -53,8 +59,8 @@ def takes_long(body: RawBody, query: bytes) -> bool:
     return len(body.data) > QUICK_BYTES or body.data.count(b"\r\n--" + body.boundary) > QUICK_PARTS
 
 
-def multipart_fields(body: RawBody, max_parts: int) -> Fields:
-    """Take a multipart body apart: files as bytes, other fields as text.
+def multipart_fields(body: RawBody, names: Sequence[str], max_parts: int) -> Fields:
+    """Take a multipart body of such fields apart: files as bytes, others as text.
 
     Raises: BadRequest, TooLarge: as the message says.
     """
@@ -68,6 +74,8 @@ def multipart_fields(body: RawBody, max_parts: int) -> Fields:
                     name, value, count = _name_of(event), b"", count + 1
                     if count > max_parts:
                         raise TooLarge("too_many_parts", f"The multipart body has more than {max_parts:,} parts.")
+                    if name not in names:
+                        raise _no_field(name, names)
                 elif event is None:
                     fields.setdefault(name, []).append(value if name in IMAGES else _text(name, value))
                 else:
@@ -93,12 +101,12 @@ def _text(name: str, value: bytes) -> str:
         raise BadRequest("malformed_body", f"The field {name[:100]!r} is not UTF-8 text.") from error
 
 
-def _body_fields(body: RawBody, schema: type[Body], max_parts: int) -> dict[str, Any]:
+def _body_fields(body: RawBody, schema: type[Body], names: Sequence[str], max_parts: int) -> dict[str, Any]:
     if body.form == "json":
         return _parse_json(body.data)
     if body.form == "image":
         return {"image": body.data}
-    found = multipart_fields(body, max_parts)
+    found = multipart_fields(body, names, max_parts)
     return _rank_fields(found) if schema is RankBody else _single_fields(found)
 
 
@@ -135,8 +143,9 @@ def _refuse_unknown(given: Any, schema: type[Body], where: str = "") -> None:
         raise _no_field(where + unknown)
 
 
-def _no_field(where: str) -> BadRequest:
-    return BadRequest("unknown_field", f"There is no field {where[:100]!r}.")
+def _no_field(where: str, names: Sequence[str] = ()) -> BadRequest:
+    there_are = f"; there are {', '.join(names)}" if names else ""
+    return BadRequest("unknown_field", f"There is no field {where[:100]!r}{there_are}.")
 
 
 def _repeated(name: str, how: str) -> BadRequest:
@@ -180,8 +189,6 @@ def _rank_fields(fields: Fields) -> dict[str, Any]:
     texts, images = fields.pop("texts", []), fields.pop("images", [])
     single = _single_fields(fields)
     query = {kind: single.pop(f"query_{kind}") for kind in ("text", "image") if f"query_{kind}" in single}
-    if of_json := single.keys() & {"query", "candidates"}:
-        raise _no_field(min(of_json))
     if len(query) != 1:
         raise BadRequest("missing_field", "Give one query: the field query_text or query_image.")
     if bool(texts) == bool(images):
@@ -190,17 +197,18 @@ def _rank_fields(fields: Fields) -> dict[str, Any]:
     return {**single, "query": query, "candidates": candidates}
 
 
-def _explain(error: ValidationError) -> BadRequest:
-    """Say the first thing that is wrong, and where."""
-    first = error.errors(include_url=False, include_input=False)[0]
+def _explain(error: ValidationError, names: Sequence[str]) -> BadRequest:
+    """Say the first thing that is wrong, and where; a wrong name before the right one that is missing for it."""
+    found = error.errors(include_url=False, include_input=False)
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     where = ".".join(str(part) for part in first["loc"] if part not in ("str", "bytes"))[:100]
     match first["type"]:
         case "missing":
             return BadRequest("missing_field", f"The field {where!r} is missing.")
         case "extra_forbidden":
-            return _no_field(where)
-        case _:
-            message = first["msg"].removeprefix("Value error, ")
+            return _no_field(where, names if len(first["loc"]) == 1 else ())
+        case kind:
+            message = PLAINLY.get(kind, first["msg"].removeprefix("Value error, "))
             return BadRequest(
                 "invalid_field", f"The field {where!r} is not valid: {message}." if where else f"{message}."
             )

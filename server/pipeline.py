@@ -16,11 +16,12 @@ from server.backend import Backend, Permit
 from server.errors import DeadlineExceeded, NotFound
 from server.preparation import Limits, Pair, Preparation
 from server.schemas import Candidate, ItmBody, RankBody, VqaBody
+from server.threads import run_on
 from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Timings, Urgency
 
 T = TypeVar("T")
 MATCH_FROM = 0.5  # a pair is said to match from this score on
-TELLING = 256  # bytes at the end of an image that tell it from others
+TELLING = 256  # bytes or characters at the end of an image or a text that tell it from others
 PREPARED_AHEAD = 4  # candidates of a rank decoded before the engine asks for them
 
 
@@ -113,7 +114,7 @@ class Pipeline:
                 pair = await self._in_pool(lambda: self._preparation.pair(model, body.image, text, timings))
                 entry = _entry(model, pair, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s, request_id=request_id)
                 result = await permit.run(entry)
-                _mark_run(timings, result, result)
+                _mark_runs(timings, [result])
                 top_k = body.top_k if isinstance(body, VqaBody) else 0
                 truncated = pair.features.text.truncated
                 return Outcome(model=model, truncated=truncated, logits=result.logits, top_k=top_k, ran=result)
@@ -151,11 +152,10 @@ class Pipeline:
                     return self._preparation.candidate(model, body, index, first, pixels)
 
                 results, truncated = await self._run_slices(
-                    model, first, len(body.candidates), prepare=prepare, make_entry=make_entry, permit=permit
+                    model, first, count, prepare=prepare, make_entry=make_entry, permit=permit
                 )
-                started_first = min(results, key=lambda result: result.started_s)
                 ended_last = max(results, key=lambda result: result.ended_s)
-                _mark_run(timings, started_first, ended_last)
+                _mark_runs(timings, results)
                 ranked = _ranked(body.candidates, results)[: body.top_k]
                 return RankOutcome(model=model, truncated=truncated, results=ranked, ran=ended_last)
 
@@ -200,7 +200,9 @@ class Pipeline:
         serving = [model.name for model in self._models if task in model.tasks]
         if not serving:
             raise NotFound("unknown_model", f"No model here serves {task}: none has the head for it.")
-        raise NotFound("unknown_model", f"No model {name!r} serves {task}; there is: {', '.join(serving)}.")
+        raise NotFound(
+            "unknown_model", f"No model {(name or '')[:100]!r} serves {task}; there is: {', '.join(serving)}."
+        )
 
     @contextlib.asynccontextmanager
     async def _until(self, deadline_s: float) -> AsyncIterator[None]:
@@ -212,18 +214,21 @@ class Pipeline:
             raise DeadlineExceeded from error
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return await run_on(self._pool, work)
 
 
-def _mark_run(timings: Timings, first: EntryResult, last: EntryResult) -> None:
-    timings.mark("queue", first.started_s)
-    timings.mark("inference", last.ended_s)
-    for part, value in last.parts_s.items():
-        timings.parts_s[part] = value
+def _mark_runs(timings: Timings, results: Sequence[EntryResult]) -> None:
+    """Mark the time until the first run and until the end of the last, and sum up the parts of all of them."""
+    timings.mark("queue", min(result.started_s for result in results))
+    timings.mark("inference", max(result.ended_s for result in results))
+    runs = {result.ended_s: result for result in results}  # of entries that ran together, one
+    for result in runs.values():
+        for part, value in result.parts_s.items():
+            timings.parts_s[part] = timings.parts_s.get(part, 0.0) + value
 
 
 def _asked(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:
-    """Tell a request from others that the client may make, in microseconds: by texts, and by images' ends."""
+    """Tell a request from others that the client may make, in microseconds and few bytes: by its parts' ends."""
 
     def end_of(content: str | bytes | None) -> Hashable:
         return content and (len(content), content[-TELLING:])
@@ -233,9 +238,9 @@ def _asked(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:
             items = (body.query, body.candidates[-1])
             return client, len(body.candidates), *(end_of(part) for one in items for part in (one.text, one.image))
         case VqaBody():
-            return client, "vqa", body.question, end_of(body.image)
+            return client, "vqa", end_of(body.question), end_of(body.image)
         case ItmBody():
-            return client, "itm", body.text, end_of(body.image)
+            return client, "itm", end_of(body.text), end_of(body.image)
 
 
 def _entry(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from models.batch import Features
 from models.errors import InputTooLarge, InvalidInput
 from models.image import ImagePatches, identify, load, to_patches
-from models.text import TextTokens
+from models.text import check
 from server.caches import Cache
 from server.errors import TooLarge, Unusable
 from server.schemas import RankBody
@@ -82,20 +82,24 @@ class Preparation:
     def pair(self, model: ServedModel, image: str | bytes, text: str, timings: Timings) -> Pair:
         """Turn one pair into features; on a pool thread."""
         with _refusing():
+            self._check(text)  # at once: no picture is decoded for nothing
             patches, digest = self._patches(model, image, timings, self.budget())
-            tokens = self._tokens(model, text)
+            tokens = model.artifact.text_encoder.encode(text)
         timings.mark("tokenize")
         return Pair(Features(patches, tokens), digest)
 
     def first_of(self, model: ServedModel, body: RankBody, timings: Timings, pixels: PixelBudget) -> Pair:
         """Prepare a rank's query, of which there is one, with its first candidate."""
         query, candidate = body.query, body.candidates[0]
+        for part, item in (("query", query), *((f"candidates[{n}]", one) for n, one in enumerate(body.candidates))):
+            if item.text is not None:
+                with _refusing(part):
+                    self._check(item.text)  # before any has run for nothing
         asks_text = query.text is not None
         image, text = (candidate.image, query.text) if asks_text else (query.image, candidate.text)
         with _refusing("candidates[0]" if asks_text else "query"):
             patches, digest = self._patches(model, image or b"", timings, pixels)
-        with _refusing("query" if asks_text else "candidates[0]"):
-            tokens = self._tokens(model, text or "")
+        tokens = model.artifact.text_encoder.encode(text or "")
         timings.mark("tokenize")
         return Pair(Features(patches, tokens), digest)
 
@@ -106,7 +110,9 @@ class Preparation:
             if candidate.image is not None:
                 image, digest = self._patches(model, candidate.image, Timings(), pixels)
                 return Pair(Features(image, first.features.text), digest)
-            return Pair(Features(first.features.image, self._tokens(model, candidate.text or "")), first.digest)
+            return Pair(
+                Features(first.features.image, model.artifact.text_encoder.encode(candidate.text or "")), first.digest
+            )
 
     def _patches(
         self, model: ServedModel, image: str | bytes, timings: Timings, pixels: PixelBudget
@@ -132,13 +138,13 @@ class Preparation:
         timings.mark("preprocess")
         return patches, digest
 
-    def _tokens(self, model: ServedModel, text: str) -> TextTokens:
+    def _check(self, text: str) -> None:
         if len(text) > self._limits.max_text_chars:
             raise InputTooLarge(
                 "text_too_long",
                 f"The text has {len(text):,} characters; at most {self._limits.max_text_chars:,} are read.",
             )
-        return model.artifact.text_encoder.encode(text)
+        check(text)
 
 
 @contextlib.contextmanager

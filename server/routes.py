@@ -36,6 +36,7 @@ from server.schemas import (
     three_forms,
 )
 from server.slowest import SlowRequest
+from server.threads import run_on
 from server.types import Timings
 
 log = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class TaskRoutes:
             if not forms.takes_long(body, query):
                 return parse()
             # Not on the threads that decode: whoever is refused should not wait for one.
-            return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
+            return await run_on(self._parser, parse)
 
         return receive
 

@@ -1,25 +1,57 @@
-"""The application: what is done before the first request."""
+"""The application: what is done before the first request, and what is left of one that failed."""
+
+import gc
+import time
+from pathlib import Path
 
 import pytest
 from fakes import FakeClock, FakeEngine, served
 from fastapi import routing
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp
 
 from server.admission import Admission
 from server.app import create_app
 from server.backend import LocalBackend
 from server.metrics import Metrics
+from server.schemas import RankBody
 from server.settings import Settings
+
+SCENE = Path(__file__).parents[2] / "docs" / "images" / "scene.png"
+
+
+def application() -> ASGIApp:
+    metrics, settings, models = Metrics(), Settings(), [served(FakeEngine())]
+    admission = Admission(16, metrics, FakeClock())
+    return create_app(settings, models, LocalBackend(settings, models, admission, metrics, FakeClock()))
 
 
 @pytest.mark.skipif(not hasattr(routing, "_EffectiveRouteContext"), reason="this FastAPI prepares routes otherwise")
 def test_routes_are_prepared_before_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or it would wait for them."""
-    metrics, settings, models = Metrics(), Settings(), [served(FakeEngine())]
-    admission = Admission(16, metrics, FakeClock())
-    app = create_app(settings, models, LocalBackend(settings, models, admission, metrics, FakeClock()))
-
-    with TestClient(app) as client:
+    with TestClient(application()) as client:
         monkeypatch.setattr(routing._EffectiveRouteContext, "from_api_route", None)
         assert client.get("/v1/models").status_code == 200
         assert client.post("/v1/vqa").json()["code"] == "unsupported_media_type"
+
+
+def bodies_alive() -> int:
+    return sum(type(one) is RankBody for one in gc.get_objects())
+
+
+def test_body_of_a_request_that_failed_is_let_go_at_once() -> None:
+    """Not when garbage is collected, which may be after many of them."""
+    files = [("images", SCENE.read_bytes()), ("images", b"no picture")]
+    with TestClient(application()) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                assert client.post("/v1/rank", data={"query_text": "a"}, files=files).json()["code"] == "invalid_image"
+            until_s = time.monotonic() + 5  # the last one's threads may still be at it
+            while (left := bodies_alive()) and time.monotonic() < until_s:
+                time.sleep(0.01)
+        finally:
+            gc.enable()
+
+    assert not left

@@ -11,8 +11,9 @@ from server import bodies
 from server.errors import Overloaded
 from server.logs import FIELDS, ConsoleFormatter, JsonFormatter
 from server.metrics import Metrics
+from server.pipeline import _mark_runs
 from server.settings import SHAPES, Settings
-from server.types import Timings
+from server.types import EntryResult, Timings
 
 
 def test_timings_of_consecutive_marks_sum_to_the_total() -> None:
@@ -25,6 +26,23 @@ def test_timings_of_consecutive_marks_sum_to_the_total() -> None:
     timings.parts_s["interaction"] = 0.75
 
     assert timings.as_ms() == {"receive": 500, "admit": 250, "inference": 1000, "interaction": 750, "total": 1750}
+
+
+def test_parts_of_a_rank_are_those_of_all_its_runs() -> None:
+    """Two ran together: a run's parts count once."""
+    clock = FakeClock()
+    timings = Timings(clock)
+    now_s = clock.now_s
+    first, last = {"interaction": 0.5}, {"text_embedding": 0.25, "interaction": 1.0}
+    results = [
+        EntryResult({}, now_s + 3, now_s + 5, last, 1),
+        *(EntryResult({}, now_s + 1, now_s + 2, first, 2) for _ in range(2)),
+    ]
+
+    _mark_runs(timings, results)
+
+    expected = {"queue": 1000, "inference": 4000, "text_embedding": 250, "interaction": 1500, "total": 5000}
+    assert timings.as_ms() == expected
 
 
 def test_timings_of_a_failure_name_the_stage_that_it_was_in() -> None:

@@ -23,10 +23,15 @@ def read(data: bytes, content_type: str, *, chunk: int, limit: int = 10_000) -> 
     return asyncio.run(bodies.read(stream(), headers, max_body_bytes=limit, accepts_image=True))
 
 
+def fields_of(data: bytes) -> forms.Fields:
+    return forms.multipart_fields(bodies.RawBody("multipart", data, b"x"), ("image", "question"), 8)
+
+
 def parse(body: bodies.RawBody, schema: type[BodyT], query: bytes = b"") -> BodyT:
     return forms.parse(body, query, schema, max_parts=8, max_candidates=5)
 
 
+PART = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
 MULTIPART = (
     b'--x\r\nContent-Disposition: form-data; name="question"\r\n\r\nis it r\xc3\xb6t?\r\n'
     b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
@@ -73,6 +78,52 @@ def test_wrong_field_is_named() -> None:
 
     with pytest.raises(BadRequest, match=r"The field 'top_k' is not valid: .*greater than or equal to 1"):
         parse(body, VqaBody)
+
+
+@pytest.mark.parametrize(
+    ("schema", "body", "says"),
+    [
+        (
+            VqaBody,
+            PART % (b"file", b"\x89PNG") + PART % (b"question", b"a"),
+            "'file'; there are image, question, top_k",
+        ),
+        (VqaBody, PART % (b"image", b"a") + PART % (b"text", b"a"), "'text'; there are image, question"),
+        (RankBody, PART % (b"query_text", b"a") + PART % (b"picture", b"\xff"), "'picture'; there are query_text, "),
+        (RankBody, PART % (b"query", b"a") + PART % (b"images", b"a"), "'query'; there are query_text, "),
+        (VqaBody, b'{"img": "aa", "question": "a"}', "'img'; there are image, question"),
+        (RankBody, b'{"query": {"text": "a"}, "candidates": [{"image_url": "a"}]}', "'candidates.0.image_url'"),
+    ],
+    ids=["file", "text", "picture", "of JSON", "img", "in a candidate"],
+)
+def test_wrong_name_is_told_with_the_right_ones(schema: type[Body], body: bytes, says: str) -> None:
+    """It says more than that the right one is missing, or that the file is no text."""
+    form = "json" if body.startswith(b"{") else "multipart"
+
+    with pytest.raises(BadRequest, match=f"There is no field {says}"):
+        parse(bodies.RawBody(form, body + (b"" if form == "json" else b"--x--"), b"x"), schema)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"top_k": "x"}, "'top_k' is not valid: Input should be a valid integer"),
+        ({"query": "x"}, "should be an object"),
+    ],
+)
+def test_wrong_type_is_told_in_words_of_json(fields: dict[str, Any], says: str) -> None:
+    """Who asks over HTTP has no dictionaries, and no instances of our classes."""
+    content = {"query": {"text": "a"}, "candidates": [{"image": "aa"}], **fields}
+
+    with pytest.raises(BadRequest, match=rf"{says}\.$"):
+        parse(bodies.RawBody("json", json.dumps(content).encode()), RankBody)
+
+
+@pytest.mark.parametrize("boundary", ["undefined''x", "idna''x", "punycode''%e9"])
+def test_boundary_in_a_codec_that_refuses_it_is_none(boundary: str) -> None:
+    """RFC 2231 lets the client name the codec."""
+    with pytest.raises(BadRequest, match="names no boundary"):
+        read(MULTIPART, f"multipart/form-data; boundary*={boundary}", chunk=16)
 
 
 @pytest.mark.parametrize("excess", [-1, 0, 1])
@@ -156,13 +207,9 @@ def test_text_is_bounded_as_text_even_if_it_comes_as_a_file() -> None:
     """A file name makes no picture of a question."""
     head = b'--x\r\nContent-Disposition: form-data; name="question"; filename="q.txt"\r\n\r\n'
 
-    assert forms.multipart_fields(bodies.RawBody("multipart", head + b"a\r\n--x--", b"x"), 8) == {"question": ["a"]}
-    large = bodies.RawBody("multipart", head + bytes(forms.FIELD_BYTES + 1) + b"\r\n--x--", b"x")
+    assert fields_of(head + b"a\r\n--x--") == {"question": ["a"]}
     with pytest.raises(TooLarge, match="'question' is larger than"):
-        forms.multipart_fields(large, 8)
-
-
-PART = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+        fields_of(head + bytes(forms.FIELD_BYTES + 1) + b"\r\n--x--")
 
 
 @pytest.mark.timeout(20)
@@ -189,13 +236,13 @@ PART = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
 def test_malformed_multipart_is_refused_at_the_first_thing_that_is_wrong(data: bytes, says: str) -> None:
     """Python that walks 20 MB byte by byte takes seconds."""
     with pytest.raises(BadRequest, match=says):
-        forms.multipart_fields(bodies.RawBody("multipart", data, b"x"), 8)
+        fields_of(data)
 
 
 def test_parts_are_counted_as_they_are_found() -> None:
     """Nothing is read of those behind the last that may be there."""
     with pytest.raises(TooLarge, match="more than 8 parts"):
-        forms.multipart_fields(bodies.RawBody("multipart", 1_000_000 * (PART % (b"image", b"")) + b"--x--", b"x"), 8)
+        fields_of(1_000_000 * (PART % (b"image", b"")) + b"--x--")
 
 
 def test_boundary_may_be_whatever_a_client_likes() -> None:

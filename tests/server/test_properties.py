@@ -249,7 +249,7 @@ def test_multipart_of_any_fields_in_any_chunks_is_read_or_refused(
     headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
     reading = bodies.read(stream(), headers, max_body_bytes=len(written) - excess, accepts_image=True)
     try:
-        found = forms.multipart_fields(asyncio.run(reading), max_parts=8)
+        found = forms.multipart_fields(asyncio.run(reading), [*fields], max_parts=8)
     except TooLarge:
         assert excess > 0
     except BadRequest:
