@@ -5,8 +5,9 @@ import signal
 
 
 def main() -> None:
-    """Handle SIGTERM, then import the rest, which takes a second: process 1 ignores what it does not handle."""
+    """Handle signals, then import the rest, which takes a second: process 1 ignores what it does not handle."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C, without a traceback
     from server.command import serve  # noqa: PLC0415 for the reason above
 
     serve()

@@ -1,34 +1,42 @@
 """What vilt-serve does: settings, logs, models, then uvicorn until a signal; or a supervisor of several processes."""
 
+import logging
 import os
 import signal
 import sys
 import time
+from importlib.metadata import version
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from models.errors import ArtifactError
-from server import logs
+from server import control, logs
 from server.admission import Admission
 from server.app import create_app
 from server.backend import LocalBackend
 from server.listening import Server
 from server.loading import load
 from server.metrics import Metrics
-from server.settings import Settings
+from server.settings import Settings, unknown_variables, variable
+
+log = logging.getLogger("server")
 
 
 def serve() -> None:
+    if "--version" in sys.argv[1:]:
+        print(f"vilt-serve {version('vilt-server')}")  # noqa: T201 what it was asked for
+        return
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        sys.exit(f"vilt-serve: {'.'.join(map(str, first['loc']))}: {first['msg']}; see vilt-serve --help")
-    if settings.workers > 1:  # the same process, without the libraries of those that it starts
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it waits until the supervisor handles it
-        os.execv(sys.executable, [sys.executable, "-m", "server.supervisor", *sys.argv[1:]])  # noqa: S606 our own
+        sys.exit(f"vilt-serve: {_explain(error)}; see vilt-serve --help")
     logs.configure(settings.log_format, settings.log_level)
+    for warning in unknown_variables(os.environ):
+        log.warning(warning)
+    if settings.workers > 1:  # the same process, without the libraries of those that it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, control.SIGNALS)  # they wait until the supervisor handles them
+        os.execv(sys.executable, [*control.python("supervisor"), *sys.argv[1:]])  # noqa: S606 our own
     try:
         models = load(settings)
     except ArtifactError as error:
@@ -37,3 +45,13 @@ def serve() -> None:
     admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
     backend = LocalBackend(settings, models, admission, metrics, time.perf_counter)
     Server(create_app(settings, models, backend), settings, backend).run()
+
+
+def _explain(error: ValidationError) -> str:
+    """Say the first thing that is wrong, and with which setting, whichever way it was set."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    name = str(first["loc"][0])
+    return f"--{name.replace('_', '-')}, or {variable(name)}: {message}"

@@ -4,8 +4,10 @@ Children ignore signals, which terminals and service managers send to all proces
 """
 
 import asyncio
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 
 CONNECT = b"c"  # with a connection to the other side; for a front, with the engine's memory, too
@@ -13,7 +15,14 @@ DRAIN = b"d"
 QUIT = b"q"
 GONE = b""  # the supervisor has ended
 READY = b"r"  # a child's only word
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that end a server
 DESCRIPTORS = 2  # at most, with a command
+
+
+def python(module: str) -> list[str]:
+    """Begin a command that runs a module of ours, not one of the folder that vilt-serve happens to be called in."""
+    elsewhere = [] if sys.path[0] == os.getcwd() else ["-P"]  # noqa: PTH109 as Python writes it
+    return [sys.executable, *elsewhere, "-m", f"server.{module}"]
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -32,7 +41,7 @@ def read(end: socket.socket) -> tuple[bytes, list[int]]:
 
 def obey(control: socket.socket, command: Callable[[bytes, list[int]], None]) -> None:
     """Hand each command to a function, in the running loop; from now on ignore signals."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     loop = asyncio.get_running_loop()
 

@@ -1,6 +1,8 @@
 """Every setting of the server: a flag of vilt-serve and an environment variable VILT_*, from one declaration."""
 
+import difflib
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 import models
 
 SHAPES = Path(models.__file__).parent / "artifacts" / "shapes"
+PREFIX = "VILT_"
 KEYS = re.compile(r"[\w.~+/-]+=*(,[\w.~+/-]+=*)*", re.ASCII)  # what a Bearer header can hold: RFC 6750, section 2.1
 
 
@@ -21,7 +24,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="VILT_", cli_prog_name="vilt-serve", cli_kebab_case=True, frozen=True, extra="forbid"
+        env_prefix=PREFIX, cli_prog_name="vilt-serve", cli_kebab_case=True, frozen=True, extra="forbid"
     )
 
     model: Annotated[list[Path], NoDecode] = Field(
@@ -107,3 +110,17 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value  # repeated flags arrive so, too
+
+
+def variable(name: str) -> str:
+    """Name the environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def unknown_variables(environment: Iterable[str]) -> Iterator[str]:
+    """Say of each VILT_* variable that sets nothing so, and what it may have been meant to be."""
+    known = [variable(name) for name in Settings.model_fields]
+    for name in sorted(environment):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.75)
+            yield f"{name} sets nothing" + (f"; did you mean {near[0]}?" if near else ": there is no such setting")

@@ -61,9 +61,9 @@ class Supervisor:
     async def run(self) -> int:
         """Keep the processes running until a signal, or until the first start fails; return the exit status."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in control.SIGNALS:
             loop.add_signal_handler(number, self._end)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # what came during the start is heard now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, control.SIGNALS)  # what came during the start is heard now
         async with asyncio.TaskGroup() as group:  # if one cannot be kept, all end
             engine = group.create_task(self._keep(ENGINE))
             fronts = [group.create_task(self._keep(FRONT)) for _ in range(self._settings.workers)]
@@ -118,7 +118,7 @@ class Supervisor:
         passed = [theirs.fileno(), memory if memory is not None else self._listener.fileno()]
         more = [str(began_s)] if role == ENGINE else []
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", f"server.{role}", *map(str, passed), *more, *self._flags,
+            *control.python(role), *map(str, passed), *more, *self._flags,
             pass_fds=passed, start_new_session=True,
         )  # fmt: skip
         theirs.close()

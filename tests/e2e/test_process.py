@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -380,7 +381,7 @@ def test_start_with_a_damaged_artifact_ends_with_one_sentence(tmp_path: Path) ->
     [
         (["--model", "/nowhere"], "/nowhere is not an artifact"),
         (["--model", str(SHAPES), "--model", str(SHAPES)], "Two artifacts are named shapes"),
-        (["--max-batch-size", "257"], "max_batch_size"),
+        (["--max-batch-size", "257"], "--max-batch-size, or VILT_MAX_BATCH_SIZE: "),
     ],
     ids=["no folder", "twice the same", "a setting out of range"],
 )
@@ -403,6 +404,40 @@ def test_start_on_a_taken_port_says_so_and_ends() -> None:
     assert ended.returncode != 0
     assert "address already in use" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("flags", MODES.values(), ids=MODES)
+def test_folder_that_the_server_is_called_in_is_not_where_its_code_is(tmp_path: Path, flags: list[str]) -> None:
+    """Who calls it beside a server.py, or a folder called models, means neither."""
+    (tmp_path / "server.py").write_text("raise SystemExit('the wrong one')")
+    (tmp_path / "models").mkdir()
+    command = [str(Path(sys.executable).with_name("vilt-serve")), "--port", "0", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        assert process.stderr is not None
+        assert any("http://127.0.0.1:" in line for line in process.stderr)
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("flags", MODES.values(), ids=MODES)
+def test_ctrl_c_during_the_start_ends_it_without_a_traceback(flags: list[str]) -> None:
+    """It is no failure."""
+    process = subprocess.Popen([*COMMAND, *flags], stderr=subprocess.PIPE, text=True)
+    until_s = time.monotonic() + 30
+    while "pydantic" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert time.monotonic() < until_s
+
+    process.send_signal(signal.SIGINT)
+
+    assert "Traceback" not in process.communicate(timeout=30)[1]
+
+
+def test_version_is_told() -> None:
+    ended = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, check=True)
+
+    assert ended.stdout == f"vilt-serve {version('vilt-server')}\n"
 
 
 def test_help_names_every_setting_with_a_sentence() -> None:

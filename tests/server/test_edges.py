@@ -12,7 +12,7 @@ from server.errors import Overloaded
 from server.logs import FIELDS, ConsoleFormatter, JsonFormatter
 from server.metrics import Metrics
 from server.pipeline import _mark_runs
-from server.settings import SHAPES, Settings
+from server.settings import SHAPES, Settings, unknown_variables
 from server.types import EntryResult, Timings
 
 
@@ -77,6 +77,21 @@ def test_bodies_around_their_room_are_refused_only_beyond(excess: int) -> None:
             assert metrics.registry.get_sample_value("vilt_body_bytes") == 100 + excess
 
     assert metrics.registry.get_sample_value("vilt_body_bytes") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("VILT_MODELS", ["VILT_MODELS sets nothing; did you mean VILT_MODEL?"]),
+        ("VILT_SERVICE_HOST", ["VILT_SERVICE_HOST sets nothing: there is no such setting"]),
+        ("VILT_MODEL", []),
+        ("vilt_model", []),
+        ("VILTE", []),
+    ],
+)
+def test_variable_that_sets_nothing_is_told(name: str, says: list[str]) -> None:
+    """Or a container serves the shipped model in the place of yours, without a word."""
+    assert list(unknown_variables([name])) == says
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
