@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 BodyT = TypeVar("BodyT", bound=Body)
 OutcomeT = TypeVar("OutcomeT", Outcome, RankOutcome)
 TASK_PATHS = {"/v1/vqa": "vqa", "/v1/itm": "itm", "/v1/rank": "rank"}
-SPARE_PARTS = 4  # multipart parts beside a body's fields or a rank's candidates, so that a wrong one is named
+SPARE_PARTS = 4  # multipart parts beside a body's fields or a rank's candidates, so that one given twice is named
 
 
 class TaskRoutes:

@@ -168,6 +168,20 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 404, 405, 413, 415, 422, 429, 500, 503, 504)
 }
 FILE = {"type": "string", "format": "binary"}
+HEADERS: list[dict[str, Any]] = [
+    {
+        "name": "X-Deadline-Ms",
+        "in": "header",
+        "schema": {"type": "number", "minimum": 1},
+        "description": "milliseconds that the request has, from its head on",
+    },
+    {
+        "name": "X-Request-ID",
+        "in": "header",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+        "description": "returned as it is; one is made if there is none",
+    },
+]
 
 
 def json_schema(body: type[Body]) -> dict[str, Any]:
@@ -198,7 +212,7 @@ def three_forms(body: type[Body]) -> dict[str, Any]:
         if name != "image"
     ]
     contents = {"multipart/form-data": form, "application/json": fields, "image/*": FILE}
-    return {"requestBody": _request_body(contents), "parameters": query}
+    return {"requestBody": _request_body(contents), "parameters": [*query, *HEADERS]}
 
 
 def rank_forms() -> dict[str, Any]:
@@ -216,7 +230,8 @@ def rank_forms() -> dict[str, Any]:
         },
         "oneOf": [{"required": ["query_text", "images"]}, {"required": ["query_image", "texts"]}],
     }
-    return {"requestBody": _request_body({"application/json": fields, "multipart/form-data": form})}
+    contents = {"application/json": fields, "multipart/form-data": form}
+    return {"requestBody": _request_body(contents), "parameters": HEADERS}
 
 
 def _request_body(contents: dict[str, dict[str, Any]]) -> dict[str, Any]:

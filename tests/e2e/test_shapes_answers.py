@@ -42,6 +42,16 @@ def rows_of(tmp_path: Path, server: Running, *arguments: object) -> dict[str, di
     return {row.get("kind") or row["direction"]: row for row in rows}
 
 
+def test_python_of_the_documents_gets_the_answer(server: Running) -> None:
+    """As it stands there, but for the port."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+    code = code.replace("http://localhost:8000", server.url)
+
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    assert ended.stdout.startswith("[{'answer': 'blue', 'score': 0.99")
+
+
 @pytest.mark.slow
 def test_answers_about_held_out_scenes_are_right(server: Running, tmp_path: Path) -> None:
     """Questions, hard negatives and ranks of scenes that training never saw, through HTTP."""
