@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message
 
@@ -91,8 +92,21 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         app.include_router(router, dependencies=guards)
     _add_operator_routes(app, backend)
     _add_exception_handler(app, tasks.record)
-    answering = RequestContext(app)  # outside of the framework's own handler of the unexpected
+    answering = RequestContext(_for_pages_of(app, settings.cors_origins))  # outside of the framework's own handlers
     return answering
+
+
+def _for_pages_of(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Let pages of other origins call the application, and read what its headers say."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["Server-Timing", "X-Request-ID", "Retry-After"],
+    )
 
 
 async def _prepare_routes(app: ASGIApp) -> None:

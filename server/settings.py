@@ -24,7 +24,12 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, cli_prog_name="vilt-serve", cli_kebab_case=True, frozen=True, extra="forbid"
+        env_prefix=PREFIX,
+        cli_prog_name="vilt-serve",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        frozen=True,
+        extra="forbid",
     )
 
     model: Annotated[list[Path], NoDecode] = Field(
@@ -69,6 +74,11 @@ class Settings(BaseSettings):
         default=None,
         description="Authorization: Bearer <key> is then needed for /v1; several, each a client, are separated by ','",
     )
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="origin whose pages may call the server from a browser, https://example.com, or * for any; repeat"
+        " for several (in VILT_CORS_ORIGINS: separated by ',')",
+    )
     max_client_requests: int = Field(
         default=0, ge=0, description="requests that a client may have in flight before it gets 429; 0 is any number"
     )
@@ -106,9 +116,9 @@ class Settings(BaseSettings):
             raise ValueError("a key is one or more of A-Z a-z 0-9 - . _ ~ + /, and = at its end")
         return value
 
-    @field_validator("model", mode="before")
+    @field_validator("model", "cors_origins", mode="before")
     @classmethod
-    def _split_paths(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value  # repeated flags arrive so, too
 
 

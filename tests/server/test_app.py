@@ -3,6 +3,7 @@
 import gc
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import FakeClock, FakeEngine, served
@@ -20,8 +21,8 @@ from server.settings import Settings
 SCENE = Path(__file__).parents[2] / "docs" / "images" / "scene.png"
 
 
-def application() -> ASGIApp:
-    metrics, settings, models = Metrics(), Settings(), [served(FakeEngine())]
+def application(**settings_: Any) -> ASGIApp:
+    metrics, settings, models = Metrics(), Settings(**settings_), [served(FakeEngine())]
     admission = Admission(16, metrics, FakeClock())
     return create_app(settings, models, LocalBackend(settings, models, admission, metrics, FakeClock()))
 
@@ -55,3 +56,33 @@ def test_body_of_a_request_that_failed_is_let_go_at_once() -> None:
             gc.enable()
 
     assert not left
+
+
+PAGE = {"Origin": "https://a.example"}
+ASKS = {
+    **PAGE,
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization, x-deadline-ms",
+}
+
+
+@pytest.mark.parametrize(("origins", "may"), [([], False), (["https://b.example"], False), (["*"], True)])
+def test_page_of_another_origin_may_call_only_if_it_is_named(origins: list[str], may: bool) -> None:
+    """With a key and a deadline, and it may read where the time went, of a refusal, too."""
+    with TestClient(application(cors_origins=origins, api_key="secret")) as client:
+        before = client.options("/v1/vqa", headers=ASKS)
+        refused = client.post("/v1/vqa", headers=PAGE)
+
+    assert (before.status_code == 200) is may
+    assert refused.status_code == 401
+    for response in (before, refused):
+        assert ("access-control-allow-origin" in response.headers) is may
+    if may:
+        assert "x-deadline-ms" in before.headers["access-control-allow-headers"]
+        assert "Server-Timing" in refused.headers["access-control-expose-headers"]
+
+
+def test_origins_are_split_as_models_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VILT_CORS_ORIGINS", "https://a.example,https://b.example")
+
+    assert Settings().cors_origins == ["https://a.example", "https://b.example"]
