@@ -29,30 +29,35 @@ from loadtest.workload import Request
 MAX_IN_FLIGHT = 1_000
 TIMEOUT_S = 30.0
 LEAD_S = 0.05  # from a run's first instant to its first scheduled time
+PAUSE_S = 1.0  # between runs, at least: what one has left behind is not the next one's
+LATE_S = 1.5  # for so long after the time that it named a server keeps room: Retry-After has whole seconds
+LONGEST_S = 60.0  # waited for: no server of ours names a later time
 
 Deadline = float | Mapping[str, float] | None  # of all requests, or by kind
 
 
 def constant(rate_per_s: float, seconds: float) -> list[float]:
-    """Schedule requests evenly.
+    """Schedule requests evenly, at least one.
 
     Units: seconds from the start.
     """
-    return [index / rate_per_s for index in range(round(rate_per_s * seconds))]
+    return [index / rate_per_s for index in range(_count(rate_per_s, seconds))]
 
 
 def poisson(rate_per_s: float, seconds: float, seed: int = 0) -> list[float]:
     """Schedule requests as many clients that know nothing of each other do: at random, so sometimes close together.
 
+    They are as many as at the rate are to be expected, at least one, at independent, even times: a Poisson process of
+    which the count is given, so that also a short run offers the rate that it is named after.
+
     Units: seconds from the start.
     """
     rng = random.Random(seed)  # noqa: S311 arrivals, not secrets
-    times = []
-    at_s = rng.expovariate(rate_per_s)
-    while at_s < seconds:
-        times.append(at_s)
-        at_s += rng.expovariate(rate_per_s)
-    return times
+    return sorted(seconds * rng.random() for _ in range(_count(rate_per_s, seconds)))
+
+
+def _count(rate_per_s: float, seconds: float) -> int:
+    return max(1, round(rate_per_s * seconds))
 
 
 class Client:
@@ -164,3 +169,16 @@ async def alone(url: str, requests: Iterable[Request], *, timeout_s: float = TIM
     """Send requests one after the other: what each takes when nobody else asks."""
     async with Client(url, timeout_s=timeout_s) as client:
         return [await client.send(request) for request in requests]
+
+
+async def until_quiet(rows: Sequence[Row]) -> None:
+    """Wait after a run until nobody is expected any more: a server keeps room for those whom it told to come back."""
+    await asyncio.sleep(quiet_after_s(rows))
+
+
+def quiet_after_s(rows: Sequence[Row]) -> float:
+    """Tell how long after a run's end the last of those who were told to come back could have."""
+    ended_s = max((row.done_s for row in rows), default=0.0)
+    told_s = [row.done_s + row.retry_after_ms / 1000 for row in rows if row.retry_after_ms is not None]
+    left_s = min(LONGEST_S, max(told_s) - ended_s) + LATE_S if told_s else 0.0
+    return max(PAUSE_S, left_s)

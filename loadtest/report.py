@@ -2,6 +2,7 @@
 
 import html
 
+from loadtest.capacity import Capacity
 from loadtest.result import PERCENTILES, Result
 from loadtest.summary import LATE_MS, LATE_SHARE, Percentiles, Summary
 
@@ -16,7 +17,8 @@ def text_of(result: Result) -> str:
         lines.append(f"{load.rate_per_s:9g} {found.goodput_per_s:9.1f} {share}{latency} {found.wrong:6,}")
         lines += [f"          flawed: {flaw}" for flaw in found.flaws]
     if result.capacity:
-        lines.append(f"capacity: {result.capacity.rate_per_s:.1f}/s")
+        lines.append(f"capacity: {result.capacity.rate_per_s:.1f}/s; {_confirmed(result.capacity)}")
+        lines += [f"          {_limit(result.capacity)}"] if result.capacity.flaws else []
     return "\n".join(lines)
 
 
@@ -80,8 +82,9 @@ def _lead(result: Result) -> str:
     if result.capacity:
         sentences.append(
             f"<b>Capacity: {result.capacity.rate_per_s:.1f} requests a second</b>, the highest rate at which 99 % of"
-            " requests were answered in time."
+            f" requests were answered in time: {_confirmed(result.capacity)}."
         )
+        sentences += [f"It may be higher: {_text(_limit(result.capacity))}."] if result.capacity.flaws else []
     wrong = sum(load.summary.wrong for load in result.loads)
     checked = sum(load.summary.checked for load in result.loads)
     sentences.append(
@@ -89,6 +92,14 @@ def _lead(result: Result) -> str:
         + " from the one given alone."
     )  # fmt: skip
     return " ".join(sentences)
+
+
+def _confirmed(found: Capacity) -> str:
+    return f"of {found.confirmed_requests:,} requests at it {100 * found.confirmed_share:.1f} % were in time"
+
+
+def _limit(found: Capacity) -> str:
+    return f"the generator, not the server, was the limit: {'; '.join(found.flaws)}"
 
 
 def _method(result: Result) -> list[str]:

@@ -27,7 +27,6 @@ from loadtest.workload import Request
 FACTOR = 3.0  # times capacity
 SECONDS = 60.0
 BURST_S, AFTERWARDS_S, AFTERWARDS = 10.0, 70.0, 0.5  # the longest wait that is asked for is a minute
-PAUSE_S = 65.0  # until what was refused before could have come back
 ALLOWED = {200, 429, 503, 504}
 USES = ("answered", "late", "abandoned")  # of the engine's time
 
@@ -55,7 +54,7 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     names = {use: f'vilt_engine_seconds_total{{use="{use}"}}' for use in USES}
     spent_s = {use: after.get(name, 0.0) - before.get(name, 0.0) for use, name in names.items()}
 
-    await asyncio.sleep(PAUSE_S)
+    await openloop.until_quiet(rows)
     firsts, seconds = await come_back(own.url, requests, rate_per_s, deadline_ms)
     refused = [row for row in firsts if row.retry_after_ms is not None]
     came_back = sum(row.status == 200 for row in seconds) / max(1, len(seconds))
@@ -64,6 +63,8 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     figures = {
         "deadline_ms": deadline_ms,
         "capacity_per_s": rate_per_s,
+        "capacity_confirmed": {"share": found.confirmed_share, "requests": found.confirmed_requests},
+        "capacity_flaws": found.flaws,
         "overload": {
             "goodput_per_s": overload.goodput_per_s,
             "outcomes": overload.outcomes,

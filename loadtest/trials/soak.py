@@ -69,6 +69,8 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
         "minutes": MINUTES,
         "deadline_ms_of_capacity": deadline_ms,
         "capacity_per_s": found.rate_per_s,
+        "capacity_confirmed": {"share": found.confirmed_share, "requests": found.confirmed_requests},
+        "capacity_flaws": found.flaws,
         "offered_per_s": len(schedule) / (60 * MINUTES),
         "engine_busy_ratio": engine_s / (60 * MINUTES),
         "outcomes": Counter(row.code for row in rows),

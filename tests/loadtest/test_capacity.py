@@ -1,12 +1,14 @@
 """The search for a server's capacity, on servers of which it is known."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
-from loadtest.capacity import RESOLUTION, Attempt, search
+from loadtest.capacity import CONFIRM_REQUESTS, LEAST_REQUESTS, RESOLUTION, SECONDS, Attempt, search
+from loadtest.openloop import poisson
 from loadtest.summary import Summary, summarise
 
 EMPTY = summarise([], seconds=1)
@@ -20,6 +22,66 @@ def server(keeps_up: Callable[[float], bool], flaws: tuple[str, ...] = ()) -> At
         return replace(EMPTY, offered_per_s=rate_per_s, requests=1000, in_time=in_time, flaws=list(flaws))
 
     return attempt
+
+
+def in_time(schedule: Sequence[float], service_s: float = 0.115) -> int:
+    """Count what a server answers within four times its service, one after the other; the rest it refuses at once."""
+    free_s, count = 0.0, 0
+    for at_s in schedule:
+        done_s = max(free_s, at_s) + service_s
+        if done_s <= at_s + 4 * service_s:
+            free_s, count = done_s, count + 1
+    return count
+
+
+def queue(seed: int) -> Attempt:
+    """A server of which the true share in time can be simulated at any rate, asked as capacity asks."""
+
+    async def attempt(rate_per_s: float, number: int) -> Summary:
+        schedule = poisson(rate_per_s, max(SECONDS, LEAST_REQUESTS / rate_per_s), seed + number)
+        return replace(EMPTY, offered_per_s=rate_per_s, requests=len(schedule), in_time=in_time(schedule))
+
+    return attempt
+
+
+def test_share_in_time_at_what_is_found_is_what_was_asked_for() -> None:
+    """Not the share of the luckiest runs: without the confirmation half of the rates have less than 97 %."""
+    shares = []
+    for seed in range(30):
+        found = asyncio.run(search(queue(1000 * seed), start_per_s=10))
+        schedule = poisson(found.rate_per_s, 20_000 / found.rate_per_s, seed)
+        shares.append(in_time(schedule) / len(schedule))
+
+    assert statistics.median(shares) > 0.983
+    assert sum(share >= 0.975 for share in shares) >= 27
+
+
+def test_confirmation_steps_down_and_says_what_it_counted() -> None:
+    """Runs that the search was lucky with count for nothing."""
+    tries: list[float] = []
+
+    async def attempt(rate_per_s: float, _: int) -> Summary:
+        tries.append(rate_per_s)
+        lucky = tries.count(rate_per_s) == 1  # the first run at each rate, which is the search's
+        late = 0 if lucky and rate_per_s < 20 else 2 if rate_per_s > 15 else 1
+        return replace(EMPTY, offered_per_s=rate_per_s, requests=100, in_time=100 - late)
+
+    found = asyncio.run(search(attempt, start_per_s=10))
+
+    assert 15 / RESOLUTION <= found.rate_per_s <= 15
+    assert (found.confirmed_share, found.confirmed_requests) == (0.99 + 0.01 / 5, CONFIRM_REQUESTS)
+    assert len(found.runs) == len(tries)
+
+
+def test_server_whose_luck_ends_has_no_capacity() -> None:
+    """Nothing is confirmed, down to the lowest rate."""
+
+    async def attempt(rate_per_s: float, number: int) -> Summary:
+        return replace(EMPTY, offered_per_s=rate_per_s, requests=100, in_time=100 if number == 0 else 90)
+
+    found = asyncio.run(search(attempt, start_per_s=10))
+
+    assert (found.rate_per_s, found.confirmed_requests) == (0, 0)
 
 
 @pytest.mark.parametrize("known", [0.4, 7.0, 10.0, 333.0])
@@ -62,3 +124,14 @@ def test_generator_that_was_the_limit_is_named() -> None:
     found = asyncio.run(search(server(lambda rate: rate < 50, flaws=("it was late",)), start_per_s=10))
 
     assert found.flaws == ["it was late"]
+
+
+def test_generator_that_was_late_far_beyond_is_not_named() -> None:
+    """The next higher rate was too high for the server alone."""
+
+    async def attempt(rate_per_s: float, _: int) -> Summary:
+        in_time = 990 if rate_per_s < 12 else 980
+        flaws = ["it was late"] if rate_per_s > 30 else []
+        return replace(EMPTY, offered_per_s=rate_per_s, requests=1000, in_time=in_time, flaws=flaws)
+
+    assert asyncio.run(search(attempt, start_per_s=10)).flaws == []

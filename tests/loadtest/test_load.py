@@ -43,6 +43,7 @@ def test_figures_equal_those_computed_from_the_raw_rows(
 
     page = (tmp_path / "report.html").read_text()
     assert [one["rate_per_s"] for one in found["loads"]] == list(RATES)
+    assert [one["summary"]["offered_per_s"] for one in found["loads"]] == list(RATES)
     for one in found["loads"]:
         asked = rows.read(tmp_path / one["rows"])
         summary = summarise(asked, seconds=SECONDS)
@@ -53,6 +54,15 @@ def test_figures_equal_those_computed_from_the_raw_rows(
         line = next(line for line in re.findall(r"<tr.*?</tr>", page) if f"<td>{one['rate_per_s']:g}</td>" in line)
         assert f"<td>{summary.goodput_per_s:.1f}</td>" in line
         assert f"<td>{summary.latency_ms.p99:,.1f}</td>" in line
+
+
+@pytest.mark.slow
+def test_each_rate_has_arrivals_of_its_own(monkeypatch: pytest.MonkeyPatch, fake_server: Any, tmp_path: Path) -> None:
+    """One pattern, stretched, would have the same clusters at every rate."""
+    found = run(monkeypatch, fake_server, tmp_path, "--scenario", "vqa")
+
+    low, high = ({row.scheduled_s for row in rows.read(tmp_path / one["rows"])} for one in found["loads"])
+    assert not low & high
 
 
 @pytest.mark.slow

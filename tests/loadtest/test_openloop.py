@@ -34,6 +34,14 @@ def test_poisson_schedule_is_the_same_for_the_same_seed_only() -> None:
     assert openloop.poisson(50, 10, seed=3) != openloop.poisson(50, 10, seed=4)
 
 
+@pytest.mark.parametrize("arrivals", [openloop.poisson, openloop.constant])
+def test_schedule_offers_its_rate_however_few_requests_that_are(arrivals: Any) -> None:
+    """A run is named after it: 14 requests in ten seconds are 1.4 a second, whatever the seed; none would be no run."""
+    assert len(arrivals(1.4, 10)) == 14
+    assert {len(openloop.poisson(1.4, 10, seed)) for seed in range(20)} == {14}
+    assert len(arrivals(0.01, 10)) == 1
+
+
 def test_constant_schedule_is_even() -> None:
     """From the first instant on, none at the last."""
     assert openloop.constant(rate_per_s=4, seconds=1) == [0, 0.25, 0.5, 0.75]
@@ -173,3 +181,16 @@ def test_rows_are_read_as_they_were_written(fake_server: Any, tmp_path: Path) ->
     rows.write(tmp_path / "rows.jsonl", asked)
 
     assert rows.read(tmp_path / "rows.jsonl") == asked
+
+
+def test_next_run_waits_for_those_who_were_told_to_come_back(fake_server: Any, refused: Any) -> None:
+    """Counted from when each was told; a run without refusals is followed by a pause."""
+    fake_server.behave = lambda _: refused
+    (row,) = asyncio.run(openloop.alone(fake_server.url, [QUESTION]))
+
+    told = [replace(row, done_s=10.0, retry_after_ms=20_000.0), replace(row, done_s=22.0, retry_after_ms=10_000.0)]
+    ended = replace(row, done_s=25.0, retry_after_ms=None)
+
+    assert openloop.quiet_after_s([*told, ended]) == pytest.approx(32 - 25 + openloop.LATE_S)
+    assert openloop.quiet_after_s([replace(row, retry_after_ms=3.6e6)]) == openloop.LONGEST_S + openloop.LATE_S
+    assert openloop.quiet_after_s([ended]) == openloop.quiet_after_s([]) == openloop.PAUSE_S

@@ -58,7 +58,9 @@ def result() -> Result:
         known=5,
         alone_ms={"vqa": 7.5},
         deadline_ms={"vqa": 50.0},
-        capacity=Capacity(rate_per_s=22.5, share=0.99, runs=[], flaws=[]),
+        capacity=Capacity(
+            rate_per_s=22.5, share=0.99, confirmed_share=0.992, confirmed_requests=500, runs=[], flaws=[]
+        ),
         loads=loads,
     )
 
@@ -101,6 +103,7 @@ def test_page_says_how_latency_is_counted_and_what_was_found(result: Result) -> 
 
     assert "Latency counts from the scheduled time" in text
     assert "Capacity: 22.5 requests a second" in text
+    assert "in time: of 500 requests at it 99.2 % were in time." in text
     assert "Of 70 answers under load, none differs from the one given alone." in text
     assert "vqa 50.0 ms" in text
 
@@ -122,6 +125,17 @@ def test_flaw_of_the_generator_is_on_the_page_and_in_the_terminal(result: Result
     assert 'class="flaw"' in report.page_of(flawed)
     assert "flawed: the generator sent 20 of 20 requests more than 10 ms late" in report.text_of(flawed)
     assert 'class="flaw"' not in report.page_of(result)
+    assert "capacity: 22.5/s; of 500 requests at it 99.2 % were in time" in report.text_of(result)
+
+
+def test_generator_that_limited_the_capacity_is_on_the_page_and_in_the_terminal(result: Result) -> None:
+    """The server's capacity is higher, then."""
+    assert result.capacity is not None
+    limited = replace(result, capacity=replace(result.capacity, flaws=["it was <late>", "it left some out"]))
+
+    assert "was the limit: it was &lt;late&gt;; it left some out." in report.page_of(limited)
+    assert "the generator, not the server, was the limit: it was <late>; it left some" in report.text_of(limited)
+    assert "was the limit" not in report.page_of(result) + report.text_of(result)
 
 
 def test_load_that_was_refused_altogether_can_be_shown(result: Result) -> None:

@@ -44,7 +44,9 @@ def test_soak_answers_everything_and_tells_how_busy_the_engine_was(monkeypatch: 
     """Three seconds at 70 % of what is said to be the capacity."""
 
     async def capacity(*_: Any, **__: Any) -> Capacity:
-        return Capacity(rate_per_s=20, share=0.99, runs=[], flaws=[])
+        return Capacity(
+            rate_per_s=20, share=0.99, confirmed_share=1.0, confirmed_requests=500, runs=[], flaws=["it was late"]
+        )
 
     monkeypatch.setattr(soak, "capacity", capacity)
     monkeypatch.setattr(soak, "MINUTES", 0.05)
@@ -55,5 +57,7 @@ def test_soak_answers_everything_and_tells_how_busy_the_engine_was(monkeypatch: 
         figures, claims = asyncio.run(soak.run(own))
 
     assert 0 < figures["engine_busy_ratio"] < 1
+    assert figures["capacity_confirmed"] == {"share": 1.0, "requests": 500}
+    assert figures["capacity_flaws"] == ["it was late"]
     assert figures["outcomes"] == {"ok": round(3 * figures["offered_per_s"])}
     assert claims[0].holds
