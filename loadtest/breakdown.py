@@ -1,6 +1,5 @@
 """What one request's time is made of: the server's stages and what is beside them, as figures, text and bars."""
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from loadtest.plots import BLUE, OUTSIDE
 from loadtest.rows import Row
-from loadtest.summary import TOTAL
+from loadtest.summary import TOTAL, quartiles
 
 INFERENCE, REST = "inference", "rest of inference"
 VISUAL = "visual_embedding"
@@ -42,8 +41,8 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
-        """Take the quartiles of at least two values."""
-        p25, median, p75 = statistics.quantiles(values, n=4, method="inclusive")
+        """Take the quartiles."""
+        p25, median, p75 = quartiles(values)
         return cls(median=median, p25=p25, p75=p75)
 
     def __str__(self) -> str:

@@ -10,9 +10,8 @@ import contextlib
 import io
 import itertools
 import json
-import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from loadtest.launch import started
-from loadtest.oracle import ALL, SAMPLES, TIMEOUT_S, Scores
+from loadtest.oracle import ALL, TIMEOUT_S, Scores
 from loadtest.stamp import stamp
+from loadtest.summary import quartiles
+from loadtest.workload import SAMPLES
 
 WAYS = ("exact", "scaled")
 GRAIN = 6.0  # of 255, standard deviation
@@ -152,14 +153,10 @@ def summarise(found: dict[str, list[Answer]], records: Sequence[dict[str, Any]])
     exact, scaled = (found[way] for way in WAYS)
     pairs = list(zip(exact, scaled, strict=True))
     known = [index for index, record in enumerate(records) if record.get("answer") is not None]
-    quartiles = {
-        way: {stage: statistics.quantiles([one.stages_ms[stage] for one in answers], n=4) for stage in STAGES}
-        for way, answers in found.items()
-    }
     return {
         "ms": {
-            way: {stage: dict(zip(("p25", "median", "p75"), values, strict=True)) for stage, values in stages.items()}
-            for way, stages in quartiles.items()
+            way: {stage: _spread(one.stages_ms[stage] for one in answers) for stage in STAGES}
+            for way, answers in found.items()
         },
         "agreement": sum(one.best == other.best for one, other in pairs) / len(pairs),
         "largest_difference": max(
@@ -171,6 +168,10 @@ def summarise(found: dict[str, list[Answer]], records: Sequence[dict[str, Any]])
             if known
         },
     }
+
+
+def _spread(values: Iterable[float]) -> dict[str, float]:
+    return dict(zip(("p25", "median", "p75"), quartiles(values), strict=True))
 
 
 def text_of(result: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ A model exported with a fixed text length would show a flat line at its longest.
 import argparse
 import json
 import random
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from loadtest import photo
 from loadtest.launch import server
 from loadtest.stamp import stamp
+from loadtest.summary import quartiles
 
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 WORD = "a"  # one token in BERT's vocabulary and in that of shapes
@@ -76,7 +76,7 @@ def summarise(model: dict[str, Any], samples: dict[int, list[float]], rounds: in
     """Take medians and quartiles, and say where and with what they were measured."""
     curve = []
     for length, values in samples.items():
-        p25, median, p75 = statistics.quantiles(values, n=4)
+        p25, median, p75 = quartiles(values)
         curve.append({"text_tokens": length, "median_ms": median, "p25_ms": p25, "p75_ms": p75})
     return {
         "benchmark": "vilt-bench length",

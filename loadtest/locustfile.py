@@ -26,10 +26,8 @@ from locust.argument_parser import LocustArgumentParser
 from locust.runners import MasterRunner
 
 from loadtest import rows, workload
-from loadtest.rows import Reply, Row
+from loadtest.rows import REFUSED, Reply, Row
 from loadtest.workload import Request
-
-REFUSALS = {429, 503}
 
 
 class Asker(FastHttpUser):
@@ -108,14 +106,14 @@ class MixUser(Asker):
 
 def name_of(row: Row) -> str:
     """Name the row of Locust's table that a request counts in."""
-    return f"{row.kind} refused: {row.code}" if row.status in REFUSALS else row.kind
+    return f"{row.kind} refused: {row.code}" if row.status in REFUSED else row.kind
 
 
 def failure_of(row: Row) -> str | None:
     """Say what is wrong with a reply. A refusal is not: the server said no, and nothing false."""
     if row.correct is False:
         return f"under load: {row.answer}; alone: {row.expected}"
-    return None if row.status == 200 or row.status in REFUSALS else f"{row.status or ''} {row.code}".strip()
+    return None if row.status == 200 or row.status in REFUSED else f"{row.status or ''} {row.code}".strip()
 
 
 def declare(parser: LocustArgumentParser, **_: Any) -> None:

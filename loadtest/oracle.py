@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from loadtest.launch import server
 from loadtest.stamp import stamp
+from loadtest.workload import SAMPLES
 
-SAMPLES = Path(__file__).parent / "samples" / "data.jsonl"
 ALL = 1_000_000  # answers asked for: every one
 TOLERANCE = 1e-3
 TIMEOUT_S = 120.0
@@ -50,26 +50,40 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    records = [json.loads(line) for line in options.data.read_text().splitlines() if line.strip()]
-    pairs = dict.fromkeys((record["image"], record["question"]) for record in records if "question" in record)
-    asked = [(options.data.parent / image, question) for image, question in list(pairs)[: options.count]]
-    with server(options.url, ["--model", options.model] if options.model else []) as url:
-        alone = asyncio.run(ask_all(url, asked, 1))
-        before = batches(httpx.get(f"{url}/metrics").text)
-        together = asyncio.run(ask_all(url, asked, options.concurrency))
-        after = batches(httpx.get(f"{url}/metrics").text)
+    try:
+        asked = questions(options.data, options.count)
+        with server(options.url, ["--model", options.model] if options.model else []) as url:
+            alone = asyncio.run(ask_all(url, asked, 1))
+            before = batches(httpx.get(f"{url}/metrics").text)
+            together = asyncio.run(ask_all(url, asked, options.concurrency))
+            after = batches(httpx.get(f"{url}/metrics").text)
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        sys.exit(f"vilt-bench oracle: {error}")
+    runs = after[1] - before[1]
     result = {
         "questions": len(asked),
         "concurrency": options.concurrency,
         **compare(alone, together),
-        "mean_batch": (after[0] - before[0]) / (after[1] - before[1]),
+        "mean_batch": (after[0] - before[0]) / runs if runs else None,
     }
     for name, value in result.items():
-        print(f"{name:24} {value:.3g}" if isinstance(value, float) else f"{name:24} {value:,}")
+        print(f"{name:24} {_text(value)}")
     if options.output:
         options.output.write_text(json.dumps({"benchmark": "vilt-bench oracle", **stamp(), **result}, indent=2) + "\n")
     if result["different_answers"] or result["largest_difference"] > TOLERANCE:
         sys.exit("vilt-bench oracle: answers under load differ from those alone")
+
+
+def questions(data: Path, count: int) -> list[tuple[Path, str]]:
+    """Read so many distinct pictures and questions, or as many as there are.
+
+    Raises: OSError, ValueError: the file cannot be read, is not JSON lines, or asks none.
+    """
+    records = [json.loads(line) for line in data.read_text().splitlines() if line.strip()]
+    pairs = dict.fromkeys((record["image"], record["question"]) for record in records if "question" in record)
+    if not pairs:
+        raise ValueError(f"{data} asks no question")
+    return [(data.parent / image, question) for image, question in list(pairs)[:count]]
 
 
 async def ask_all(url: str, asked: Sequence[tuple[Path, str]], concurrency: int) -> list[Scores]:
@@ -116,3 +130,9 @@ def batches(metrics: str) -> tuple[float, float]:
             if line.startswith(f"vilt_batch_entries_{part}"):
                 sums[part] += float(line.rsplit(" ", 1)[1])
     return sums["sum"], sums["count"]
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return "none: the server kept every answer, and ran nothing"
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"

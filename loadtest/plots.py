@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from loadtest.result import PERCENTILES, Result
 from loadtest.rows import OK
-from loadtest.summary import TOTAL
+from loadtest.summary import TOTAL, is_refusal
 
 PARTS = {"text_embedding", "visual_embedding", "interaction"}  # of inference
 OUTSIDE = "outside the server"
@@ -30,10 +30,10 @@ def latency(result: Result) -> str:
 
     def draw(axes: Axes, kind: str) -> None:
         found = [(load.rate_per_s, load.by_kind[kind].latency_ms) for load in result.loads if kind in load.by_kind]
-        points = [(rate, percentiles) for rate, percentiles in found if percentiles]
         for depth, (name, label) in enumerate(PERCENTILES.items(), start=1):
-            values = [getattr(percentiles, name) for _, percentiles in points]
-            (line,) = axes.plot([rate for rate, _ in points], values, "o-", markersize=3.5, color=BLUE, label=label)
+            shown = [(rate, value) for rate, one in found if (value := getattr(one, name, None)) is not None]
+            rates, values = [rate for rate, _ in shown], [value for _, value in shown]
+            (line,) = axes.plot(rates, values, "o-", markersize=3.5, color=BLUE, label=label)
             line.set_alpha(depth / len(PERCENTILES))
         if kind in result.deadline_ms:
             axes.axhline(result.deadline_ms[kind], color=RED, linewidth=1, linestyle="--", label="deadline", zorder=0)
@@ -52,7 +52,7 @@ def goodput(result: Result) -> str:
     """Draw what was answered, and what in time, over offered load."""
 
     def draw(axes: Axes) -> None:
-        rates = [load.summary.offered_per_s for load in result.loads]  # as they came: about what was asked for
+        rates = [load.summary.offered_per_s for load in result.loads]  # in whole requests
         axes.plot([0, max(rates)], [0, max(rates)], color=GREY, linewidth=1, linestyle=":", label="all that is offered")
         answered = [load.summary.answered / load.seconds for load in result.loads]
         in_time = [load.summary.goodput_per_s for load in result.loads]
@@ -113,7 +113,7 @@ def _drawn(panels: Sequence[Callable[[Axes], None]]) -> str:
 
 def _sort_of(code: str) -> int:
     """Tell answers, refusals and failures apart."""
-    return 0 if code == OK else 1 if code.startswith(("429", "503")) else 2
+    return 0 if code == OK else 1 if is_refusal(code) else 2
 
 
 def _stack(axes: Axes, result: Result, layers: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
@@ -129,5 +129,5 @@ def _stack(axes: Axes, result: Result, layers: Mapping[str, Sequence[float]], co
 
 def _over_rate(axes: Axes, result: Result) -> None:
     axes.set_xlabel("offered, requests per second")
-    axes.set_xlim(0, 1.05 * max(load.rate_per_s for load in result.loads))
+    axes.set_xlim(0, 1.05 * max(max(load.rate_per_s, load.summary.offered_per_s) for load in result.loads))
     axes.grid(alpha=0.25)

@@ -4,7 +4,7 @@ import html
 
 from loadtest.capacity import Capacity
 from loadtest.result import PERCENTILES, Result
-from loadtest.summary import LATE_MS, LATE_SHARE, Percentiles, Summary
+from loadtest.summary import LATE_MS, LATE_SHARE, Percentiles, Summary, is_refusal
 
 
 def text_of(result: Result) -> str:
@@ -117,7 +117,8 @@ def _method(result: Result) -> list[str]:
         " the last byte of the response, on the generator's clock: where a server stalls, the requests that pile up"
         " meanwhile count as slow, as they are for whoever sent them.",
         f"{in_time} Goodput: answers in time, divided by the seconds of the schedule. Percentiles are of answers with"
-        " 200 only, and each is a value that was measured (nearest rank). Refused: 429 and 503. Failed: all else.",
+        " 200 only, and each is a value that was measured (nearest rank), where there are enough to show it: for p99 a"
+        " hundred. Refused: 429 and 503. Failed: all else.",
         f"Lag: how late the generator sent a request; it is a part of the latency. Where over {100 * LATE_SHARE:g} %"
         f" were sent more than {LATE_MS:g} ms late, the run is marked: it says more of the generator than the server."
         + (" Here the two shared the processors of one machine." if result.same_machine else ""),
@@ -142,7 +143,7 @@ def _table(result: Result) -> str:
 
 
 def _line(name: str, found: Summary, css: str = "load") -> str:
-    refused = sum(count for code, count in found.outcomes.items() if code.startswith(("429", "503")))
+    refused = sum(count for code, count in found.outcomes.items() if is_refusal(code))
     cells = [
         name,
         f"{found.requests:,}",
@@ -179,7 +180,8 @@ def _figure(title: str, subtitle: str, image: str, *, wide: bool = False) -> str
 
 
 def _ms(found: Percentiles | None, name: str) -> str:
-    return "" if found is None else f"{getattr(found, name):,.1f}"
+    value = getattr(found, name, None)
+    return "" if value is None else f"{value:,.1f}"
 
 
 def _share(part: int, whole: int) -> str:

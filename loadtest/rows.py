@@ -8,6 +8,7 @@ from typing import Any
 
 from loadtest.workload import Request, answer_of
 
+REFUSED = {429, 503}  # statuses: the server said no, and nothing false
 OK = "ok"
 TIMED_OUT = "timed_out"
 ABANDONED = "abandoned"

@@ -1,8 +1,8 @@
 """Where one request's time goes: the server's stages as Server-Timing has them, and what the client waits beside them.
 
 One request at a time, each picture different from all others, so that nothing comes out of a cache. Where the artifact
-has several precisions, each has a server of its own and they take turns. A server that is started keeps few pictures:
-until those that are kept fill their memory, each new one waits for the kernel to hand out some.
+has several precisions, each has a server of its own and they take turns. The started server keeps few pictures: while
+its cache fills, each request is slower by new memory, and that is not what is measured.
 """
 
 import argparse

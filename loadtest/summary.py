@@ -2,11 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, quantiles
 
-from loadtest.rows import NOT_SENT, OK, Row
+from loadtest.rows import NOT_SENT, OK, REFUSED, Row
 
 LATE_MS = 10.0
 LATE_SHARE = 0.01
@@ -15,13 +15,16 @@ TOTAL = "total"  # of the stages
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Percentiles:
-    """Values that such a share of all do not exceed; each is one that was measured (nearest rank)."""
+    """Values that such a share of all do not exceed; each is one that was measured (nearest rank).
+
+    None where there are too few to show it: fewer than 10 for p90, 20 for p95, 100 for p99, 1,000 for p99.9.
+    """
 
     p50: float
-    p90: float
-    p95: float
-    p99: float
-    p99_9: float
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    p99_9: float | None
     max: float
 
 
@@ -49,12 +52,32 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
+def tail(values: Sequence[float], share: float) -> float | None:
+    """Find a percentile that there are enough values to show: at least one of them is beyond it. Else there is none."""
+    return percentile(values, share) if len(values) >= round(1 / (1 - share)) else None
+
+
 def percentiles(values: Sequence[float]) -> Percentiles | None:
     """Find them all; of nothing there are none."""
     if not values:
         return None
-    p50, p90, p95, p99, p99_9 = (percentile(values, share) for share in (0.5, 0.9, 0.95, 0.99, 0.999))
-    return Percentiles(p50=p50, p90=p90, p95=p95, p99=p99, p99_9=p99_9, max=max(values))
+    p90, p95, p99, p99_9 = (tail(values, share) for share in (0.9, 0.95, 0.99, 0.999))
+    return Percentiles(p50=percentile(values, 0.5), p90=p90, p95=p95, p99=p99, p99_9=p99_9, max=max(values))
+
+
+def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
+    """Find the quartiles and the median between them, of one value or more; none is beyond what was measured.
+
+    Raises: statistics.StatisticsError: there are no values.
+    """
+    found = list(values)
+    p25, median, p75 = quantiles(found * 2 if len(found) == 1 else found, n=4, method="inclusive")
+    return p25, median, p75
+
+
+def is_refusal(outcome: str) -> bool:
+    """Tell whether a name of Summary.outcomes is a refusal's."""
+    return outcome.startswith(tuple(f"{status} " for status in REFUSED))
 
 
 def summarise(rows: Sequence[Row], *, seconds: float) -> Summary:

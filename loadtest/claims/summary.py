@@ -8,6 +8,7 @@ from typing import Any
 from loadtest.claims import paper
 from loadtest.claims.plan import DETECTOR, STAGES, VILT, Design
 from loadtest.claims.runner import PAIR_STAGES, PREPARATION, Stages
+from loadtest.summary import quartiles
 
 RANKED = 1000  # pictures
 VILT_INT8 = "vilt-int8"
@@ -90,7 +91,7 @@ def summarise(
         return 1000 * statistics.median(sample[stage] for sample in samples)
 
     totals = [1000 * sum(sample[stage] for stage in design.stages) for sample in samples]
-    quartiles = statistics.quantiles(totals, n=4, method="inclusive") if len(totals) > 1 else [totals[0]] * 3
+    p25_ms, _, p75_ms = quartiles(totals)
     parameters = dict.fromkeys(design.stages, 0)
     gmacs = dict.fromkeys(design.stages, 0.0)
     for step in design.steps:
@@ -106,7 +107,7 @@ def summarise(
         rounds=len(samples),
         stages_ms={stage: median_ms(stage) for stage in design.stages},
         preparation_ms={stage: median_ms(stage) for stage in PREPARATION},
-        total_quartiles_ms=(quartiles[0], quartiles[2]),
+        total_quartiles_ms=(p25_ms, p75_ms),
         parameters=parameters,
         dictionary_parameters=sum(step.dictionary_parameters for step in design.steps),
         gmacs=gmacs,

@@ -61,7 +61,7 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
             rows = await load
     during = [row for row in rows if any(one["sigterm_s"] <= row.scheduled_s <= one["ready_s"] for one in restarts)]
     others = [row for row in rows if row not in during]
-    p99_ms = percentile([row.latency_ms for row in during], 0.99)
+    slowest_ms = max(row.latency_ms for row in during)  # they are too few to have a p99
     figures: Figures = {
         "alone_ms": percentiles(alone_ms),
         "offered_per_s": rate_per_s,
@@ -75,7 +75,7 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
         equal(f"failed, of {len(rows)} requests", sum(row.status != 200 for row in rows), 0),
         equal("wrong answers", sum(row.correct is False for row in rows), 0),
         equal("exit codes", " ".join(str(one["exit_code"]) for one in restarts), "0 0"),
-        at_most("p99 while one is away", p99_ms, MOST_TIMES_ALONE * alone_p50_ms, "ms"),
+        at_most("slowest while one is away", slowest_ms, MOST_TIMES_ALONE * alone_p50_ms, "ms"),
     ]
     return figures, claims
 

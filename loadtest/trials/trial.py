@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import math
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +16,21 @@ import uvloop
 
 from loadtest.launch import Started, started
 from loadtest.stamp import stamp
+from loadtest.summary import tail
 
 Figures = dict[str, Any]
+TAKES = {  # on two cores; full size in fp32
+    "abandon": "half a minute with shapes, two minutes at full size",
+    "blocking": "two minutes",
+    "chaos": "two minutes with shapes, seven at full size",
+    "deadline": "half a minute",
+    "drain": "half a minute",
+    "overload": "five minutes with shapes, a quarter of an hour at full size",
+    "rollout": "two minutes",
+    "soak": "25 minutes with shapes, 35 at full size",
+    "storm": "a minute",
+    "users": "a minute and a half",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +62,12 @@ def equal(says: str, figure: float | str, bound: float | str) -> Claim:
     return Claim(says=says, figure=figure, bound=f"{bound}", holds=figure == bound)
 
 
+def p99(values: Sequence[float]) -> float:
+    """Find the p99 that a claim is about; of fewer than a hundred values it is no number, which holds nothing."""
+    found = tail(values, 0.99)
+    return math.nan if found is None else found
+
+
 Run = Callable[[Started], Awaitable[tuple[Figures, Sequence[Claim]]]]
 
 
@@ -65,6 +85,7 @@ def add(
         name,
         help=(description or "").partition("\n")[0].removesuffix(".").replace("%", "%%"),
         description=description,
+        epilog=f"Takes about {TAKES[name]}." if name in TAKES else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

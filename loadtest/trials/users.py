@@ -16,7 +16,7 @@ from typing import Any
 
 from loadtest import rows
 from loadtest.launch import Started
-from loadtest.rows import Row
+from loadtest.rows import REFUSED, Row
 from loadtest.summary import percentiles
 from loadtest.trials import trial
 from loadtest.trials.trial import Claim, Figures, at_most, equal
@@ -24,7 +24,6 @@ from loadtest.trials.trial import Claim, Figures, at_most, equal
 LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
 USERS = (5, 20, 60)
 SECONDS = 20
-REFUSED = {429, 503}
 TOLERANCE_MS = 0.01  # of a mean: Locust rounds none, rows are written in seconds
 
 

@@ -1,10 +1,14 @@
 """The command vilt-bench as a person meets it: its help."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from loadtest import trials
 from loadtest.__main__ import main
+
+TRIALS = {path.stem for path in Path(trials.__file__).parent.glob("*.py")} - {"__init__", "process", "trial"}
 
 
 def help_of(*names: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
@@ -26,3 +30,4 @@ def test_help_lists_every_benchmark_and_each_has_its_own(
         text = help_of(name, monkeypatch=monkeypatch, capsys=capsys)
         assert text.startswith(f"usage: vilt-bench {name} ")
         assert "--output FILE" in text or "--output DIR" in text, name
+        assert "Takes about" in text or name not in TRIALS, name

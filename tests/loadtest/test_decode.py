@@ -11,7 +11,7 @@ from PIL import Image
 from loadtest import decode
 from loadtest.__main__ import main
 from loadtest.decode import Answer
-from loadtest.oracle import SAMPLES
+from loadtest.workload import SAMPLES
 
 
 def test_enlarged_picture_has_the_pixels_asked_for_and_shows_the_same() -> None:
@@ -39,6 +39,15 @@ def test_agreement_and_accuracy_are_counted_over_the_questions_that_they_are_abo
     assert result["largest_difference"] == pytest.approx(0.3)
     assert result["accuracy"] == {"exact": 0.0, "scaled": 0.5}
     assert unknown["accuracy"] == {"exact": 1.0, "scaled": 0.0}
+
+
+def test_one_question_has_quartiles() -> None:
+    """Its own times, and no error after it was asked."""
+    answer = Answer({"a": 0.9, "b": 0.1}, dict.fromkeys(decode.STAGES, 3.0))
+
+    found = decode.summarise({"exact": [answer], "scaled": [answer]}, [{}])
+
+    assert found["ms"]["exact"]["total"] == {"p25": 3.0, "median": 3.0, "p75": 3.0}
 
 
 @pytest.mark.slow

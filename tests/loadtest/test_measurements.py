@@ -68,5 +68,12 @@ def test_summary_of_a_curve_is_the_samples_quartiles() -> None:
 
     first, second = result["curve"]
     assert (first["text_tokens"], first["median_ms"]) == (3, statistics.median(samples[3]))
-    assert first["p25_ms"] < first["median_ms"] < first["p75_ms"]
+    assert (first["p25_ms"], first["p75_ms"]) == (2.0, 4.0)
     assert second == {"text_tokens": 4, "median_ms": 2.0, "p25_ms": 2.0, "p75_ms": 2.0}
+
+
+def test_curve_of_one_round_is_that_round() -> None:
+    """Not an error after all has been measured."""
+    (point,) = length.summarise({"name": "shapes"}, {3: [5.0]}, rounds=1)["curve"]
+
+    assert point == {"text_tokens": 3, "median_ms": 5.0, "p25_ms": 5.0, "p75_ms": 5.0}

@@ -1,7 +1,12 @@
 """What counts as a different answer under load."""
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from loadtest import __main__ as command
 from loadtest import oracle
 
 
@@ -33,3 +38,41 @@ vilt_batch_entries_sum{model="b"} 5.0
 """
     assert oracle.batches(text) == (15, 5)
     assert oracle.batches("") == (0, 0)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    """Run the command."""
+    monkeypatch.setattr(sys, "argv", ["vilt-bench", "oracle", *flags])
+    command.main()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, r"vilt-bench oracle: .*nothing\.jsonl"),
+        ('{"image": "1.png", "text": "a", "match": true}', "vilt-bench oracle: .*nothing.jsonl asks no question"),
+    ],
+    ids=["missing", "no question"],
+)
+def test_data_that_asks_nothing_ends_the_command_with_a_sentence(
+    text: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before any server is started."""
+    data = tmp_path / "nothing.jsonl"
+    if text is not None:
+        data.write_text(text)
+
+    with pytest.raises(SystemExit, match=sentence):
+        run(monkeypatch, "--data", str(data))
+
+
+def test_server_that_keeps_its_answers_has_no_mean_batch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake_server: Any, said: Any
+) -> None:
+    """It ran nothing the second time."""
+    answers = [{"answer": "blue", "score": 0.9}, {"answer": "red", "score": 0.1}]
+    fake_server.behave = lambda seen: said(seen, body={"answers": answers})
+
+    run(monkeypatch, "--url", fake_server.url, "--count", "2", "--concurrency", "2")
+
+    assert "mean_batch               none: the server kept every answer" in capsys.readouterr().out

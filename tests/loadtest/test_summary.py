@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from loadtest.rows import Row
-from loadtest.summary import by_kind, percentile, percentiles, summarise
+from loadtest.summary import by_kind, is_refusal, percentile, percentiles, quartiles, summarise, tail
 
 
 def row(latency_ms: float = 10.0, **changes: Any) -> Row:
@@ -44,6 +44,44 @@ def test_percentile_is_the_smallest_value_that_the_share_does_not_exceed() -> No
 def test_percentile_of_few_values_is_one_of_them(values: list[float], p50: float, p99: float) -> None:
     """Nothing is made up between what was measured."""
     assert (percentile(values, 0.5), percentile(values, 0.99)) == (p50, p99)
+
+
+@pytest.mark.parametrize(
+    ("share", "least"), [(0.9, 10), (0.95, 20), (0.99, 100), (0.999, 1000)], ids=["p90", "p95", "p99", "p99.9"]
+)
+def test_percentile_that_so_few_values_cannot_show_is_not_given(share: float, least: int) -> None:
+    """It would be the largest of them; with one more than the others can be, one is beyond it."""
+    values = [float(value) for value in range(1, least + 1)]
+
+    assert tail(values, share) == least - 1
+    assert tail(values[1:], share) is None
+
+
+def test_percentiles_of_few_values_are_the_median_and_the_largest() -> None:
+    """What can be said of them."""
+    found = percentiles([3.0, 1.0, 2.0])
+
+    assert found is not None
+    assert (found.p50, found.p90, found.p95, found.p99, found.p99_9, found.max) == (2, None, None, None, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [([7.0], (7, 7, 7)), ([1.0, 2.0], (1.25, 1.5, 1.75)), ([5.0, 1.0, 3.0], (2, 3, 4))],
+    ids=["one", "two", "three"],
+)
+def test_quartiles_lie_within_what_was_measured(values: list[float], found: tuple[float, ...]) -> None:
+    """Also of one value."""
+    assert quartiles(values) == found
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_one"),
+    [("ok", False), ("429 overloaded", True), ("503 draining", True), ("504 too_late", False), ("timed_out", False)],
+)
+def test_refusals_are_told_from_failures(outcome: str, is_one: bool) -> None:
+    """As outcomes name them."""
+    assert is_refusal(outcome) is is_one
 
 
 def test_percentiles_of_nothing_are_none() -> None:

@@ -20,5 +20,5 @@ def test_no_request_fails_while_servers_restart_one_by_one(monkeypatch: pytest.M
     with started(rollout.FLAGS) as own:
         figures, claims = asyncio.run(rollout.run(own))
 
-    assert all(claim.holds for claim in claims if not claim.says.startswith("p99")), claims
+    assert all(claim.holds for claim in claims if not claim.says.startswith("slowest")), claims
     assert figures["with_one_ms"].p50 > 0
