@@ -37,7 +37,7 @@ def add_to(commands: Any) -> None:
         nargs="+",
         default=[2],
         metavar="N",
-        help="fronts of the server beside one process; several: of one each (default: 2)",
+        help="fronts to try beside one process, each number in a server of its own (default: 2)",
     )
     parser.add_argument("--rounds", type=int, default=20, help="turns of each server (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
