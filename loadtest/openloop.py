@@ -177,7 +177,7 @@ async def until_quiet(rows: Sequence[Row]) -> None:
 
 
 def quiet_after_s(rows: Sequence[Row]) -> float:
-    """Tell how long after a run's end the last of those who were told to come back could have."""
+    """Tell how long after a run's end the last of those who were told to come back may still come."""
     ended_s = max((row.done_s for row in rows), default=0.0)
     told_s = [row.done_s + row.retry_after_ms / 1000 for row in rows if row.retry_after_ms is not None]
     left_s = min(LONGEST_S, max(told_s) - ended_s) + LATE_S if told_s else 0.0
