@@ -17,9 +17,7 @@ from loadtest.workload import Request
 SHARE = 0.99  # of requests answered in time
 SECONDS = 4.0
 LEAST_REQUESTS = 100  # in a run: fewer, and one that is late decides
-CONFIRM_REQUESTS = (
-    500  # at one rate: where 98 % are in time one such count in five passes, one of two short runs in 3 of 4
-)
+CONFIRM_REQUESTS = 500  # at one rate
 RESOLUTION = 1.06  # between the highest rate that is kept up with and the lowest that is not
 LOWEST_PER_S = 0.1
 
