@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 from torch import nn
 from tqdm import tqdm
 
@@ -19,7 +20,7 @@ from export.graph import HEADS, Fused, build, heads_of
 from models.manifest import LABELS, MANIFEST, TASKS, TOKENIZER, Manifest, Precision, describe_file
 from models.text import TextEncoder
 
-TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "pillow")
+TOOLS = ("torch", "transformers", "onnx", "tokenizers", "pillow")
 Report = Callable[[str], None]
 Graphs = dict[str, Path]
 
@@ -104,7 +105,8 @@ def _write(
             "architectures": checkpoint.raw_config.get("architectures", []),
             "rank_logits": _rank_origin(checkpoint),
         },
-        tools={tool: version(tool) for tool in TOOLS},
+        # onnxruntime may be installed as onnxruntime-gpu
+        tools={**{tool: version(tool) for tool in TOOLS}, "onnxruntime": onnxruntime.__version__},
     )
 
 

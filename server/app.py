@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -77,7 +77,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
 
     app = FastAPI(
         title="ViLT server",
-        version=version("vilt-server"),
+        version=_version(),
         description="Ask a vision-and-language transformer about a picture, and see where each millisecond goes.",
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
@@ -107,6 +107,14 @@ def _for_pages_of(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_headers=["*"],
         expose_headers=["Server-Timing", "X-Request-ID", "Retry-After"],
     )
+
+
+def _version() -> str:
+    """Tell the server's own version, for the schema; a tree that was never installed has none."""
+    try:
+        return version("vilt-server")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 async def _prepare_routes(app: ASGIApp) -> None:

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import factories
+import onnxruntime
 import pytest
 import torch
 
@@ -60,6 +62,24 @@ def test_command_for_a_task_without_a_head_leaves_the_earlier_artifact(earlier: 
 
     assert "cannot serve rank" in ended.stderr
     assert contents(earlier) == before
+
+
+@pytest.mark.slow
+def test_export_with_the_wheel_for_gpus_says_which_onnxruntime_it_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another package, `onnxruntime-gpu`, and the only one that has onnxruntime there."""
+
+    def found(name: str) -> str:
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(artifact, "version", found)
+
+    write(tmp_path / "out", QUESTIONS)
+
+    assert load_artifact(tmp_path / "out", "fp32").manifest.tools["onnxruntime"] == onnxruntime.__version__
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import gc
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi import routing
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
+from server import app
 from server.admission import Admission
 from server.app import create_app
 from server.backend import LocalBackend
@@ -86,3 +88,15 @@ def test_origins_are_split_as_models_are(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("VILT_CORS_ORIGINS", "https://a.example,https://b.example")
 
     assert Settings().cors_origins == ["https://a.example", "https://b.example"]
+
+
+def test_tree_that_was_never_installed_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version is of the schema alone."""
+
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(app, "version", absent)
+
+    with TestClient(application()) as client:
+        assert client.get("/openapi.json").json()["info"]["version"] == "not installed"
