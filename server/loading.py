@@ -22,7 +22,7 @@ TOGETHER = {False: 8, True: 32}  # rows of a batch at most, by whether they run 
 
 
 def load(settings: Settings) -> list[ServedModel]:
-    """Verify, load and warm up every artifact.
+    """Verify, load and warm up every artifact, one after the other, and all before any serves: see GpuEngine.warm_up.
 
     Raises: ArtifactError: one of them cannot be served.
     """

@@ -1,12 +1,13 @@
 """The graph in half precision on an NVIDIA GPU: batches padded into buckets, each bucket a CUDA graph.
 
-A batch is written into memory that the GPU copies from, and copied, while the one before it still runs. One thread of
-the engine's own runs everything, because a captured graph belongs to the thread that captured it.
+A batch is written into memory that the GPU copies from, and copied, while the one before it still runs; so are the
+logits of the one before. One thread of the engine's own runs everything, because a captured graph belongs to the thread
+that captured it.
 """
 
 import contextlib
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,8 +32,12 @@ class Program(Protocol):
         """Copy a bucket's tensors to the device."""
         ...
 
-    def run(self, bucket: Bucket, slot: int) -> Logits:
-        """Run what was copied there."""
+    def run(self, bucket: Bucket, slot: int) -> None:
+        """Run what was copied there, to its end."""
+        ...
+
+    def copy_out(self, bucket: Bucket, slot: int, logits: Logits) -> None:
+        """Fill arrays with every head's logits of that run."""
         ...
 
 
@@ -41,7 +46,8 @@ class Slot:
     """One of the batches under way."""
 
     number: int
-    staging: NDArray[np.uint8]  # patches of the largest bucket, flat
+    patches: NDArray[np.uint8]  # of the largest bucket, flat
+    logits: NDArray[np.float32]  # of the largest batch, flat
 
 
 class GpuEngine:
@@ -54,6 +60,7 @@ class GpuEngine:
         programs: Sequence[tuple[Profile, Program]],
         buckets: Sequence[Bucket],
         spec: ViltSpec,
+        heads: Mapping[str, int],
         *,
         provider: str,
         version: str,
@@ -63,7 +70,7 @@ class GpuEngine:
     ) -> None:
         """Take a program for each range of shapes, opened on the thread that will run them."""
         self.provider, self.version, self.device = provider, version, device
-        self._spec = spec
+        self._spec, self._heads = spec, dict(heads)
         self._buckets = list(buckets)
         self._programs = {
             bucket: next(program for profile, program in programs if profile.holds(bucket)) for bucket in buckets
@@ -71,14 +78,21 @@ class GpuEngine:
         self._thread = thread
         self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         largest = max(bucket.batch * bucket.patches for bucket in buckets) * spec.patch_values
+        answers = max(bucket.batch for bucket in buckets) * sum(heads.values()) * np.dtype(np.float32).itemsize
         for number in range(SLOTS):
-            self._slots.put(Slot(number, allocate((largest,))))
+            self._slots.put(Slot(number, allocate((largest,)), allocate((answers,)).view(np.float32)))
 
     def warm_up(self) -> None:
-        """Capture every bucket in every slot, so that no request pays for it."""
-        for bucket in self._buckets:
-            for _ in range(SLOTS):  # the slot that was used last comes last
-                self.run(blank(bucket, self._spec.patch_values))
+        """Capture every bucket in every slot, so that no request pays for it; other runs of this engine wait.
+
+        Another engine may not run meanwhile, nor anything else of this process use the GPU: onnxruntime captures in
+        CUDA's global mode, in which what any thread asks of CUDA can spoil a capture.
+        """
+        with contextlib.ExitStack() as stack:
+            slots = [stack.enter_context(self._slot()) for _ in range(SLOTS)]
+            for bucket in self._buckets:
+                for slot in slots:
+                    self._run(bucket, slot, blank(bucket, self._spec.patch_values))
 
     def padded(self, batch: int, tokens: float) -> tuple[int, int]:
         """Tell the rows, and the tokens of a row, that a batch is padded to."""
@@ -90,13 +104,18 @@ class GpuEngine:
         Raises: OutsideBuckets: no bucket holds it.
         """
         bucket = choose(self._buckets, shape_of(feeds))
-        program = self._programs[bucket]
         with self._slot() as slot:
-            tensors = _tensors(bucket, slot, self._spec.patch_values)
-            pad(feeds, tensors)
-            program.copy_in(bucket, slot.number, tensors)
-            logits = self._thread.submit(program.run, bucket, slot.number).result()
-        return EngineOutput({head: values[: len(feeds.input_ids)] for head, values in logits.items()}, {})
+            return EngineOutput(self._run(bucket, slot, feeds), {})
+
+    def _run(self, bucket: Bucket, slot: Slot, feeds: Feeds) -> Logits:
+        program = self._programs[bucket]
+        tensors, logits = _tensors(bucket, slot, self._spec.patch_values), _logits(bucket, slot, self._heads)
+        pad(feeds, tensors)
+        program.copy_in(bucket, slot.number, tensors)
+        self._thread.submit(program.run, bucket, slot.number).result()
+        program.copy_out(bucket, slot.number, logits)
+        rows = len(feeds.input_ids)
+        return {head: values[:rows].copy() for head, values in logits.items()}  # the next batch overwrites the slot's
 
     @contextlib.contextmanager
     def _slot(self) -> Iterator[Slot]:
@@ -108,12 +127,21 @@ class GpuEngine:
 
 
 def _tensors(bucket: Bucket, slot: Slot, patch_values: int) -> Feeds:
-    """Make a bucket's tensors to write to: patches in the slot's staging memory, the small ones anew."""
+    """Make a bucket's tensors to write to: patches in the slot's memory, the small ones anew."""
     shapes = bucket.shapes(patch_values)
     size = bucket.batch * bucket.patches * patch_values
     return Feeds(
         np.empty(shapes["input_ids"], np.int64),
-        slot.staging[:size].reshape(shapes["patches"]),
+        slot.patches[:size].reshape(shapes["patches"]),
         np.empty(shapes["position_ids"], np.int64),
         np.empty(shapes["mask"], np.bool_),
     )
+
+
+def _logits(bucket: Bucket, slot: Slot, heads: Mapping[str, int]) -> Logits:
+    """Take an array of the slot's memory for each head, one after the other."""
+    found, used = {}, 0
+    for head, width in heads.items():
+        found[head] = slot.logits[used : used + bucket.batch * width].reshape(bucket.batch, width)
+        used += bucket.batch * width
+    return found

@@ -9,9 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.errors import ArtifactError
 
 DRIVER = "libcuda.so.1"  # comes with the driver, on the machine with the GPU
@@ -21,7 +18,6 @@ SHARED = ("libonnxruntime_providers_shared.so",)
 PROVIDERS = {name: f"libonnxruntime_providers_{name}.so" for name in ("cuda", "tensorrt")}
 EXTRAS = {"cuda": "gpu", "tensorrt": "gpu,tensorrt"}
 MAJOR, MINOR = 75, 76  # cuDeviceGetAttribute: compute capability
-HOST_TO_DEVICE = 1  # cudaMemcpyKind
 OLDEST_DRIVER = 13000  # cuDriverGetVersion, of CUDA 13.0
 
 Load = Callable[[str], Any]
@@ -46,7 +42,10 @@ def require(provider: str, wheel: Path, load: Load = load) -> None:
     Raises: MissingError: one is missing; the message says which.
     """
     _load(DRIVER, provider, load, "it comes with the NVIDIA driver, which this machine or container lacks")
-    advice = f"pip install 'vilt-server[{EXTRAS[provider]}]' brings it"
+    advice = (  # onnxruntime looks in nvidia/ beside its own folder, then where the system has its libraries
+        f"pip install 'vilt-server[{EXTRAS[provider]}]' brings it; CUDA's libraries have to be in the same"
+        " site-packages as onnxruntime"
+    )
     names = [*SHARED, PROVIDERS["cuda"]]
     if provider == "tensorrt":
         names += [*TENSORRT, PROVIDERS["tensorrt"]]
@@ -78,32 +77,6 @@ def gpu_name(driver: Any) -> str:
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         numbers.append(str(value.value))
     return f"{text.value.decode()} {'.'.join(numbers)}"
-
-
-def pinned(cudart: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Make an array in memory that the GPU copies from without a detour.
-
-    Raises: ProviderError: the system gives no such memory.
-    """
-    array = np.zeros(shape, np.uint8)
-    failed = cudart.cudaHostRegister(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), 0)
-    if failed:
-        raise ProviderError(f"CUDA cannot pin {array.nbytes / 1e6:.0f} MB of memory: its error {failed}.")
-    return array
-
-
-def copy_to_gpu(cudart: Any, address: int, array: NDArray[Any]) -> None:
-    """Copy an array to an address on the GPU, and wait until it is there; other threads of Python go on meanwhile.
-
-    onnxruntime's own copy holds the interpreter's lock, for most of a millisecond where a batch is large.
-
-    Raises: ProviderError: CUDA cannot.
-    """
-    to, source = ctypes.c_void_p(address), ctypes.c_void_p(array.ctypes.data)
-    failed = cudart.cudaMemcpy(to, source, ctypes.c_size_t(array.nbytes), HOST_TO_DEVICE)
-    failed = failed or cudart.cudaStreamSynchronize(None)  # memory that is not pinned may still be on its way
-    if failed:
-        raise ProviderError(f"CUDA cannot copy {array.nbytes:,} bytes to the GPU: its error {failed}.")
 
 
 def _load(name: str, provider: str, load: Load, advice: str) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from models.batch import Feeds
 from models.errors import ArtifactError
@@ -19,6 +17,7 @@ from models.manifest import Artifact
 from server.engine import count_threads, session_options
 from server.gpu import libraries, options
 from server.gpu.buckets import Bucket, buckets_of, profiles_of, span
+from server.gpu.copies import Copies, pinned
 from server.gpu.engine import SLOTS, GpuEngine
 from server.gpu.libraries import MissingError, ProviderError
 from server.types import Logits
@@ -28,7 +27,6 @@ log = logging.getLogger(__name__)
 COMPUTED = {"Attention", "MatMul", "Gemm", "LayerNormalization", "Gelu"}  # may not be left to another provider
 KINDS = {"input_ids": np.int64, "patches": np.uint8, "position_ids": np.int64, "mask": np.bool_}
 Provider = tuple[str, options.Options]
-Copy = Callable[[Any, NDArray[Any]], None]  # an array to a tensor on the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +40,42 @@ class Bound:
 
 
 class OrtProgram:
-    """A session with its tensors for each bucket and slot, made as they are first asked for: at warm-up."""
+    """A session with its tensors for each bucket and slot, made as they are first asked for: at warm-up.
+
+    A copy has streams of its own, which no run waits for, and is over before the next step begins; so is a run: at its
+    end, and after a replay, onnxruntime waits for its stream, unless told `disable_synchronize_execution_providers`.
+
+    Source: onnxruntime, CUDAExecutionProvider::OnRunEnd and CUDAGraphManager::Replay.
+    """
 
     def __init__(
-        self, session: Any, buckets: list[Bucket], heads: dict[str, int], patch_values: int, *, device: str, copy: Copy
+        self,
+        session: Any,
+        buckets: list[Bucket],
+        heads: dict[str, int],
+        patch_values: int,
+        *,
+        device: str,
+        copies: Copies,
     ) -> None:
         self._session, self._buckets, self._heads = session, buckets, heads
-        self._patch_values, self._device, self._copy = patch_values, device, copy
+        self._patch_values, self._device, self._copies = patch_values, device, copies
         self._bound: dict[tuple[Bucket, int], Bound] = {}
 
     def copy_in(self, bucket: Bucket, slot: int, tensors: Feeds) -> None:
         """Copy a bucket's tensors to the device."""
-        for name, value in self._of(bucket, slot).inputs.items():
-            self._copy(value, getattr(tensors, name))
+        inputs = self._of(bucket, slot).inputs
+        self._copies.to_gpu([(value.data_ptr(), getattr(tensors, name)) for name, value in inputs.items()])
 
-    def run(self, bucket: Bucket, slot: int) -> Logits:
-        """Run what was copied there: the first time to capture, then to replay."""
+    def run(self, bucket: Bucket, slot: int) -> None:
+        """Run what was copied there, to its end: the first time to capture, then to replay."""
         bound = self._of(bucket, slot)
         self._session.run_with_iobinding(bound.binding, bound.run)
-        return {head: value.numpy() for head, value in bound.outputs.items()}
+
+    def copy_out(self, bucket: Bucket, slot: int, logits: Logits) -> None:
+        """Fill arrays with every head's logits of that run."""
+        outputs = self._of(bucket, slot).outputs
+        self._copies.from_gpu([(value.data_ptr(), logits[head]) for head, value in outputs.items()])
 
     def _of(self, bucket: Bucket, slot: int) -> Bound:
         if (bucket, slot) not in self._bound:
@@ -103,14 +118,11 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
     gpu, cudart = libraries.gpu_name(libraries.load(libraries.DRIVER)), libraries.load(libraries.CUDART)
     spec = artifact.manifest.spec
     buckets = buckets_of(spec, most)
-    thread = ThreadPoolExecutor(1, "gpu")
+    thread, copies = ThreadPoolExecutor(1, "gpu"), Copies(cudart)
 
     def program(providers: list[Provider]) -> OrtProgram:
         session = thread.submit(open_session, artifact.graphs["model"], providers).result()
-        return OrtProgram(session, buckets, artifact.manifest.heads, spec.patch_values, device="cuda", copy=copy)
-
-    def copy(tensor: Any, array: NDArray[Any]) -> None:
-        libraries.copy_to_gpu(cudart, tensor.data_ptr(), array)
+        return OrtProgram(session, buckets, artifact.manifest.heads, spec.patch_values, device="cuda", copies=copies)
 
     if provider == "cuda":
         programs = [(span(buckets, tuned=buckets[0]), program([(options.CUDA, options.cuda())]))]
@@ -136,10 +148,11 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
         programs,
         buckets,
         spec,
+        artifact.manifest.heads,
         provider=provider,
         version=onnxruntime.__version__,
         device=gpu,
-        allocate=lambda shape: libraries.pinned(cudart, shape),
+        allocate=lambda shape: pinned(cudart, shape),
         thread=thread,
     )
 

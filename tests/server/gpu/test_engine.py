@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cudart import FakeCudart
 
 from models.batch import Feeds
 from models.errors import ArtifactError
@@ -14,6 +15,7 @@ from models.manifest import Artifact, load_artifact
 from server.engine import OrtEngine
 from server.gpu import parity, program, timing
 from server.gpu.buckets import Bucket, OutsideBuckets, buckets_of, span
+from server.gpu.copies import Copies
 from server.gpu.engine import SLOTS, GpuEngine
 from server.gpu.libraries import ProviderError
 from server.gpu.options import CUDA
@@ -37,6 +39,7 @@ def engine_of(program: object, artifact: Artifact) -> GpuEngine:
         [(span(buckets, tuned=buckets[0]), program)],
         buckets,
         spec,
+        artifact.manifest.heads,
         provider="cuda",
         version="0",
         device="NVIDIA Fake 9.0",
@@ -57,7 +60,7 @@ def engine(loaded: Artifact) -> GpuEngine:
             loaded.manifest.heads,
             spec.patch_values,
             device="cpu",
-            copy=lambda tensor, array: tensor.update_inplace(array),
+            copies=Copies(FakeCudart()),
         ),
         loaded,
     )
@@ -101,7 +104,7 @@ class Recorder:
     """A program that says what it was given, and by whom it was run; it waits until it may."""
 
     def __init__(self, artifact: Artifact, failures: int = 0) -> None:
-        self.heads, self.failures = artifact.manifest.heads, failures
+        self.failures = failures
         self.copied: list[tuple[Bucket, int]] = []
         self.ran: list[tuple[Bucket, int, str]] = []
         self.has_copied, self.may_run = threading.Semaphore(0), threading.Event()
@@ -111,13 +114,16 @@ class Recorder:
         self.copied.append((bucket, slot))
         self.has_copied.release()
 
-    def run(self, bucket: Bucket, slot: int) -> Logits:
+    def run(self, bucket: Bucket, slot: int) -> None:
         self.may_run.wait(30)
         self.ran.append((bucket, slot, threading.current_thread().name))
         if self.failures:
             self.failures -= 1
             raise RuntimeError("the GPU broke")
-        return {head: np.zeros((bucket.batch, width), np.float32) for head, width in self.heads.items()}
+
+    def copy_out(self, bucket: Bucket, slot: int, logits: Logits) -> None:
+        for values in logits.values():
+            values[:] = len(self.ran)
 
 
 def test_warm_up_runs_every_bucket_in_every_slot_on_one_thread(loaded: Artifact) -> None:
@@ -150,6 +156,40 @@ def test_next_batch_is_copied_while_one_runs_and_a_third_waits(loaded: Artifact)
             run.result(30)
 
     assert len(recorder.ran) == 3
+
+
+def test_logits_stay_what_they_are_when_the_slot_is_used_again(loaded: Artifact) -> None:
+    """The server keeps them, and hands them out later."""
+    engine = engine_of(Recorder(loaded), loaded)
+    feeds = random_feeds(loaded.manifest.spec, seed=0, batch=3)
+
+    found = [engine.run(feeds).logits for _ in range(2 * SLOTS)]
+
+    for number, logits in enumerate(found, 1):
+        assert {head: values.shape for head, values in logits.items()} == {
+            head: (3, width) for head, width in loaded.manifest.heads.items()
+        }
+        assert all((values == number).all() for values in logits.values())
+
+
+def test_no_other_run_begins_before_warm_up_has_ended(loaded: Artifact) -> None:
+    """A copy during a capture may spoil it."""
+    recorder = Recorder(loaded)
+    recorder.may_run.clear()
+    engine = engine_of(recorder, loaded)
+    captured = SLOTS * len(buckets_of(loaded.manifest.spec, MOST))
+
+    with ThreadPoolExecutor(2) as callers:
+        warming = callers.submit(engine.warm_up)
+        assert recorder.has_copied.acquire(timeout=30)
+        run = callers.submit(engine.run, random_feeds(loaded.manifest.spec, seed=0, batch=1))
+        assert not recorder.has_copied.acquire(timeout=0.05)
+        recorder.may_run.set()
+        warming.result(30)
+        run.result(30)
+
+    assert [slot for _, slot in recorder.copied[:captured]] == [0, 1] * (captured // SLOTS)
+    assert len(recorder.ran) == captured + 1
 
 
 def test_failure_gives_its_slot_back(loaded: Artifact) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from server.gpu import libraries
@@ -33,6 +32,7 @@ def lacking(missing: str) -> tuple[Callable[[str], None], list[str]]:
     [
         ("cuda", "libcuda.so.1", "NVIDIA driver"),
         ("cuda", "libonnxruntime_providers_cuda.so", r"vilt-server\[gpu\]"),
+        ("cuda", "libonnxruntime_providers_cuda.so", "in the same site-packages as onnxruntime"),
         ("tensorrt", "libnvinfer.so.10", r"vilt-server\[gpu,tensorrt\]"),
         ("tensorrt", "libnvonnxparser.so.10", r"vilt-server\[gpu,tensorrt\]"),
     ],
@@ -96,50 +96,6 @@ def test_driver_that_will_not_do_is_refused_before_onnxruntime_fails(driver: Dri
     """Whose sentences are about options."""
     with pytest.raises(MissingError, match=sentence):
         libraries.gpu_name(driver)
-
-
-class Runtime:
-    """CUDA's runtime, which pins memory and copies, or fails; the GPU's memory is the machine's."""
-
-    def __init__(self, result: int) -> None:
-        self.result, self.asked, self.has_waited = result, (0, 0), False
-
-    def cudaHostRegister(self, address: ctypes.c_void_p, size: ctypes.c_size_t, _: int) -> int:  # noqa: N802
-        self.asked = (address.value or 0, size.value)
-        return self.result
-
-    def cudaMemcpy(self, to: ctypes.c_void_p, source: ctypes.c_void_p, size: ctypes.c_size_t, kind: int) -> int:  # noqa: N802
-        assert kind == 1  # from the host to the device
-        ctypes.memmove(to, source, size.value)
-        return self.result
-
-    def cudaStreamSynchronize(self, stream: None) -> int:  # noqa: N802
-        assert stream is None  # the one that copies run on
-        self.has_waited = True
-        return 0
-
-
-def test_memory_is_pinned_where_the_array_is() -> None:
-    """All of it, and a failure is not passed over."""
-    runtime = Runtime(0)
-    array = libraries.pinned(runtime, (3, 5))
-    assert runtime.asked == (array.ctypes.data, 15)
-    assert array.dtype == np.uint8
-
-    with pytest.raises(ProviderError, match="cannot pin"):
-        libraries.pinned(Runtime(2), (1,))
-
-
-def test_copy_to_the_gpu_is_whole_and_waited_for() -> None:
-    """And a failure is not passed over."""
-    runtime, source, target = Runtime(0), np.arange(6).reshape(2, 3), np.zeros((2, 3), np.int64)
-
-    libraries.copy_to_gpu(runtime, target.ctypes.data, source)
-
-    assert target.tolist() == source.tolist()
-    assert runtime.has_waited
-    with pytest.raises(ProviderError, match="cannot copy 48 bytes"):
-        libraries.copy_to_gpu(Runtime(700), target.ctypes.data, source)
 
 
 def has_driver() -> bool:
