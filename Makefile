@@ -13,6 +13,10 @@ GPU := .venv-gpu
 HELD_OUT := runs/heldout
 
 GPU_PROVIDERS ?= cuda tensorrt
+GPU_WAYS ?= eager graph compile
+GPU_CLAIMS ?= yes
+# What make gpu is made of, the longest parts last; empty ones are left out:
+#   make gpu GPU_PROVIDERS=cuda GPU_WAYS= GPU_CLAIMS=
 WITH_TENSORRT := .[gpu,tensorrt]
 
 SCENARIO ?= mix
@@ -104,9 +108,9 @@ gpu: $(GPU)/installed ## On a machine with an NVIDIA GPU: its tests, parity, tim
 	failed=; \
 	$(if $(filter tensorrt,$(GPU_PROVIDERS)),$(GPU)/bin/pip install --quiet --editable '$(WITH_TENSORRT)' || failed=1;) \
 	$(GPU)/bin/pytest -m "not slow" tests/server/gpu tests/gpu || failed=1; \
-	$(GPU)/bin/vilt-bench gpu --model runs/gpu/vqa --checkpoint runs/gpu/checkpoint --output runs/gpu/gpu.json \
-		--providers $(GPU_PROVIDERS) $(ARGS) || failed=1; \
-	$(GPU)/bin/vilt-bench claims --provider cuda --output runs/gpu/claims || failed=1; \
+	$(GPU)/bin/vilt-bench gpu --model runs/gpu/vqa --output runs/gpu/gpu.json --providers $(GPU_PROVIDERS) \
+		$(if $(GPU_WAYS),--checkpoint runs/gpu/checkpoint --ways $(GPU_WAYS)) $(ARGS) || failed=1; \
+	$(if $(GPU_CLAIMS),$(GPU)/bin/vilt-bench claims --provider cuda --output runs/gpu/claims || failed=1;) \
 	test -z "$$failed"
 
 check-weights: $(DEV)/installed ## Compare the public checkpoints with published logits (IMAGE=000000039769.jpg, of COCO)

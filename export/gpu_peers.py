@@ -3,7 +3,10 @@
 The same weights, batch and tokens as ours: transformers' model as it comes, and our module with torch's own attention.
 Only ours can be captured: transformers' draws patches at random and looks at the mask from Python.
 
-    python -m export.gpu_peers CHECKPOINT --batch 1 8 32 --patches 12 16 --text 9
+Each result is a line of JSON on standard output as soon as it is found: what the GPU can do and what a picture takes,
+then one way of one batch after the other, those that compile last, for they take minutes.
+
+    python -m export.gpu_peers CHECKPOINT --batch 1 8 32 --patches 12 16 --text 9 --ways eager graph
 """
 
 import argparse
@@ -12,7 +15,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from export.graph import build
 LEFT_OUT = 10  # runs
 SQUARE = 8192  # of the product that measures the GPU's rate
 COPIED_BYTES = 2**30
+WAYS = ("eager", "graph", "compile")
 
 Run = Callable[[], Any]
 
@@ -40,6 +44,9 @@ def main() -> None:
     parser.add_argument("--text", type=int, default=9, metavar="TOKENS")
     parser.add_argument("--repeat", type=int, default=100)
     parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help="eager graph compile"
+    )
+    parser.add_argument(
         "--device", default="cuda", help="cpu runs eager alone, to check this file (default %(default)s)"
     )
     options = parser.parse_args()
@@ -47,40 +54,52 @@ def main() -> None:
         sys.exit(f"gpu_peers: torch {torch.__version__} finds no GPU")
     loaded = checkpoint.load(options.checkpoint)
     device, grid = torch.device(options.device), tuple(options.patches)
-    report: dict[str, Any] = {"torch": torch.__version__, **work(loaded, grid, options.text)}
+    told: dict[str, Any] = {"torch": torch.__version__, **work(loaded, grid, options.text)}
     if device.type == "cuda":
-        report |= _limits()
+        told |= _limits()
+    _tell(told)
     tokens = options.text + 1 + grid[0] * grid[1]
-    report["runs"] = [
-        {"name": name, "batch": batch, "tokens": tokens, **_tried(run, options.repeat, device)}
-        for batch in options.batch
-        for name, run in peers(loaded, batch, grid, options.text, device)
-    ]
-    print(json.dumps(report, indent=1))
+    for name, batch, run in peers(loaded, options.batch, grid, options.text, device, ways=options.ways):
+        _tell({"name": name, "batch": batch, "tokens": tokens, **_tried(run, options.repeat, device)})
+
+
+def _tell(found: dict[str, Any]) -> None:
+    print(json.dumps(found), flush=True)
 
 
 @torch.inference_mode()
 def peers(
-    loaded: checkpoint.Checkpoint, batch: int, grid: tuple[int, int], text: int, device: torch.device
+    loaded: checkpoint.Checkpoint,
+    batches: Collection[int],
+    grid: tuple[int, int],
+    text: int,
+    device: torch.device,
+    *,
+    ways: Collection[str] = WAYS,
+) -> Iterator[tuple[str, int, Run]]:
+    """Yield each way to run each batch, one at a time, for compiling takes memory; compiled for just its shape."""
+    theirs, ours = transformers_model(loaded).to(device).half(), our_module(loaded).to(device)
+    for way in (way for way in WAYS if way in ways and (way == "eager" or device.type == "cuda")):
+        for batch in batches:
+            torch._dynamo.reset()  # or the second batch size would be compiled for any, which is slower
+            pixels, feeds = _pixels(batch, grid, text, device), our_feeds(loaded, batch, grid, text, device)
+            for name, run in _runs(way, theirs, ours, pixels, feeds):
+                yield name, batch, run
+
+
+def _runs(
+    way: str, theirs: nn.Module, ours: nn.Module, pixels: dict[str, Tensor], feeds: tuple[Tensor, ...]
 ) -> Iterator[tuple[str, Run]]:
-    """Yield each way to run a batch, one at a time, for compiling takes memory; compiled for just its shape."""
-    torch._dynamo.reset()  # or the second batch size would be compiled for any, which is slower
-    theirs = transformers_model(loaded).to(device).half()
-    pixels = {
-        "input_ids": torch.ones(batch, text, dtype=torch.long, device=device),
-        "attention_mask": torch.ones(batch, text, dtype=torch.long, device=device),
-        "pixel_values": torch.zeros(batch, 3, 32 * grid[0], 32 * grid[1], dtype=torch.half, device=device),
-        "pixel_mask": torch.ones(batch, 32 * grid[0], 32 * grid[1], dtype=torch.long, device=device),
-    }
-    yield "transformers, eager", _without_gradients(lambda: theirs(**pixels).pooler_output)
-    ours, feeds = our_module(loaded).to(device), our_feeds(loaded, batch, grid, text, device)
-    yield "our module, eager", _without_gradients(lambda: ours(*feeds))
-    if device.type == "cuda":
+    if way == "eager":
+        yield "transformers, eager", _without_gradients(lambda: theirs(**pixels).pooler_output)
+        yield "our module, eager", _without_gradients(lambda: ours(*feeds))
+    elif way == "graph":
+        yield "our module, CUDA graph", _captured(lambda: ours(*feeds))
+    else:
         compiled_theirs = torch.compile(theirs, dynamic=False)
         yield "transformers, torch.compile", _without_gradients(lambda: compiled_theirs(**pixels).pooler_output)
         compiled = torch.compile(ours, mode="max-autotune-no-cudagraphs", dynamic=False)
         yield "our module, torch.compile", _without_gradients(lambda: compiled(*feeds))
-        yield "our module, CUDA graph", _captured(lambda: ours(*feeds))
         yield "our module, torch.compile and CUDA graph", _captured(lambda: compiled(*feeds))
 
 
@@ -120,6 +139,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor, he
     split = [one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in (query, key, value)]
     mask = attention_bias[:, :, : query.shape[1]]
     return nn.functional.scaled_dot_product_attention(*split, attn_mask=mask, scale=1.0).transpose(1, 2).flatten(2)
+
+
+def _pixels(batch: int, grid: tuple[int, int], text: int, device: torch.device) -> dict[str, Tensor]:
+    """Make a batch for transformers, without padding."""
+    height, width = 32 * grid[0], 32 * grid[1]
+    return {
+        "input_ids": torch.ones(batch, text, dtype=torch.long, device=device),
+        "attention_mask": torch.ones(batch, text, dtype=torch.long, device=device),
+        "pixel_values": torch.zeros(batch, 3, height, width, dtype=torch.half, device=device),
+        "pixel_mask": torch.ones(batch, height, width, dtype=torch.long, device=device),
+    }
 
 
 def our_feeds(

@@ -1,38 +1,32 @@
 """What a GPU makes of the server: the model alone, torch beside it, HTTP in front of it, and which is the limit.
 
-The model is timed by `python -m server.gpu`, which first compares its answers with fp32 on the CPU and fails if they
-differ; torch by `python -m export.gpu_peers`. What fails is noted, and the rest goes on. HTTP is a closed loop of
-clients on this machine, which take cores from the server: give each its own with --server-cpus.
+The model is timed by `python -m server.gpu`, which first compares its answers with fp32 on the CPU; torch by
+`python -m export.gpu_peers`. What fails is noted, and the rest goes on. HTTP is a closed loop of clients on this
+machine, which take cores from the server: give it its own with --server-cpus, and the clients have the others.
 """
 
 import argparse
-import asyncio
+import contextlib
 import functools
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-import numpy as np
-import uvloop
-
-from loadtest import photo
+from loadtest import closedloop
 from loadtest.launch import started
-from loadtest.openloop import Client
-from loadtest.rows import Row
 from loadtest.stamp import stamp
-from loadtest.workload import Request
 
 PROVIDERS = ("cuda", "tensorrt")
 CLIENTS = (1, 16, 64, 256)
+WAYS = ("eager", "graph", "compile")  # of torch's
 READY_WITHIN_S = 3600.0  # TensorRT builds its engines first
+TIMED_WITHIN_S = 2 * READY_WITHIN_S  # the same, and then some thousand runs on the CPU and the GPU
+NEARLY = 0.8  # of what a part could do: it is the limit
 PREPARING = ("decode", "preprocess", "tokenize")
 PATCHES = 192  # of the picture that is asked about, and of the peers'
 Found = dict[str, Any]
@@ -55,7 +49,17 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--shapes", type=int, default=1000, help="random ones to compare (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=200, help="timed runs of each shape (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=15, help="of each number of clients (default %(default)s)")
-    parser.add_argument("--server-cpus", metavar="LIST", help="cores of the server, as taskset takes them: 0-15")
+    parser.add_argument("--server-cpus", type=cores, metavar="LIST", help="cores of the server: 0-11,14 (default: all)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="of the server (default %(default)s)")
+    parser.add_argument(
+        "--client-processes", type=int, default=2, metavar="N", help="that the clients share (default %(default)s)"
+    )
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help="of torch's: eager graph compile"
+    )
+    parser.add_argument(
+        "--torch-within-s", type=float, default=1200, metavar="S", help="it is cut off after (default %(default)s)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="write the result as JSON")
     parser.set_defaults(run=run)
 
@@ -66,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         steps[f"the model on {name}"] = functools.partial(time_model, options, name)
         steps[f"HTTP on {name}"] = functools.partial(time_http, options, name)
     if options.checkpoint:
-        steps["torch"] = functools.partial(time_torch, options.checkpoint)
+        steps["torch"] = functools.partial(time_torch, options)
     begun = {"benchmark": "vilt-bench gpu", **stamp(), "model": {}, "http": {}, "limit": {}, "torch": None, "used": {}}
     found = take(steps, begun, options.output)
     print(*lines(found), sep="\n")
@@ -96,110 +100,119 @@ def why(error: BaseException) -> str:
 
 
 def time_model(options: argparse.Namespace, name: str, found: Found) -> None:
-    """Time a provider without a server.
+    """Time a provider without a server; what was found is kept even if its answers are not fp32's.
 
-    Raises: SystemExit: its answers are not fp32's.
+    Raises: SystemExit: they are not, or it does not run.
     """
+    said = options.output.with_suffix(f".{name}.json")
     command = ["server.gpu", str(options.model), "--provider", name, "--shapes", str(options.shapes)]
-    found["model"][name] = report_of([*command, "--repeat", str(options.repeat)])
+    failure = run_module([*command, "--repeat", str(options.repeat)], said, TIMED_WITHIN_S)
+    if text := said.read_text():
+        found["model"][name] = json.loads(text)
+    if failure:
+        sys.exit(failure)
 
 
 def time_http(options: argparse.Namespace, name: str, found: Found) -> None:
     """Time HTTP in front of a provider with more and more clients, and say what is the limit.
 
-    Raises: SystemExit: there is no server. ExceptionGroup: it refused a request. KeyError: the model was not timed.
+    Raises: SystemExit: the model did not run, or there is no server. ExceptionGroup: it refused a request.
     """
-    flags = ["--model", str(options.model), "--provider", name, "--precision", "fp16"]
+    if name not in found["model"]:
+        sys.exit("the model alone did not run, so no server was started")
+    flags = [
+        "--model",
+        str(options.model),
+        "--provider",
+        name,
+        "--precision",
+        "fp16",
+        "--workers",
+        str(options.workers),
+    ]
     loops = found["http"][name] = []
-    with started(flags, ready_within_s=READY_WITHIN_S) as server:
-        cpus = pin(server.process.pid, options.server_cpus)
+    everything = os.sched_getaffinity(0)
+    own = options.server_cpus or everything
+    with contextlib.ExitStack() as stack:
+        with on_cores(own):
+            server = stack.enter_context(started(flags, ready_within_s=READY_WITHIN_S))
+        stack.enter_context(on_cores(everything - own or everything))
         for clients in CLIENTS:
-            figures = uvloop.run(loop(server.url, clients, options.seconds))
-            loops.append({"server_cpus": cpus, **figures})
-    best = max(row["images_per_s"] for row in found["model"][name]["runs"] if row["patches"] == PATCHES)
-    found["limit"][name] = limit(max(loops, key=lambda one: one["answers_per_s"]), best, cpus)
+            figures = closedloop.drive(server.url, clients, options.client_processes, options.seconds)
+            loops.append({"server_cpus": len(own), "workers": options.workers, **figures})
+    rates = [row["images_per_s"] for row in found["model"][name]["runs"] if row["patches"] == PATCHES]
+    if rates:
+        found["limit"][name] = limit(loops, max(rates), len(own))
 
 
-def time_torch(checkpoint: str, found: Found) -> None:
+def time_torch(options: argparse.Namespace, found: Found) -> None:
     """Time torch beside it, and say what share of the GPU's rates each provider reaches.
 
-    Raises: SystemExit: there is no GPU.
+    Raises: SystemExit: there is no GPU, or it took too long; what it had told by then is kept.
     """
-    torch = found["torch"] = report_of(["export.gpu_peers", checkpoint])
-    for name, one in found["model"].items():
-        found["used"][name] = used(one["runs"], torch)
+    said = options.output.with_suffix(".torch.jsonl")
+    command = ["export.gpu_peers", options.checkpoint, "--ways", *options.ways]
+    failure = run_module(command, said, options.torch_within_s)
+    told = [json.loads(line) for line in said.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    if told:
+        torch = found["torch"] = {**told[0], "runs": told[1:]}
+        timed = {name: one["runs"] for name, one in found["model"].items() if one["runs"]}
+        found["used"] |= {name: used(runs, torch) for name, runs in timed.items()}
+    if failure:
+        sys.exit(failure)
 
 
-def report_of(module: Sequence[str]) -> dict[str, Any]:
-    """Run a module of another package and read the JSON that it prints.
+def run_module(module: Sequence[str], said: Path, within_s: float) -> str | None:
+    """Run a module of another package, with its standard output in a file, and tell how it failed, if it did."""
+    name = f"python -m {' '.join(module)}"
+    with said.open("w") as file:
+        try:
+            done = subprocess.run([sys.executable, "-m", *module], stdout=file, check=False, timeout=within_s)  # noqa: S603
+        except subprocess.TimeoutExpired:
+            return f"{name} was cut off after {within_s:g} s"
+    return f"{name} failed: the lines above say why" if done.returncode else None
 
-    Raises: SystemExit: it failed; what it said is on standard error.
+
+def cores(text: str) -> set[int]:
+    """Read a list of cores: 0-11,14.
+
+    Raises: ValueError: it is none.
     """
-    done = subprocess.run([sys.executable, "-m", *module], stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        print(done.stdout, end="")
-        sys.exit(f"vilt-bench gpu: python -m {' '.join(module)} failed: the lines above say why")
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
+    ends = [part.partition("-") for part in text.split(",")]
+    return {core for first, _, last in ends for core in range(int(first), int(last or first) + 1)}
 
 
-def pin(process: int, cpus: str | None) -> int:
-    """Give a server cores of its own, with all of its threads, and count them."""
-    if cpus:
-        subprocess.run(["taskset", "--all-tasks", "--cpu-list", "--pid", cpus, str(process)], check=True)  # noqa: S603, S607
-    return len(os.sched_getaffinity(process))
+@contextlib.contextmanager
+def on_cores(own: set[int]) -> Iterator[None]:
+    """Keep this thread to some cores, and with it for good every process that it starts meanwhile.
 
-
-async def loop(url: str, clients: int, seconds: float) -> dict[str, Any]:
-    """Let so many clients ask, each again as soon as it is answered; every picture is a new one.
-
-    Raises: ValueError: the server refused, or failed.
+    Raises: OSError: the machine has none of them.
     """
-    requests = photo.requests(photo.draw())
-    rows: list[Row] = []
-    async with Client(url) as client:
-        await _ask(client, requests, [], client.now_s() + seconds / 10)  # not counted
-        began_s = time.perf_counter()
-        until_s = client.now_s() + seconds
-        async with asyncio.TaskGroup() as group:
-            for _ in range(clients):
-                group.create_task(_ask(client, requests, rows, until_s))
-        taken_s = time.perf_counter() - began_s
-    return summarise(rows, clients, taken_s)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, own)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
-async def _ask(client: Client, requests: Iterator[Request], rows: list[Row], until_s: float) -> None:
-    while client.now_s() < until_s:
-        row = await client.send(next(requests))
-        if row.status != httpx.codes.OK:
-            raise ValueError(f"the server did not answer: {row.status or ''} {row.code}".strip())
-        rows.append(row)
+def limit(loops: Sequence[dict[str, Any]], model_per_s: float, cpus: int) -> dict[str, Any]:
+    """Name what keeps the server from more: the model at its best, preparing on all cores, the clients, or HTTP.
 
-
-def summarise(rows: Sequence[Row], clients: int, taken_s: float) -> dict[str, Any]:
-    """Take the figures of one closed loop."""
-    latencies_ms = [row.latency_ms for row in rows]
-    p50, p99 = np.quantile(latencies_ms, (0.5, 0.99))
-    return {
-        "clients": clients,
-        "answers": len(rows),
-        "answers_per_s": len(rows) / taken_s,
-        "p50_ms": float(p50),
-        "p99_ms": float(p99),
-        "stages_ms": {stage: statistics.median(row.stages_ms[stage] for row in rows) for stage in rows[0].stages_ms},
-    }
-
-
-def limit(busiest: dict[str, Any], model_per_s: float, cpus: int) -> dict[str, Any]:
-    """Name what keeps the server from more: the model at its best, preparing on all cores, or what is left, HTTP."""
-    preparing_ms = sum(busiest["stages_ms"][stage] for stage in PREPARING)
+    What preparing takes is told by the fewest clients: among many, decode is mostly the wait for a thread.
+    """
+    alone, busiest = loops[0], max(loops, key=lambda one: float(one["answers_per_s"]))
+    preparing_ms = sum(alone["stages_ms"][stage] for stage in PREPARING)
     could = {"model and its copies": model_per_s, "decode and preprocess": 1000 * cpus / preparing_ms}
     name, rate = min(could.items(), key=lambda item: item[1])
     reached = busiest["answers_per_s"] / rate
+    if reached < NEARLY:  # neither of them
+        name = "the clients of this benchmark" if busiest["client_cpu_share"] >= NEARLY else "HTTP and the event loop"
     return {
         "answers_per_s": busiest["answers_per_s"],
         "could_per_s": could,
-        "bottleneck": name if reached >= 0.8 else "HTTP and the event loop",  # neither of the others is near its limit
+        "client_cpu_share": busiest["client_cpu_share"],
+        "bottleneck": name,
         "share_of_it": reached,
     }
 

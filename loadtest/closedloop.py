@@ -1,0 +1,97 @@
+"""A closed loop: clients who each ask again as soon as they are answered. It shows throughput, `openloop` latency.
+
+The clients share processes of their own, because one process of Python asks some thousand times a second and no more.
+Each tells what share of a core it took, so that it is seen where the clients were the limit and not the server.
+"""
+
+import asyncio
+import functools
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+import uvloop
+
+from loadtest import photo
+from loadtest.openloop import Client
+from loadtest.rows import Row
+from loadtest.workload import Request
+
+STARTED_WITHIN_S = 120.0  # all processes, before any asks
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the clients of one process were answered."""
+
+    rows: list[Row]
+    taken_s: float
+    cpu_share: float  # of one core, which is all that a process of Python uses
+
+
+def drive(url: str, clients: int, processes: int, seconds: float) -> dict[str, Any]:
+    """Let so many clients ask from so many processes, and sum up.
+
+    Raises: ValueError, or a group of them: the server refused, or failed.
+    """
+    processes = min(clients, processes)
+    shares = [clients // processes + (number < clients % processes) for number in range(processes)]
+    context = multiprocessing.get_context("spawn")  # a fork would take the event loop's threads for its own
+    together = context.Barrier(processes)
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=together.wait, initargs=(STARTED_WITHIN_S,)
+    ) as pool:
+        return summarise(list(pool.map(functools.partial(ask, url, seconds), shares)), clients)
+
+
+def ask(url: str, seconds: float, clients: int) -> Asked:
+    """Let the clients of one process ask."""
+    return uvloop.run(loop(url, seconds, clients))
+
+
+async def loop(url: str, seconds: float, clients: int) -> Asked:
+    """Let so many clients ask, after one has for a tenth of the time; every picture is a new one.
+
+    Raises: ValueError, or a group of them: the server refused, or failed.
+    """
+    requests = photo.requests(photo.draw())
+    rows: list[Row] = []
+    async with Client(url) as client:
+        await _ask(client, requests, [], client.now_s() + seconds / 10)  # not counted
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
+        until_s = client.now_s() + seconds
+        async with asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(_ask(client, requests, rows, until_s))
+        taken_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+    return Asked(rows, taken_s, cpu_s / taken_s)
+
+
+async def _ask(client: Client, requests: Iterator[Request], rows: list[Row], until_s: float) -> None:
+    while client.now_s() < until_s:
+        row = await client.send(next(requests))
+        if row.status != httpx.codes.OK:
+            raise ValueError(f"the server did not answer: {row.status or ''} {row.code}".strip())
+        rows.append(row)
+
+
+def summarise(asked: Sequence[Asked], clients: int) -> dict[str, Any]:
+    """Take the figures of one closed loop: all answers, the rates together, and the process that had most to do."""
+    rows = [row for one in asked for row in one.rows]
+    p50, p99 = np.quantile([row.latency_ms for row in rows], (0.5, 0.99))
+    return {
+        "clients": clients,
+        "client_processes": len(asked),
+        "client_cpu_share": max(one.cpu_share for one in asked),
+        "answers": len(rows),
+        "answers_per_s": sum(len(one.rows) / one.taken_s for one in asked),
+        "p50_ms": float(p50),
+        "p99_ms": float(p99),
+        "stages_ms": {stage: statistics.median(row.stages_ms[stage] for row in rows) for stage in rows[0].stages_ms},
+    }
