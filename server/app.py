@@ -77,7 +77,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
 
     app = FastAPI(
         title="ViLT server",
-        version=_version(),
+        version=own_version(),
         description="Ask a vision-and-language transformer about a picture, and see where each millisecond goes.",
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
@@ -109,7 +109,7 @@ def _for_pages_of(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     )
 
 
-def _version() -> str:
+def own_version() -> str:
     """Tell the server's own version, for the schema; a tree that was never installed has none."""
     try:
         return version("vilt-server")

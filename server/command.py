@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from importlib.metadata import version
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp
@@ -13,7 +12,7 @@ from pydantic_settings import CliApp
 from models.errors import ArtifactError
 from server import control, logs
 from server.admission import Admission
-from server.app import create_app
+from server.app import create_app, own_version
 from server.backend import LocalBackend
 from server.listening import Server
 from server.loading import load
@@ -25,7 +24,7 @@ log = logging.getLogger("server")
 
 def serve() -> None:
     if "--version" in sys.argv[1:]:
-        print(f"vilt-serve {version('vilt-server')}")  # noqa: T201 what it was asked for
+        print(f"vilt-serve {own_version()}")  # noqa: T201 what it was asked for
         return
     try:
         settings = CliApp.run(Settings)
