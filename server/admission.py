@@ -10,6 +10,7 @@ from server.types import Clock, ServedModel, Urgency
 
 SMOOTHING = 0.1  # weight of the newest answer in the running mean
 FAULTS_IN_A_ROW = 3  # runs that fail one after the other, until the server no longer calls itself ready
+FAULTY_S = 10.0  # after the last of them it is ready for another try: whom a balancer leaves out has no run to succeed
 BEYOND_DOUBT = 0.5  # of a run as it took at warm-up: an idle engine refuses only what has even less time
 
 
@@ -44,14 +45,16 @@ class Admission:
         self._work_s = dict.fromkeys(Urgency, 0.0)
         self._prepare_s = 0.0  # what decoding and the like have taken of late
         self._is_open = False
-        self._faults = 0
+        self._faults, self._fault_s = 0, 0.0  # in a row, and the instant of the last
         self._promises = Promises(clock)
         self.is_draining = False
+        metrics.ready.set_function(lambda: self.is_ready)
 
     @property
     def is_ready(self) -> bool:
         """Whether the server wants requests; those that arrive all the same are answered."""
-        return self._is_open and self._faults < FAULTS_IN_A_ROW
+        is_faulty = self._faults >= FAULTS_IN_A_ROW and self._clock() < self._fault_s + FAULTY_S
+        return self._is_open and not is_faulty
 
     @property
     def status(self) -> str:
@@ -59,19 +62,19 @@ class Admission:
         return "ready" if self.is_ready else "draining" if self.is_draining else "faulty"
 
     def open(self) -> None:
-        """Become ready."""
-        self._is_open = True
-        self._metrics.ready.set(self.is_ready)
+        """Become ready, unless told to end before."""
+        self._is_open = not self.is_draining
 
     def close(self) -> None:
         """Stop being ready, for good."""
         self._is_open, self.is_draining = False, True
-        self._metrics.ready.set(self.is_ready)
 
     def report(self, is_sound: bool) -> None:
-        """Learn how a run went: readiness falls after several faults in a row and comes back with the first success."""
-        self._faults = 0 if is_sound else self._faults + 1
-        self._metrics.ready.set(self.is_ready)
+        """Learn how a run went: the third fault in a row and each after it end readiness, a success brings it back."""
+        if is_sound:
+            self._faults = 0
+        else:
+            self._faults, self._fault_s = self._faults + 1, self._clock()
 
     @contextlib.contextmanager
     def admit(

@@ -5,6 +5,8 @@ Either all of that is in this process, or in the engine process that fronts shar
 
 import asyncio
 import contextlib
+import logging
+import sys
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -17,6 +19,8 @@ from server.reports import Reports
 from server.settings import Settings
 from server.slowest import Slowest, SlowRequest
 from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
+
+log = logging.getLogger(__name__)
 
 
 class Permit(Protocol):
@@ -126,7 +130,7 @@ class LocalBackend:
     async def running(self) -> AsyncIterator[None]:
         """Be ready, and empty the queue until the end."""
         batching = asyncio.create_task(self.batcher.run())
-        batching.add_done_callback(lambda _: self.admission.close())  # without its loop a server wants no requests
+        batching.add_done_callback(_end_if_it_failed)
         self.admission.open()
         yield
         batching.cancel()
@@ -167,3 +171,10 @@ class LocalBackend:
 
     async def report(self, name: str) -> bytes:
         return self.reports.write(name)
+
+
+def _end_if_it_failed(batching: asyncio.Task[None]) -> None:
+    """End the process when nobody empties its queue any more: started again it can serve, and as it is it cannot."""
+    if not batching.cancelled():
+        log.critical("nobody empties the queue any more: ending", exc_info=batching.exception())
+        sys.exit(1)

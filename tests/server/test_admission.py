@@ -5,7 +5,7 @@ import itertools
 import pytest
 from fakes import FakeClock, FakeEngine, latency, served
 
-from server.admission import FAULTS_IN_A_ROW, Admission
+from server.admission import FAULTS_IN_A_ROW, FAULTY_S, Admission
 from server.errors import DeadlineExceeded, Overloaded, Unavailable
 from server.metrics import Metrics
 from server.types import Urgency
@@ -180,6 +180,38 @@ def test_readiness_falls_after_repeated_faults_and_comes_back() -> None:
         seen.append(admission.is_ready)
 
     assert seen == [True] * (FAULTS_IN_A_ROW - 1) + [False, True]
+
+
+def test_faulty_server_is_tried_again_after_a_while_and_one_more_fault_is_enough() -> None:
+    """A balancer sends nothing to who is not ready, so that no run could ever bring readiness back."""
+    desk = Desk()
+    desk.admission.open()
+    seen = []
+
+    def look() -> None:
+        gauge = desk.metrics.registry.get_sample_value("vilt_ready")
+        assert gauge == desk.admission.is_ready
+        seen.append(desk.admission.status)
+
+    for _ in range(FAULTS_IN_A_ROW):
+        desk.admission.report(False)
+    for passed_s in (FAULTY_S / 2, FAULTY_S / 2):
+        desk.clock.now_s += passed_s
+        look()
+    for is_sound in (False, True):
+        desk.admission.report(is_sound)
+        look()
+
+    assert seen == ["faulty", "ready", "faulty", "ready"]
+
+
+def test_server_told_to_end_while_it_starts_does_not_become_ready() -> None:
+    """A signal may come before the start is over."""
+    admission = Desk().admission
+    admission.close()
+    admission.open()
+
+    assert admission.status == "draining"
 
 
 def test_closed_server_stays_closed_after_a_sound_run() -> None:
