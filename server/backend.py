@@ -116,7 +116,13 @@ class LocalBackend:
         clock: Clock,
     ) -> None:
         self.admission = admission
-        self.batcher = Batcher(clock, metrics, kept_logits=settings.logits_cache_entries, report=admission.report)
+        self.batcher = Batcher(
+            clock,
+            metrics,
+            overlapping=models[0].engine.overlapping,  # all models have the same provider
+            kept_logits=settings.logits_cache_entries,
+            report=admission.report,
+        )
         self.places = Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock)
         self._metrics = metrics
         self._slowest = Slowest()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from models.batch import collate
+from models.batch import Feeds, collate
 from server.caches import Cache
 from server.errors import EngineFault, ServerError, Unavailable
 from server.metrics import Metrics
@@ -19,7 +19,6 @@ from server.types import Clock, Entry, EntryResult, Logits, ServedModel
 
 log = logging.getLogger(__name__)
 
-MOST_UNDER_WAY = 2  # batches, where an engine copies one while another runs
 BETWEEN_S = 0.0002  # from a run's end to the next one's start while entries wait, until it has been measured
 BETWEEN_SMOOTHING, BETWEEN_LIMIT_S = 0.05, 0.01  # weight of the newest; what is longer is a stall, and teaches nothing
 
@@ -32,10 +31,14 @@ class Batcher:
         clock: Clock,
         metrics: Metrics,
         *,
+        overlapping: int = 1,
         kept_logits: int = 0,
         report: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """Keep the logits of so many entries, and report of each run whether the engine was sound."""
+        """Have so many batches under way at once, all but one being copied; keep the logits of so many entries.
+
+        Each run is reported of: whether the engine was sound.
+        """
         self._clock = clock
         self._metrics = metrics
         self._report = report
@@ -44,10 +47,10 @@ class Batcher:
         self._logits: Cache[Logits] = Cache(kept_logits, lambda _: 1)
         self._between_s = BETWEEN_S
         self._ended_s: float | None = None  # of the last run, if there has been something to run ever since
-        self._waiting = asyncio.Event()
-        self._full = asyncio.Event()  # a whole batch waits that an engine can take while another runs
+        self._waiting = asyncio.Event()  # an entry has come, or a run has ended
         self.under_way = 0  # batches
-        self._thread = ThreadPoolExecutor(MOST_UNDER_WAY, "engine")
+        self._overlapping = overlapping
+        self._threads = ThreadPoolExecutor(overlapping, "engine")
         self._closed = False
 
     async def submit(self, entry: Entry) -> EntryResult:
@@ -73,98 +76,92 @@ class Batcher:
             self._leaders[entry.key, entry.urgency] = entry
         self.queue.add(entry)
         self._waiting.set()
-        if self.queue.is_full():
-            self._full.set()
         return await entry.future
 
     async def run(self) -> None:
         """Empty the queue until cancelled; then fail what is left."""
         loop = asyncio.get_running_loop()
-        ahead = asyncio.create_task(self._run_ahead(loop))
         try:
-            while True:
-                await self._waiting.wait()
-                batch = self.queue.form(self._between_s)
-                if not batch:
-                    self._waiting.clear()
-                    self._ended_s = None
-                    continue
-                if self.queue.is_full():
-                    self._full.set()
-                await self._resolve(batch, loop)
+            async with asyncio.TaskGroup() as group:  # on being cancelled each fails the batch that it has
+                for _ in range(self._overlapping):
+                    group.create_task(self._run_batches(loop))
         finally:
-            ahead.cancel()
-            await asyncio.gather(ahead, return_exceptions=True)  # it fails the batch that it has
             self._closed = True
-            self._thread.shutdown(wait=False)
+            self._threads.shutdown(wait=False)
             for entry in self.queue.empty():
                 self._fail(entry, _shutting_down())
 
-    async def _run_ahead(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Form the next batch while one runs, if it can grow no more: the engine copies it in the meantime.
+    async def _run_batches(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run one batch after the other: whatever waits when the engine is idle, or a whole one while it runs another.
 
-        A smaller one waits, and grows with whoever comes until the engine is idle.
+        The engine copies that in the meantime. A smaller one waits, and grows with whoever comes.
         """
         while True:
-            await self._full.wait()
-            if self.under_way and self.queue.is_full() and (batch := self.queue.form(self._between_s)):
+            await self._waiting.wait()
+            may_form = not self.under_way or self.queue.is_full()
+            batch = self.queue.form(self._between_s) if may_form else []
+            if batch:
                 await self._resolve(batch, loop)
-            else:
-                self._full.clear()
+                continue
+            self._waiting.clear()
+            if not self.under_way:
+                self._ended_s = None
 
     async def _resolve(self, batch: list[Entry], loop: asyncio.AbstractEventLoop) -> None:
         """Run a batch and resolve its futures; a failure is the batch's own, never the loop's."""
         model = batch[0].model
         self.under_way += 1
         try:
-            outcomes = await loop.run_in_executor(self._thread, self._run, model, batch)
+            ran = await loop.run_in_executor(self._threads, self._run, model, batch)
         except asyncio.CancelledError:
             for entry in batch:
                 self._fail(entry, _shutting_down())
             raise
         except Exception:
             log.exception("a batch of %d failed in model %s", len(batch), model.name)
-            outcomes = [_fault() for _ in batch]
+            ran = [_fault() for _ in batch], 0.0
         finally:
             self.under_way -= 1
-        if outcomes is None:
-            self.queue.put_back(batch)
             self._waiting.set()
+        if ran is None:
+            self.queue.put_back(batch)
             return
+        outcomes, ran_s = ran
         self._report(any(isinstance(outcome, EntryResult) for outcome in outcomes))
         for leader, outcome in zip(batch, outcomes, strict=True):
             self._forget(leader)
             if isinstance(outcome, EntryResult):
-                self._metrics.engine_seconds.labels(_use(leader, outcome)).inc(
-                    (outcome.ended_s - outcome.started_s) / len(batch)
-                )
+                self._metrics.engine_seconds.labels(_use(leader, outcome)).inc(ran_s / len(batch))
                 if leader.key is not None:
                     self._logits.keep(leader.key, outcome.logits)
             for entry in leader.all():
                 entry.resolve(outcome)
 
-    def _run(self, model: ServedModel, batch: list[Entry]) -> list[EntryResult | ServerError] | None:
-        """Pad, run, and share out; on the engine's thread. A row that is not finite fails alone.
+    def _run(self, model: ServedModel, batch: list[Entry]) -> tuple[list[EntryResult | ServerError], float] | None:
+        """Pad, run, and share out; on a thread of the engine's. A row that is not finite fails alone.
 
         Returns None, and runs nothing, if all have gone since the batch was formed.
+
+        Units: seconds of the engine's that no other batch is counted with.
         """
         if all(entry.future.done() for leader in batch for entry in leader.all()):
             return None
         started_s = self._clock()
         before_s = self._ended_s
-        if before_s is not None and self.under_way == 1:
-            between_s = min(started_s - before_s, BETWEEN_LIMIT_S)
-            self._between_s += BETWEEN_SMOOTHING * (between_s - self._between_s)
-        feeds = collate([entry.features for entry in batch])
-        output = model.engine.run(feeds)
-        ended_s = self._clock()
-        ran_s = ended_s - max(started_s, self._ended_s or started_s)  # not while the one before it still ran
-        self._ended_s = ended_s
+        if before_s is not None and self.under_way == 1 and started_s - before_s <= BETWEEN_LIMIT_S:
+            self._between_s += BETWEEN_SMOOTHING * (started_s - before_s - self._between_s)
+        try:
+            feeds = collate([entry.features for entry in batch])
+            output = model.engine.run(feeds)
+        finally:  # a run that fails has ended, too
+            ended_s, other_s = self._clock(), self._ended_s or started_s
+            self._ended_s = max(ended_s, other_s)
+        ran_s = max(0.0, ended_s - max(started_s, other_s))  # not while the one before it still ran
         rows, tokens = feeds.mask.shape
         model.latency.observe(rows, tokens, ran_s)
         self._metrics.drift.labels(model.name).set(model.latency.drift)
         self._metrics.batch_entries.labels(model.name).observe(len(batch))
-        self._metrics.padding_ratio.labels(model.name).observe(feeds.padding_ratio)
+        self._metrics.padding_ratio.labels(model.name).observe(_padding_ratio(model, feeds))
         together = frozenset(entry.request_id for leader in batch for entry in leader.all())
         outcomes: list[EntryResult | ServerError] = []
         for row in range(len(batch)):
@@ -174,7 +171,7 @@ class Batcher:
             else:
                 log.error("a logit is not a finite number, in model %s", model.name)
                 outcomes.append(_fault())
-        return outcomes
+        return outcomes, ran_s
 
     def _fail(self, leader: Entry, error: ServerError) -> None:
         self._forget(leader)
@@ -186,6 +183,12 @@ class Batcher:
         leader.let_go()
         if leader.key is not None:
             self._leaders.pop((leader.key, leader.urgency), None)
+
+
+def _padding_ratio(model: ServedModel, feeds: Feeds) -> float:
+    """Tell the share of padding among the tokens that were run, an engine's own padding with it."""
+    rows, tokens = model.engine.padded(*feeds.mask.shape)
+    return 1.0 - (1.0 - feeds.padding_ratio) * feeds.mask.size / (rows * tokens)
 
 
 def _use(leader: Entry, result: EntryResult) -> str:

@@ -39,9 +39,8 @@ class Queue:
         self._metrics.queue_entries.set(len(self))
 
     def is_full(self) -> bool:
-        """Tell whether a whole batch waits for an engine that can copy it while another runs."""
-        first = self._interactive[0].model if self._interactive else None
-        return first is not None and first.engine.overlapping > 1 and len(self._interactive) >= first.max_batch_size
+        """Tell whether a whole batch waits, which can grow no more."""
+        return bool(self._interactive) and len(self._interactive) >= self._interactive[0].model.max_batch_size
 
     def form(self, between_s: float) -> list[Entry]:
         """Take the next batch; an empty list means that nothing is waiting.

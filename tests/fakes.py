@@ -72,8 +72,8 @@ class FakeEngine:
 class HeldEngine(FakeEngine):
     """Says that a run has begun, and ends it when it may."""
 
-    def __init__(self, *, failures: int = 0) -> None:
-        super().__init__(failures=failures)
+    def __init__(self, *, failures: int = 0, not_numbers: Sequence[int] = (), overlapping: int = 1) -> None:
+        super().__init__(failures=failures, not_numbers=not_numbers, overlapping=overlapping)
         self.has_begun = threading.Event()
 
     def run(self, feeds: Feeds) -> EngineOutput:

@@ -2,11 +2,12 @@
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import TypeVar
 
 import pytest
-from fakes import FakeClock, FakeEngine, features, latency, served
+from fakes import FakeClock, HeldEngine, features, latency, served
 
 from server.batcher import BETWEEN_S, Batcher
 from server.errors import DeadlineExceeded, EngineFault, Unavailable
@@ -30,12 +31,14 @@ class Bench:
         kept_logits: int = 0,
         overlapping: int = 1,
     ) -> None:
-        self.engine = FakeEngine(failures=failures, not_numbers=not_numbers, overlapping=overlapping)
+        self.engine = HeldEngine(failures=failures, not_numbers=not_numbers, overlapping=overlapping)
         self.model = served(self.engine, max_batch_size=max_batch_size, runs=latency(per_token_s=per_token_s))
         self.clock = FakeClock()
         self.metrics = Metrics()
         self.reports: list[bool] = []
-        self.batcher = Batcher(self.clock, self.metrics, kept_logits=kept_logits, report=self.reports.append)
+        self.batcher = Batcher(
+            self.clock, self.metrics, overlapping=overlapping, kept_logits=kept_logits, report=self.reports.append
+        )
 
     def entry(
         self,
@@ -74,11 +77,8 @@ class Bench:
         return results
 
     async def until_under_way(self, batches: int) -> None:
-        for _ in range(1000):  # turns of the event loop
-            if self.batcher.under_way == batches:
-                return
+        while self.batcher.under_way != batches:  # noqa: ASYNC110 a thread gives no event to wait for
             await asyncio.sleep(0)
-        raise AssertionError(f"{self.batcher.under_way} batches are under way, not {batches}")
 
     def hits(self, cache: str) -> float | None:
         return self.metrics.registry.get_sample_value("vilt_cache_hits_total", {"cache": cache})
@@ -510,6 +510,106 @@ def test_whole_batch_is_given_to_an_engine_that_copies_ahead_while_another_runs(
     assert in_queue == left
     assert sorted(itertools.chain(*bench.engine.batches)) == list(range(1, 2 + waiting))
     assert max(map(len, bench.engine.batches)) <= 4
+
+
+class Turns(threading.Semaphore):
+    """Lets as many runs end as it is told to, in the place of an event that lets all."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def wait(self, timeout: float) -> bool:
+        return self.acquire(timeout=timeout)
+
+
+def test_batch_that_was_copied_ahead_is_followed_by_one_that_has_grown_meanwhile() -> None:
+    """Once the first run has ended the second keeps the engine busy, and what waits has until its end to grow."""
+
+    async def scenario() -> list[int]:
+        bench = Bench(max_batch_size=4, overlapping=2)
+        bench.engine.may_run = turns = Turns()
+        asked: list[asyncio.Task[EntryResult]] = []
+
+        def ask(count: int) -> None:
+            asked.extend(asyncio.create_task(bench.batcher.submit(bench.entry(1))) for _ in range(count))
+
+        loop = asyncio.create_task(bench.batcher.run())
+        for under_way, count in enumerate((1, 4), start=1):
+            ask(count)
+            await bench.until_under_way(under_way)
+        ask(1)
+        turns.release()
+        await bench.until_under_way(1)
+        ask(3)
+        turns.release(10)
+        await asyncio.gather(*asked)
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+        return sorted(map(len, bench.engine.batches))
+
+    assert run(scenario) == [1, 4, 4]
+
+
+def test_time_of_runs_that_overlap_is_counted_once() -> None:
+    """Two batches are given to the engine at once, and end after 0.1 and 0.2 s: it was busy for 0.2."""
+
+    async def scenario() -> float:
+        bench = Bench(max_batch_size=4, overlapping=2)
+        bench.engine.may_run = turns = Turns()
+        loop = asyncio.create_task(bench.batcher.run())
+        asked = [asyncio.create_task(bench.batcher.submit(bench.entry(n))) for n in range(8)]
+        await bench.until_under_way(2)
+        for under_way in (1, 0):
+            bench.clock.now_s += 0.1
+            turns.release()
+            await bench.until_under_way(under_way)
+        await asyncio.gather(*asked)
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+        return bench.metrics.registry.get_sample_value("vilt_engine_seconds_total", {"use": "answered"}) or 0.0
+
+    assert run(scenario) == pytest.approx(0.2)
+
+
+def test_padding_of_the_engine_s_own_is_counted() -> None:
+    """A row of 5 tokens that runs in a shape of 2 rows of 10 is a quarter of it."""
+
+    async def scenario() -> float | None:
+        bench = Bench()
+        bench.engine.padded = lambda *_: (2, 10)
+        await bench.run_all([bench.entry(1)])
+        return bench.metrics.registry.get_sample_value("vilt_batch_padding_ratio_sum", {"model": "shapes"})
+
+    assert run(scenario) == pytest.approx(0.75)
+
+
+def test_time_between_runs_is_learnt_neither_from_a_stall_nor_from_a_run_that_failed() -> None:
+    """A stall says nothing of the next time, and what failed for 5 ms was not between two runs."""
+
+    async def scenario() -> float:
+        bench = Bench()
+
+        async def run_after(between_s: float, *, fails: bool = False) -> None:
+            asked = asyncio.create_task(bench.batcher.submit(bench.entry(1)))
+            await asyncio.sleep(0)
+            bench.clock.now_s += between_s
+            bench.engine.failures = int(fails)
+            bench.engine.has_begun.clear()
+            bench.engine.may_run.clear()
+            running = asyncio.create_task(bench.batcher._resolve(bench.batcher.queue.form(BETWEEN_S), loop))
+            await asyncio.to_thread(bench.engine.has_begun.wait, 5)
+            bench.clock.now_s += 0.005
+            bench.engine.may_run.set()
+            await asyncio.gather(running, asked, return_exceptions=True)
+
+        loop = asyncio.get_running_loop()
+        await run_after(0.0)
+        await run_after(1.0)
+        await run_after(BETWEEN_S, fails=True)
+        await run_after(BETWEEN_S)
+        return bench.batcher._between_s
+
+    assert run(scenario) == pytest.approx(BETWEEN_S)
 
 
 def test_drain_with_two_batches_under_way_fails_all_that_are_left() -> None:

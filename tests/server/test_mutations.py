@@ -28,7 +28,7 @@ MUTATIONS = {
         "            for entry in leader.all():\n                entry.resolve(outcome)",
         "            leader.resolve(outcome)",
     ),
-    "a failed batch answers nobody": Mutation("outcomes = [_fault() for _ in batch]", "return"),
+    "a failed batch answers nobody": Mutation("ran = [_fault() for _ in batch], 0.0", "return"),
     "a row gets its neighbour's logits": Mutation("values[row] for head", "values[0] for head"),
     "a batch is one too large": Mutation("if len(batch) == limit:", "if len(batch) == limit + 1:", "queue.py"),
     "expiry is forgotten": Mutation("elif now_s + run_s >= entry.deadline_s:", "elif False:", "queue.py"),
@@ -55,10 +55,11 @@ MUTATIONS = {
     "who has been answered goes on leading": Mutation(
         "            self._forget(leader)\n            if isinstance(outcome", "            if isinstance(outcome"
     ),
-    "nobody wakes the loop": Mutation("        self._waiting.set()\n        if", f"        {NOTHING}\n        if"),
-    "who joins a batch that did not run is left asleep": Mutation(
-        "            self._waiting.set()\n            return", "            return"
+    "nobody wakes the loop": Mutation(
+        "        self._waiting.set()\n        return", f"        {NOTHING}\n        return"
     ),
+    "the end of a run wakes nobody": Mutation("            self._waiting.set()\n        if ran", "        if ran"),
+    "a batch that can still grow is formed while another runs": Mutation("if may_form else []", "if True else []"),
     "the newest goes first": Mutation("first = queue.popleft()", "first = queue.pop()", "queue.py"),
     "ranks go before questions": Mutation(
         "batch = self._take_interactive(between_s) or self._take_slice()",
