@@ -7,8 +7,8 @@ import itertools
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ TELL_BYTES = 1_000_000  # by which what bodies hold has changed before it is tol
 ANSWER_WITHIN_S = 2.0  # to what costs the engine process nothing
 SOONEST_S = 0.1  # to come back, when it takes longer than the last start
 Answer = tuple[Any, bytes]
+T = TypeVar("T")
 
 
 class Line:
@@ -199,7 +200,9 @@ class RemoteBackend:
         if not self._limits_clients:
             yield
             return
-        async with self._connected().hold("place", {"client": client, "task": task}):
+        async with contextlib.AsyncExitStack() as stack:
+            place = self._connected().hold("place", {"client": client, "task": task})
+            await _soon(stack.enter_async_context(place))
             yield
 
     @contextlib.asynccontextmanager
@@ -244,17 +247,26 @@ class RemoteBackend:
         try:
             return (await self.report("status")).decode()
         except Unavailable:
-            return "starting"
+            return "unresponsive" if self._line else "starting"
 
     async def report(self, name: str) -> bytes:
         """Have a report written, if that can be done in time."""
         line = self._connected()
-        try:
-            async with asyncio.timeout(ANSWER_WITHIN_S):
-                _, payload = await line.call(line.next_number(), "report", name)
-        except TimeoutError as error:
-            raise self._refusal() from error
+        _, payload = await _soon(line.call(line.next_number(), "report", name))
         return payload
+
+
+async def _soon(asked: Awaitable[T]) -> T:
+    """Wait for what costs the engine process nothing.
+
+    Raises: Unavailable: it does not answer.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            return await asked
+    except TimeoutError as error:
+        why = f"The process that runs the model has not answered for {ANSWER_WITHIN_S:g} s: come back later."
+        raise Unavailable("engine_unresponsive", why, retry_after_s=ANSWER_WITHIN_S) from error
 
 
 def _digest(key: Hashable) -> str:

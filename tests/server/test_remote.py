@@ -20,6 +20,7 @@ from models.batch import Features, Feeds
 from models.errors import ArtifactError
 from models.image import ImagePatches
 from models.manifest import describe_file, read_manifest
+from server import remote
 from server.admission import Admission
 from server.backend import LocalBackend
 from server.channel import SIZES, Channel, Message, read_error, write_error
@@ -274,6 +275,31 @@ def test_client_s_places_are_the_same_through_any_front() -> None:
             assert told.value.code == "client_over_limit"
             async with second.place("a", "vqa"):
                 pass
+
+    play(scenario)
+
+
+def test_engine_process_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for a place nor for a report: nobody is told that it has ended; what it gives too late is given back."""
+    monkeypatch.setattr(remote, "ANSWER_WITHIN_S", 0.05)
+
+    async def scenario() -> None:
+        async with Split(fronts=1, places=1).running() as split:
+            (front,), (desk,) = split.fronts, split.hall.desks
+            unread: list[tuple[Message, bytes]] = []
+            monkeypatch.setattr(desk._channel, "_received", lambda *message: unread.append(message))
+            for waits in (front.place("a", "vqa").__aenter__(), front.report("metrics")):
+                with pytest.raises(Unavailable, match="has not answered") as told:
+                    await waits
+                assert told.value.code == "engine_unresponsive"
+                assert told.value.retry_after_s
+            assert await front.status() == "unresponsive"
+            await until(lambda: [message[0] for message, _ in unread].count("drop") == 3)
+            monkeypatch.setattr(desk._channel, "_received", desk._received)
+            for message in unread:
+                desk._received(*message)
+            async with front.place("a", "vqa"):
+                assert await front.status() == "ready"
 
     play(scenario)
 
