@@ -6,9 +6,8 @@ from collections.abc import Callable, Hashable, Iterator
 from server.errors import DeadlineExceeded, Overloaded, ServerError, Unavailable
 from server.metrics import Metrics
 from server.promises import SHARE, Promises
-from server.types import Clock, ServedModel, Urgency
+from server.types import Clock, Mean, ServedModel, Urgency
 
-SMOOTHING = 0.1  # weight of the newest answer in the running mean
 FAULTS_IN_A_ROW = 3  # runs that fail one after the other, until the server no longer calls itself ready
 FAULTY_S = 10.0  # after the last of them it is ready for another try: whom a balancer leaves out has no run to succeed
 BEYOND_DOUBT = 0.5  # of a run as it took at warm-up: an idle engine refuses only what has even less time
@@ -43,7 +42,7 @@ class Admission:
         self._clock = clock
         self._entries = dict.fromkeys(Urgency, 0)
         self._work_s = dict.fromkeys(Urgency, 0.0)
-        self._prepare_s = 0.0  # what decoding and the like have taken of late
+        self._prepare_s = Mean()  # what decoding and the like have taken of late
         self._is_open = False
         self._faults, self._fault_s = 0, 0.0  # in a row, and the instant of the last
         self._promises = Promises(clock)
@@ -89,7 +88,7 @@ class Admission:
         if remaining_s <= 0:
             raise DeadlineExceeded
         queued_s, entry_s = self._ahead(model, urgency, entries)
-        alone_s = entries * entry_s + self._prepare_s
+        alone_s = entries * entry_s + self._prepare_s.value
         in_flight = sum(self._entries.values())
         kept_entries, kept_s = 0, 0.0  # for those whose turn it is to come back
         key = None
@@ -152,7 +151,7 @@ class Admission:
 
     def prepared(self, seconds: float) -> None:
         """Learn from an answer how long a request takes beside the queue and the run."""
-        self._prepare_s += SMOOTHING * (seconds - self._prepare_s)
+        self._prepare_s.add(seconds)
 
     def count(self, urgency: Urgency, entries: int, entry_s: float) -> None:
         """Add entries to the work in flight, or take them out."""

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from email.message import Message
 
 from server.errors import BadRequest, Overloaded, TooLarge, UnsupportedMediaType
-from server.types import Clock
+from server.types import Clock, Mean
 
 CONTENT_TYPE_CHARS = 400  # a boundary has at most 70; a crowd of semicolons takes long
 SOONEST_S = 0.1  # to come back in, while none has been held yet
-SMOOTHING = 0.1  # weight of the newest body in the running mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class BodyRoom:
         self._report = report
         self._clock = clock
         self._taken = 0
-        self._mean_s = 0.0  # how long bodies of late have been held
+        self._held_s = Mean()  # how long bodies of late have been
 
     @contextlib.contextmanager
     def body(self) -> Iterator[Callable[[int], None]]:
@@ -42,16 +41,17 @@ class BodyRoom:
 
         Raises: Overloaded: by taking it, there is no room for more.
         """
-        held, since_s = 0, self._clock()
+        held, since_s, is_refused = 0, self._clock(), False
 
         def take(count: int) -> None:
-            nonlocal held
+            nonlocal held, is_refused
             if self._taken > held and self._taken + count > self._max_bytes:
+                is_refused = True
                 raise Overloaded(
                     "too_many_bodies",
                     f"Bodies of {self._taken:,} bytes are in flight and at most {self._max_bytes:,} are taken on:"
                     " come back later.",
-                    retry_after_s=max(self._mean_s, SOONEST_S),
+                    retry_after_s=max(self._held_s.value, SOONEST_S),
                 )
             held += count
             self._count(count)
@@ -60,7 +60,8 @@ class BodyRoom:
             yield take
         finally:
             self._count(-held)
-            self._mean_s += SMOOTHING * (self._clock() - since_s - self._mean_s)
+            if held and not is_refused:  # who is refused at once tells nothing of when there is room
+                self._held_s.add(self._clock() - since_s)
 
     def _count(self, count: int) -> None:
         self._taken += count

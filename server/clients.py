@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
@@ -15,9 +16,7 @@ from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
 from server.errors import Overloaded, Unauthorized
-from server.types import Clock
-
-SMOOTHING = 0.1  # weight of the newest request in the running mean
+from server.types import Clock, Mean
 
 
 def client_of(request: HTTPConnection) -> str:
@@ -61,10 +60,10 @@ class Places:
     def __init__(self, most: int, run_s: float, clock: Clock) -> None:
         """Give each client so many places, 0 for any number; a request takes a run's time until more is known."""
         self._most = most
-        self._run_s = run_s
         self._clock = clock
         self._taken: dict[str, dict[object, tuple[float, str]]] = {}  # since when and for which task, oldest first
-        self._mean_s: dict[str, float] = {}  # by task: how long its requests of late have held their places
+        # By task: how long its requests of late have held their places.
+        self._held_s: defaultdict[str, Mean] = defaultdict(lambda: Mean(run_s))
 
     @contextlib.contextmanager
     def take(self, client: str, task: str) -> Iterator[None]:
@@ -90,13 +89,12 @@ class Places:
             del taken[place]
             if not taken:
                 del self._taken[client]
-            mean_s = self._mean_s.get(task, self._run_s)
-            self._mean_s[task] = mean_s + SMOOTHING * (self._clock() - since_s - mean_s)
+            self._held_s[task].add(self._clock() - since_s)
 
     def _until_free_s(self, taken: dict[object, tuple[float, str]]) -> float:
         """Estimate when the oldest of a client's requests ends; if that is overdue, how often one of them does."""
         since_s, task = next(iter(taken.values()))
-        mean_s = self._mean_s.get(task, self._run_s)
+        mean_s = self._held_s[task].value
         return max(since_s + mean_s - self._clock(), mean_s / len(taken))
 
 

@@ -22,6 +22,18 @@ Logits = dict[str, NDArray[np.float32]]
 
 STAGES = ("receive", "admit", "decode", "preprocess", "tokenize", "queue", "inference", "answer")
 PARTS = ("text_embedding", "visual_embedding", "interaction")  # nested in inference
+SMOOTHING = 0.1  # weight of the newest in a running mean
+
+
+@dataclass(slots=True)
+class Mean:
+    """A running mean: what has been of late counts most."""
+
+    value: float = 0.0
+
+    def add(self, newest: float) -> None:
+        """Learn from one more."""
+        self.value += SMOOTHING * (newest - self.value)
 
 
 class Timings:

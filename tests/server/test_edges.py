@@ -1,5 +1,6 @@
 """Admission, timings, bodies, settings, logs: the small rooms."""
 
+import contextlib
 import json
 import logging
 
@@ -13,7 +14,7 @@ from server.logs import FIELDS, ConsoleFormatter, JsonFormatter
 from server.metrics import Metrics
 from server.pipeline import _mark_runs
 from server.settings import SHAPES, Settings, unknown_variables
-from server.types import EntryResult, Timings
+from server.types import SMOOTHING, EntryResult, Timings
 
 
 def test_timings_of_consecutive_marks_sum_to_the_total() -> None:
@@ -71,7 +72,7 @@ def test_bodies_around_their_room_are_refused_only_beyond(excess: int) -> None:
         if excess > 0:
             with pytest.raises(Overloaded) as caught:
                 second(40 + excess)
-            assert caught.value.retry_after_s == pytest.approx(bodies.SMOOTHING * 10)
+            assert caught.value.retry_after_s == pytest.approx(SMOOTHING * 10)
         else:
             second(40 + excess)
             assert metrics.registry.get_sample_value("vilt_body_bytes") == 100 + excess
@@ -92,6 +93,26 @@ def test_bodies_around_their_room_are_refused_only_beyond(excess: int) -> None:
 def test_variable_that_sets_nothing_is_told(name: str, says: list[str]) -> None:
     """Or a container serves the shipped model in the place of yours, without a word."""
     assert list(unknown_variables([name])) == says
+
+
+def test_time_to_come_back_with_a_body_is_not_learnt_from_those_who_were_refused() -> None:
+    """They hold nothing, or hardly anything, for an instant; nor from those who sent no body."""
+    clock = FakeClock()
+    room = bodies.BodyRoom(100, lambda _: None, clock)
+    for _ in range(100):
+        with room.body() as take:
+            take(10)
+            clock.now_s += 5
+    with room.body() as first:
+        first(80)
+        for sent in [(), (50,), (10, 50)] * 20:
+            with contextlib.suppress(Overloaded), room.body() as take:
+                for count in sent:
+                    take(count)
+        with pytest.raises(Overloaded) as caught, room.body() as take:
+            take(50)
+
+    assert caught.value.retry_after_s == pytest.approx(5, rel=0.01)
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
