@@ -89,6 +89,8 @@ class Admission:
             raise DeadlineExceeded
         queued_s, entry_s = self._ahead(model, urgency, entries)
         alone_s = entries * entry_s + self._prepare_s.value
+        # Preparing others may have taken long because they waited for a thread: that tells nothing of an idle server.
+        may_come_back = entries * entry_s <= remaining_s
         in_flight = sum(self._entries.values())
         kept_entries, kept_s = 0, 0.0  # for those whose turn it is to come back
         key = None
@@ -102,7 +104,7 @@ class Admission:
 
         def refusal(kind: type[Overloaded | Unavailable], code: str, why: str, wait_s: float) -> ServerError:
             """Say no, and when to come back; what could not be done in time by an idle server gets no slot."""
-            if alone_s <= remaining_s:
+            if may_come_back:
                 wait_s = self._promises.make(key or key_of(), entries, entries * entry_s, wait_s)
             details_ms = {
                 "queued_ms": round(1000 * (queued_s + kept_s), 1),
@@ -120,7 +122,7 @@ class Admission:
                 min(excess, in_flight) * entry_s,
             )
         if remaining_s < (estimate_s if in_flight else BEYOND_DOUBT * model.latency.fitted_s(1)):
-            advice = "come back later, or allow more time" if alone_s <= remaining_s else "allow more time"
+            advice = "come back later, or allow more time" if may_come_back else "allow more time"
             raise refusal(
                 Unavailable,
                 "deadline_unreachable",
