@@ -69,9 +69,9 @@ class FrontServer(Server):
 class Front:
     """One front, from its first order to its last."""
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, listeners: list[socket.socket]) -> None:
         self._settings = settings
-        self._listener = listener
+        self._listeners = listeners
         self._first_welcome: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
         self._backend = RemoteBackend(
             self._suits, limits_clients=settings.max_client_requests > 0, clock=time.perf_counter
@@ -86,7 +86,7 @@ class Front:
         models = [known_here(folder, fields) for folder, fields in zip(self._settings.model, described, strict=True)]
         app = create_app(self._settings, models, self._backend)
         self._server = FrontServer(app, self._settings, self._backend, orders)
-        await self._server.serve(sockets=[self._listener])
+        await self._server.serve(sockets=self._listeners)
 
     def _suits(self, described: list[dict[str, Any]]) -> bool:
         """End, to be started again, if artifacts have been replaced: their labels may be others."""
@@ -143,16 +143,17 @@ def share_of(settings: Settings) -> Settings:
     )
 
 
-async def serve(settings: Settings, orders: socket.socket, listener: socket.socket) -> None:
-    await Front(share_of(settings), listener).serve(orders)
+async def serve(settings: Settings, orders: socket.socket, listeners: list[socket.socket]) -> None:
+    await Front(share_of(settings), listeners).serve(orders)
 
 
 def main() -> None:
-    orders, listener, *flags = sys.argv[1:]
+    orders, listening, *flags = sys.argv[1:]
     settings = CliApp.run(Settings, cli_args=flags)
     logs.configure(settings.log_format, settings.log_level)
     try:
-        uvloop.run(serve(settings, socket.socket(fileno=int(orders)), socket.socket(fileno=int(listener))))
+        listeners = [socket.socket(fileno=int(number)) for number in listening.split(",")]
+        uvloop.run(serve(settings, socket.socket(fileno=int(orders)), listeners))
     except ArtifactError as error:
         sys.exit(f"vilt-serve: {error}")
 

@@ -50,10 +50,10 @@ class Child:
 class Supervisor:
     """Parent of all processes of a server."""
 
-    def __init__(self, settings: Settings, flags: Sequence[str], listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, flags: Sequence[str], listening: asyncio.Server) -> None:
         self._settings = settings
         self._flags = flags
-        self._listener = listener
+        self._listening = listening
         self._children: set[Child] = set()
         self._is_up = False
         self._ending = asyncio.Event()
@@ -83,7 +83,7 @@ class Supervisor:
         """Have the fronts drain; told a second time, have them leave at once."""
         word = control.QUIT if self._ending.is_set() or not self._is_up else control.DRAIN
         self._ending.set()
-        self._listener.close()
+        self._listening.close()
         for child in self._children:
             if child.role == FRONT or word == control.DRAIN:
                 child.tell(word)
@@ -115,11 +115,12 @@ class Supervisor:
         """Start a process, and bring it together with those of the other role."""
         ours, theirs = control.pair()
         memory = os.memfd_create("vilt-patches") if role == ENGINE else None
-        passed = [theirs.fileno(), memory if memory is not None else self._listener.fileno()]
+        shared = [memory] if memory is not None else [one.fileno() for one in self._listening.sockets]
+        passed = [str(theirs.fileno()), ",".join(map(str, shared))]
         more = [str(began_s)] if role == ENGINE else []
         process = await asyncio.create_subprocess_exec(
-            *control.python(role), *map(str, passed), *more, *self._flags,
-            pass_fds=passed, start_new_session=True,
+            *control.python(role), *passed, *more, *self._flags,
+            pass_fds=[theirs.fileno(), *shared], start_new_session=True,
         )  # fmt: skip
         theirs.close()
         child = Child(role, process, ours, memory)
@@ -142,9 +143,8 @@ class Supervisor:
             log.info("%s %d is ready", child.role, child.process.pid)
         elif not self._ending.is_set() and len(self._ready()) == 1 + self._settings.workers:
             self._is_up = True
-            host, port = self._listener.getsockname()[:2]
-            where = f"[{host}]" if ":" in host else host
-            log.info("%d fronts listen on http://%s:%d (Press CTRL+C to quit)", self._settings.workers, where, port)
+            where = ", ".join(map(_url, self._listening.sockets))
+            log.info("%d fronts listen on %s (Press CTRL+C to quit)", self._settings.workers, where)
 
 
 def _introduce(front: Child, engine: Child) -> None:
@@ -161,20 +161,25 @@ def _kill(process: asyncio.subprocess.Process) -> None:
         process.kill()
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Take the address, without listening yet: a connection before there is a front is refused.
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    Raises: OSError: it is taken, or none of ours.
+
+async def bind(host: str, port: int) -> asyncio.Server:
+    """Take all addresses of a host, as uvicorn does, without listening: it refuses until there is a front.
+
+    Raises: OSError: one is taken, or none of ours.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(address)
-    return listener
+    return await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
 
 
-async def supervise(settings: Settings, flags: Sequence[str], listener: socket.socket) -> int:
-    return await Supervisor(settings, flags, listener).run()
+async def supervise(settings: Settings, flags: Sequence[str]) -> int:
+    try:
+        listening = await bind(settings.host, settings.port)
+    except OSError as error:
+        sys.exit(f"vilt-serve: cannot listen on {settings.host}:{settings.port}: {str(error.strerror).lower()}")
+    return await Supervisor(settings, flags, listening).run()
 
 
 def main() -> None:
@@ -183,11 +188,7 @@ def main() -> None:
     logs.configure(settings.log_format, settings.log_level)
     if not hasattr(os, "memfd_create"):
         sys.exit("vilt-serve: --workers shares memory in a way that only Linux has: leave it at 1")
-    try:
-        listener = bind(settings.host, settings.port)
-    except OSError as error:
-        sys.exit(f"vilt-serve: cannot listen on {settings.host}:{settings.port}: {str(error.strerror).lower()}")
-    sys.exit(asyncio.run(supervise(settings, flags, listener)))
+    sys.exit(asyncio.run(supervise(settings, flags)))
 
 
 if __name__ == "__main__":
