@@ -179,8 +179,7 @@ class Pipeline:
             for index in indices:
                 pair = first
                 if index:
-                    async with self._rank_permits:
-                        pair = await self._in_pool(functools.partial(prepare, index))
+                    pair = await self._in_pool(functools.partial(prepare, index), self._rank_permits)
                 truncated |= pair.features.text.truncated
                 results[index] = await permit.run(make_entry(pair))
 
@@ -213,8 +212,8 @@ class Pipeline:
         except TimeoutError as error:
             raise DeadlineExceeded from error
 
-    async def _in_pool(self, work: Callable[[], T]) -> T:
-        return await run_on(self._pool, work)
+    async def _in_pool(self, work: Callable[[], T], permits: asyncio.Semaphore | None = None) -> T:
+        return await run_on(self._pool, work, permits)
 
 
 def _mark_runs(timings: Timings, results: Sequence[EntryResult]) -> None:
