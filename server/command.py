@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from models.errors import ArtifactError
-from server import control, logs
+from server import addresses, control, logs
 from server.admission import Admission
 from server.app import create_app, own_version
 from server.backend import LocalBackend
@@ -36,6 +36,7 @@ def serve() -> None:
     if settings.workers > 1:  # the same process, without the libraries of those that it starts
         signal.pthread_sigmask(signal.SIG_BLOCK, control.SIGNALS)  # they wait until the supervisor handles them
         os.execv(sys.executable, [*control.python("supervisor"), *sys.argv[1:]])  # noqa: S606 our own
+    listeners = addresses.take(settings.host, settings.port)
     try:
         models = load(settings)
     except ArtifactError as error:
@@ -43,7 +44,7 @@ def serve() -> None:
     metrics = Metrics()
     admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
     backend = LocalBackend(settings, models, admission, metrics, time.perf_counter)
-    Server(create_app(settings, models, backend), settings, backend).run()
+    Server(create_app(settings, models, backend), settings, backend).run(listeners)
 
 
 def _explain(error: ValidationError) -> str:

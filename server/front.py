@@ -57,8 +57,7 @@ class FrontServer(Server):
         super().__init__(app, settings, backend)
         self._orders = orders
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+    def tell(self, listeners: list[socket.socket]) -> None:
         self._orders.send(control.READY)
 
     @contextlib.contextmanager

@@ -6,11 +6,13 @@ import gc
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from server import addresses
 from server.backend import Backend
 from server.connections import protocol
 from server.settings import Settings
@@ -40,8 +42,16 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; what is there by now stays, and is not looked through for garbage again, which would take 30 ms."""
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # of two that started together one listens first
+            sys.exit(addresses.refusal(self.config.host, self.config.port, error))
         gc.freeze()
+        self.tell(sockets or [])
+
+    def tell(self, listeners: list[socket.socket]) -> None:
+        """Say where it listens, now that it does."""
+        log.info("listening on %s (Press CTRL+C to quit)", addresses.urls(listeners))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pydantic_settings import CliApp
 
-from server import control, logs
+from server import addresses, control, logs
 from server.settings import Settings
 
 log = logging.getLogger("server")
@@ -50,10 +50,10 @@ class Child:
 class Supervisor:
     """Parent of all processes of a server."""
 
-    def __init__(self, settings: Settings, flags: Sequence[str], listening: asyncio.Server) -> None:
+    def __init__(self, settings: Settings, flags: Sequence[str], listeners: list[socket.socket]) -> None:
         self._settings = settings
         self._flags = flags
-        self._listening = listening
+        self._listeners = listeners
         self._children: set[Child] = set()
         self._is_up = False
         self._ending = asyncio.Event()
@@ -83,7 +83,8 @@ class Supervisor:
         """Have the fronts drain; told a second time, have them leave at once."""
         word = control.QUIT if self._ending.is_set() or not self._is_up else control.DRAIN
         self._ending.set()
-        self._listening.close()
+        for listener in self._listeners:
+            listener.close()
         for child in self._children:
             if child.role == FRONT or word == control.DRAIN:
                 child.tell(word)
@@ -115,7 +116,7 @@ class Supervisor:
         """Start a process, and bring it together with those of the other role."""
         ours, theirs = control.pair()
         memory = os.memfd_create("vilt-patches") if role == ENGINE else None
-        shared = [memory] if memory is not None else [one.fileno() for one in self._listening.sockets]
+        shared = [memory] if memory is not None else [one.fileno() for one in self._listeners]
         passed = [str(theirs.fileno()), ",".join(map(str, shared))]
         more = [str(began_s)] if role == ENGINE else []
         process = await asyncio.create_subprocess_exec(
@@ -143,7 +144,7 @@ class Supervisor:
             log.info("%s %d is ready", child.role, child.process.pid)
         elif not self._ending.is_set() and len(self._ready()) == 1 + self._settings.workers:
             self._is_up = True
-            where = ", ".join(map(_url, self._listening.sockets))
+            where = addresses.urls(self._listeners)
             log.info("%d fronts listen on %s (Press CTRL+C to quit)", self._settings.workers, where)
 
 
@@ -161,34 +162,14 @@ def _kill(process: asyncio.subprocess.Process) -> None:
         process.kill()
 
 
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-async def bind(host: str, port: int) -> asyncio.Server:
-    """Take all addresses of a host, as uvicorn does, without listening: it refuses until there is a front.
-
-    Raises: OSError: one is taken, or none of ours.
-    """
-    return await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
-
-
-async def supervise(settings: Settings, flags: Sequence[str]) -> int:
-    try:
-        listening = await bind(settings.host, settings.port)
-    except OSError as error:
-        sys.exit(f"vilt-serve: cannot listen on {settings.host}:{settings.port}: {str(error.strerror).lower()}")
-    return await Supervisor(settings, flags, listening).run()
-
-
 def main() -> None:
     flags = sys.argv[1:]
     settings = CliApp.run(Settings, cli_args=flags)
     logs.configure(settings.log_format, settings.log_level)
     if not hasattr(os, "memfd_create"):
         sys.exit("vilt-serve: --workers shares memory in a way that only Linux has: leave it at 1")
-    sys.exit(asyncio.run(supervise(settings, flags)))
+    listeners = addresses.take(settings.host, settings.port)
+    sys.exit(asyncio.run(Supervisor(settings, flags, listeners).run()))
 
 
 if __name__ == "__main__":

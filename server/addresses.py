@@ -1,0 +1,38 @@
+"""The addresses that a server listens on: taken first, so that a model is not loaded for nothing."""
+
+import asyncio
+import socket
+import sys
+
+
+def take(host: str, port: int) -> list[socket.socket]:
+    """Take all addresses of a host, as uvicorn does, without listening: connections are refused until somebody does.
+
+    Raises: SystemExit: one is taken, or none of ours; the message says which and why.
+    """
+    try:
+        return asyncio.run(_bound(host, port))
+    except OSError as error:
+        sys.exit(refusal(host, port, error))
+
+
+async def _bound(host: str, port: int) -> list[socket.socket]:
+    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+    listeners = [one.dup() for one in server.sockets]
+    server.close()
+    return listeners
+
+
+def refusal(host: str, port: int, error: OSError) -> str:
+    """Say that a server cannot listen, and why."""
+    why = (error.strerror or str(error)).rpartition(": ")[2].lower()  # behind asyncio's words about the same address
+    return f"vilt-serve: cannot listen on {host}:{port}: {why}"
+
+
+def urls(listeners: list[socket.socket]) -> str:
+    """Write down where a server can be reached."""
+    return ", ".join(_url(*one.getsockname()[:2]) for one in listeners)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
