@@ -10,11 +10,18 @@ from tqdm import tqdm
 
 from export import checkpoint
 from export.artifact import OutputError, write_artifact
-from export.gate import GateError
+from export.gate import FP16, INT8, RECORDS, GateError
 from export.parity import ParityError
 from models.manifest import TASKS, Manifest, Precision
 
-EXAMPLES = """examples:
+EPILOG = f"""--eval-data is JSON lines of these kinds, pictures beside the file; "answer" and "match" may be left out:
+{RECORDS}
+  The first kind asks the head for questions, the second that for matching, the others that for ranking. Each head that
+  is kept has to be asked, and to answer as fp32 does:
+  int8  {INT8.least_asked} times or more, {INT8.agreement:.1%} of its answers
+  fp16  {FP16.least_asked} times or more, {FP16.agreement:.1%} of its answers, each score within {FP16.score_difference}
+
+examples:
   vilt-export dandelin/vilt-b32-finetuned-vqa --output models/vqa     a public checkpoint, downloaded from the hub
   vilt-export ./my-checkpoint --output models/mine --task vqa         a folder written by save_pretrained
   vilt-export vilt_vqa.ckpt --output models/vqa --tokenizer vocab.txt --labels vqa_dict.json
@@ -24,7 +31,10 @@ STEPS = {"fp32": 6, "int8": 8, "fp16": 8}  # load, three graphs, parity, manifes
 
 
 def main() -> None:
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    if options.tensorrt and options.precision == "int8":
+        parser.error("--tensorrt runs fp16: leave --precision int8 out")
     if options.tensorrt:
         options.precision = "fp16"
     with tqdm(
@@ -85,8 +95,9 @@ def _exactness(name: str, precision: Precision) -> str:
             f" over {found['batches']} batches ({found['tolerance']:.0e} allowed)"
         )
     if gate["status"] == "not gated":
-        return f"not gated, so only vilt-serve --precision {name} serves it: give --eval-data to have it judged"
-    accuracy = f", accuracy {gate['accuracy']:.2%} ({gate['accuracy_fp32']:.2%} in fp32)" if gate["accuracy"] else ""
+        return f"not gated ({gate['why']}), so only vilt-serve --precision {name} serves it"
+    known = gate["accuracy"] is not None
+    accuracy = f", accuracy {gate['accuracy']:.2%} ({gate['accuracy_fp32']:.2%} in fp32)" if known else ""
     return f"{gate['status']} its gate: {gate['agreement']:.2%} of answers as in fp32{accuracy}"
 
 
@@ -95,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="vilt-export",
         description="Turn a trained ViLT checkpoint into an artifact that vilt-serve serves, and prove that its answers"
         " are the checkpoint's.",
-        epilog=EXAMPLES,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -122,8 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "--eval-data",
         type=Path,
         metavar="FILE",
-        help="JSON lines of questions about pictures, on which int8 or fp16 has to agree with fp32 before it is served"
-        " unasked",
+        help="what int8 or fp16 is asked, and has to answer as fp32 does before it is served unasked: see below",
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json or vocab.txt, if not beside it")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="JSON list of answers, if config.json has none")

@@ -145,6 +145,7 @@ def _add(
             reference,
             lower.judged or ours,
             asked,
+            heads=manifest.heads,
             spec=manifest.spec,
             encoder=TextEncoder(folder / TOKENIZER, manifest.spec.max_text_tokens),
             labels=checkpoint.labels or (),

@@ -86,7 +86,7 @@ def main() -> None:
     described = stamp()
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime advises to do what the exporter has done
     timed, trained = load_artifact(options.artifact, "fp32"), load_artifact(options.trained, "fp32")
-    asked = gate.read(options.eval_data, trained.manifest.heads)
+    asked = gate.read(options.eval_data, {*trained.manifest.heads} - {"rank_logits"})  # a rank is many runs
     asked = asked[:: max(1, len(asked) // options.questions)][: options.questions]
     found = weigh(timed, trained, asked, rounds=options.rounds, threads=options.threads)
     print(table(found))
@@ -171,6 +171,7 @@ def judge(trained: Artifact, graphs: dict[str, Path], asked: Sequence[gate.Asked
         parity.onnx_runner(trained.graphs),
         parity.onnx_runner(graphs),
         asked,
+        heads=trained.manifest.heads,
         spec=trained.manifest.spec,
         encoder=trained.text_encoder,
         labels=trained.labels,

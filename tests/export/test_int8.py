@@ -98,7 +98,7 @@ def test_sums_of_integers_are_exact_on_any_processor(saturating: tuple[Path, Fee
 
 @pytest.mark.slow
 def test_command_writes_int8_beside_fp32_and_says_what_it_costs(tmp_path: Path) -> None:
-    """Judged on the samples: the manifest has the figures, and auto follows them."""
+    """Asked the samples, which are too few to judge by: the manifest has the figures, and auto serves fp32."""
     command = [
         sys.executable,
         "-m",
@@ -112,12 +112,14 @@ def test_command_writes_int8_beside_fp32_and_says_what_it_costs(tmp_path: Path) 
     done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
 
     assert done.returncode == 0, done.stderr
-    assert "its gate" in done.stdout
+    assert "not gated (--eval-data has 55 questions, 24 texts, 0 ranks: 300 of each are needed)" in done.stdout
+    assert "pre-processing" not in done.stderr
     artifact = load_artifact(tmp_path / "out", "int8")
     gate = artifact.manifest.precisions["int8"].gate
     assert gate["questions"] > 20
     assert gate["agreement"] >= 0.9
-    passed = gate["status"] == "passed"
-    assert load_artifact(tmp_path / "out", has_vnni=True).precision == ("int8" if passed else "fp32")
+    assert gate["status"] == "not gated"
+    assert gate["heads"]["itm_logits"]["asked"] == 24
+    assert load_artifact(tmp_path / "out", has_vnni=True).precision == "fp32"
     sizes = {name: sum(e.size_bytes for e in one.graphs.values()) for name, one in artifact.manifest.precisions.items()}
     assert sizes["int8"] < 0.4 * sizes["fp32"]
