@@ -6,8 +6,10 @@ the rest stay fp32. Patches are u8 already, so visual embedding loses nothing bu
 An activation has one scale, so a row's answer would depend on the rows that it runs with: int8 runs one at a time.
 """
 
+import contextlib
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,23 +26,36 @@ def quantise(fp32: dict[str, Path], folder: Path) -> dict[str, Path]:
     written = {part: folder / path.name for part, path in fp32.items()}
     shutil.copyfile(fp32["text_embedding"], written["text_embedding"])
     onnx.save(with_integer_patches(onnx.load(fp32["visual_embedding"])), written["visual_embedding"])
-    quantise_products(fp32["interaction"], written["interaction"])
+    quantise_products(onnx.load(fp32["interaction"]), written["interaction"])
     return written
 
 
-def quantise_products(fp32: Path, int8: Path, *, nodes: Sequence[str] = (), per_channel: bool = True) -> None:
+def quantise_products(fp32: ModelProto, int8: Path, *, nodes: Sequence[str] = (), per_channel: bool = True) -> None:
     """Write a graph with its products on integers: those of the named nodes, or every one that has a weight."""
     # Here, because it adds a folder to the path in which there is another package `models`: ours is loaded by now.
     from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
 
-    quantize_dynamic(
-        fp32,
-        int8,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        nodes_to_quantize=[*nodes, *(f"{name}_MatMul" for name in nodes)],  # as a Gemm is called by then
-        per_channel=per_channel,
-        weight_type=QuantType.QInt8,
-    )
+    with _without_advice():
+        quantize_dynamic(
+            fp32,  # a path would have it write beside that, where nothing may be writable
+            int8,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_quantize=[*nodes, *(f"{name}_MatMul" for name in nodes)],  # as a Gemm is called by then
+            per_channel=per_channel,
+            weight_type=QuantType.QInt8,
+        )
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep onnxruntime, which logs as nobody in particular, from advising to do what the exporter has done."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def with_integer_patches(model: ModelProto) -> ModelProto:

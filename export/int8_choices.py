@@ -10,7 +10,6 @@ inferences in turns; answers are those of the artifact `--trained` beside its ow
 
 import argparse
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -84,7 +83,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     options = parser.parse_args()
     described = stamp()
-    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime advises to do what the exporter has done
     timed, trained = load_artifact(options.artifact, "fp32"), load_artifact(options.trained, "fp32")
     asked = gate.read(options.eval_data, {*trained.manifest.heads} - {"rank_logits"})  # a rank is many runs
     asked = asked[:: max(1, len(asked) // options.questions)][: options.questions]
@@ -131,10 +129,11 @@ def write(fp32: dict[str, Path], folder: Path, choice: Choice) -> dict[str, Path
         graphs["visual_embedding"] = folder / "visual_embedding.onnx"
         onnx.save(int8.with_integer_patches(onnx.load(fp32["visual_embedding"])), graphs["visual_embedding"])
     if choice.kinds:
-        kinds = kinds_of(onnx.load(fp32["interaction"]))
+        interaction = onnx.load(fp32["interaction"])
+        kinds = kinds_of(interaction)
         graphs["interaction"] = folder / "interaction.onnx"
         int8.quantise_products(
-            fp32["interaction"],
+            interaction,
             graphs["interaction"],
             nodes=[name for name, kind in kinds.items() if kind in choice.kinds],
             per_channel=choice.per_channel,

@@ -1,7 +1,6 @@
 """Build what `vilt-bench claims` times: `python -m export.claims --output DIR`."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -25,7 +24,6 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--reduced", action="store_true", help="narrow and shallow, for tests; tokens stay the same")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)  # the quantiser gives advice
     transformers.utils.logging.disable_progress_bar()
     with tqdm(desc="building", unit="graph", disable=None) as bar:
 

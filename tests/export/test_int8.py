@@ -48,6 +48,23 @@ def test_every_product_with_a_weight_is_of_integers(graphs: dict[str, Path]) -> 
     assert nodes["interaction"].count("MatMulInteger") >= 5 * layers
 
 
+def test_fp32_graphs_may_lie_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is put beside them, and the command is spared onnxruntime's advice."""
+    written = []
+    infer = onnx.shape_inference.infer_shapes_path
+    monkeypatch.setattr(
+        onnx.shape_inference, "infer_shapes_path", lambda *paths: (written.extend(paths), infer(*paths))
+    )
+    folder = load_artifact(SHAPES).graphs["interaction"].parent
+
+    int8.quantise(load_artifact(SHAPES).graphs, tmp_path)
+
+    assert all(Path(path).parent != folder for path in written)
+    assert not caplog.records
+
+
 def test_visual_embedding_loses_no_more_than_its_weights_do(graphs: dict[str, Path]) -> None:
     """Patches are integers as they come: the difference is the weights' rounding, whatever the brightest pixel."""
     fp32 = load_artifact(SHAPES).graphs["visual_embedding"]
