@@ -91,7 +91,7 @@ def _load_original(path: Path, tokenizer: Path | None, labels: Path | None) -> C
         state = lightning.read_state(path)
         state = {name: value.float() for name, value in state.items() if value.is_floating_point()}
         raw_config = lightning.config_of(state)
-    except (ValueError, lightning.UnsafePickleError) as error:
+    except ValueError as error:
         raise CheckpointError(str(error)) from error
     except KeyError as error:
         raise CheckpointError(f"{path} is not a ViLT as we know it: {error}.") from error

@@ -1,12 +1,11 @@
 """Original `.ckpt` files of dandelin/ViLT: read without executing what is in them, weights renamed to Hugging Face's.
 
-A Lightning checkpoint pickles whole objects beside its weights. Here classes of other packages become inert stand-ins,
-never imported; anything of Python itself that is more than plain data is refused.
+A Lightning checkpoint pickles whole objects beside its weights: callbacks, paths, random states. Whatever a file names
+that does not rebuild a tensor becomes an inert stand-in; it is neither imported nor called, be it `os.system`.
 """
 
 import pickle
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,26 +17,13 @@ from export.graph import count_layers
 
 StateDict = dict[str, Tensor]
 
-PLAIN_DATA = {
+REBUILDING = {
     ("collections", "OrderedDict"),
-    ("collections", "defaultdict"),
-    ("argparse", "Namespace"),
-    ("builtins", "dict"),
-    ("builtins", "list"),
-    ("builtins", "set"),
-    ("builtins", "tuple"),
-    ("builtins", "int"),
-    ("builtins", "float"),
-    ("builtins", "str"),
-    ("builtins", "bool"),
-}
-TENSORS = {
     ("torch._utils", "_rebuild_tensor"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"),
-    ("torch", "Size"),
-    ("torch", "device"),
-}
+    ("torch._utils", "_rebuild_parameter_with_state"),
+}  # storages are torch's own reader's
 
 # Source: transformers convert_vilt_original_to_pytorch.py, whose conversion drops the matching head.
 BLOCK = re.compile(r"transformer\.blocks\.(\d+)\.(.*)")
@@ -63,33 +49,36 @@ PREFIXES = {
 }
 
 
-class UnsafePickleError(Exception):
-    """The file asks for something that no checkpoint needs; nothing of it was run."""
-
-
 def read_state(path: Path) -> StateDict:
     """Read the weights of a `.ckpt`, in Hugging Face's names.
 
-    Raises: UnsafePickleError: it would call into Python itself. ValueError: it holds no ViLT.
+    Raises: ValueError: it holds no ViLT, or something else in a weight's place.
     """
     reader: Any = SimpleNamespace(__name__=__name__, Unpickler=_InertUnpickler, load=_load)
     try:
         saved = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # torch's reader raises any of them
+    except Exception as error:  # a damaged file makes pickle and torch raise anything
         raise ValueError(f"{path} is not a checkpoint: {error}.") from error
     state = saved.get("state_dict") if isinstance(saved, dict) else None
-    if not state or "transformer.pos_embed" not in state:
+    if not isinstance(state, dict) or "transformer.pos_embed" not in state:
         raise ValueError(f"{path} holds no ViLT: it has no state_dict with transformer.pos_embed.")
     return rename(state)
 
 
 def rename(state: StateDict) -> StateDict:
-    """Turn the original names into Hugging Face's and split each qkv into its three."""
+    """Turn the original names into Hugging Face's and split each qkv into its three.
+
+    Raises: ValueError: a weight is no tensor.
+    """
     renamed: StateDict = {}
     for name, value in state.items():
-        if block := BLOCK.fullmatch(name):
+        block = BLOCK.fullmatch(name)
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
+        if (block or prefix) and not isinstance(value, Tensor):
+            raise ValueError(f"{name} is not a plain tensor: save the checkpoint with its weights as torch has them.")
+        if block:
             renamed |= _rename_block(block[1], block[2], value)
-        elif prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
+        elif prefix:
             renamed[PREFIXES[prefix] + name.removeprefix(prefix)] = value
     return renamed
 
@@ -125,10 +114,13 @@ def _rename_block(index: str, name: str, value: Tensor) -> StateDict:
 
 
 class _StandIn:
-    """What an object of another package becomes: it takes everything and does nothing."""
+    """What all that is no tensor becomes: it takes everything and does nothing."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
+
+    def __call__(self, *args: object, **kwargs: object) -> "_StandIn":
+        return self
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -145,14 +137,13 @@ class _StandIn:
     def extend(self, items: object) -> None:
         pass
 
+    def add(self, item: object) -> None:
+        pass
+
 
 class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in PLAIN_DATA | TENSORS or (module == "torch" and name.endswith("Storage")):
-            return super().find_class(module, name)
-        if module.split(".", maxsplit=1)[0] in sys.stdlib_module_names:
-            raise UnsafePickleError(f"The checkpoint asks for {module}.{name}, which no weights need: it was not run.")
-        return _StandIn
+        return super().find_class(module, name) if (module, name) in REBUILDING else _StandIn
 
 
 def _load(file: Any, **options: Any) -> Any:
