@@ -1,6 +1,7 @@
 """The command vilt-export: checkpoint in, verified artifact folder out."""
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,8 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from export import checkpoint
-from export.artifact import OutputError, write_artifact
+from export.artifact import write_artifact
 from export.gate import FP16, INT8, RECORDS, GateError
+from export.output_folder import OutputError
 from export.parity import ParityError
 from models.manifest import TASKS, Manifest, Precision
 
@@ -37,6 +39,7 @@ def main() -> None:
         parser.error("--tensorrt runs fp16: leave --precision int8 out")
     if options.tensorrt:
         options.precision = "fp16"
+    signal.signal(signal.SIGTERM, _end)
     with tqdm(
         total=STEPS[options.precision],
         unit="step",
@@ -68,6 +71,12 @@ def main() -> None:
         print(line)
     if options.tensorrt:
         _build_engines(options.output)
+
+
+def _end(number: int, _: object) -> None:
+    """End as the signal would, but by the way that removes what is half written; another one changes nothing."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _build_engines(output: Path) -> None:

@@ -1,10 +1,7 @@
 """Checkpoint to artifact folder: build the module, write its graphs, prove them, write the manifest."""
 
-import contextlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +11,10 @@ import onnxruntime
 from torch import nn
 from tqdm import tqdm
 
-from export import fp16, gate, int8, parity, to_onnx
+from export import fp16, gate, int8, output_folder, parity, to_onnx
 from export.checkpoint import Checkpoint, CheckpointError
-from export.graph import HEADS, Fused, build, heads_of
-from models.manifest import LABELS, MANIFEST, TASKS, TOKENIZER, Manifest, Precision, describe_file
+from export.graph import Fused, build, heads_of
+from models.manifest import LABELS, TASKS, TOKENIZER, Manifest, Precision, describe_file
 from models.text import TextEncoder
 
 TOOLS = ("torch", "transformers", "onnx", "tokenizers", "pillow")
@@ -36,10 +33,6 @@ class Lower:
     judged: parity.Runner | None = None  # in the graphs' place, where a CPU does not round as the hardware will
 
 
-class OutputError(Exception):
-    """The artifact folder cannot be written; the message says why."""
-
-
 def write_artifact(
     checkpoint: Checkpoint,
     output: Path,
@@ -54,13 +47,13 @@ def write_artifact(
     """Write an artifact folder of a checkpoint in fp32, and in a lower precision if asked to; `report` hears each step.
 
     Raises: CheckpointError: no head serves the tasks. parity.ParityError: the graphs are not the model.
-        gate.GateError: the evaluation data is of no use. OutputError: the folder cannot be written. Whichever it is,
-        an earlier artifact there stays as it was.
+        gate.GateError: the evaluation data is of no use. output_folder.OutputError: the folder cannot be written.
+        Whichever it is, an earlier artifact there stays as it was.
     """
     model = _build(checkpoint)
-    _keep_heads(model, checkpoint, tasks)
+    keep_heads(model, checkpoint, tasks)
     asked = gate.read(eval_data, model.interaction.heads) if eval_data else []
-    with _replacing(output) as folder:
+    with output_folder.replacing(output) as folder:
         manifest = _write(checkpoint, model, folder, name=name, description=description, report=report)
         if precision != "fp32":
             report(f"{precision}: writing")
@@ -100,11 +93,7 @@ def _write(
                 parity=found,
             )
         },
-        source={
-            "checkpoint": Path(checkpoint.source).name if Path(checkpoint.source).exists() else checkpoint.source,
-            "architectures": checkpoint.raw_config.get("architectures", []),
-            "rank_logits": _rank_origin(checkpoint),
-        },
+        source=_source(checkpoint, ranks="rank_logits" in model.interaction.heads),
         # onnxruntime may be installed as onnxruntime-gpu
         tools={**{tool: version(tool) for tool in TOOLS}, "onnxruntime": onnxruntime.__version__},
     )
@@ -139,6 +128,10 @@ def _add(
     fp32 = {part: folder / entry.file for part, entry in manifest.precisions["fp32"].graphs.items()}
     ours, reference = parity.onnx_runner(lower.graphs), parity.onnx_runner(fp32)
     report(f"{lower.name}: comparing with fp32")
+    compared = parity.compare(checkpoint, ours, reference, with_batches=not lower.runs_alone)
+    if lower.judged:  # the graph on a CPU has no halves that could overflow
+        rounded = parity.compare(checkpoint, lower.judged, reference)
+        compared["max_logit_difference_to_fp32_as_rounded"] = rounded["max_logit_difference_to_fp32"]
     found: dict[str, Any] = gate.NOT_GATED
     if asked:
         found = gate.check(
@@ -157,7 +150,7 @@ def _add(
     precision = Precision(
         graphs={part: describe_file(folder, f"{lower.name}/{path.name}") for part, path in lower.graphs.items()},
         opset=to_onnx.OPSET,
-        parity=parity.compare(checkpoint, ours, reference, with_batches=not lower.runs_alone),
+        parity=compared,
         gate=found,
     )
     return replace(manifest, precisions={**manifest.precisions, lower.name: precision})
@@ -172,50 +165,24 @@ def _build(checkpoint: Checkpoint) -> Fused:
         raise CheckpointError(f"The checkpoint's weights do not fit its config.json: {error}.") from error
 
 
-@contextlib.contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """Give a folder to write to, whose files replace an earlier export's once all of them are there.
+def keep_heads(model: Fused, checkpoint: Checkpoint, tasks: Sequence[str]) -> None:
+    """Drop the heads that no wanted task reads. What ranks also matches, so it keeps the head that was trained to.
 
-    Raises: OutputError: the system refuses to write, be it at the start or at the last byte of a full disk.
+    Raises: CheckpointError: no head serves one of the tasks.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        # Inside the output: a rename then crosses no file system, should the output itself be mounted.
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=output) as staging:
-            yield Path(staging)
-            _replace(output, Path(staging))
-    except OSError as error:
-        raise OutputError(
-            f"The artifact cannot be written to {output} ({error.strerror or error}): give --output a folder that can"
-            " be written to."
-        ) from error
-
-
-def _replace(output: Path, complete: Path) -> None:
-    """Remove what an earlier export wrote, and only that; a folder is served by its manifest: first out, last in."""
-    for file in (MANIFEST, LABELS):
-        (output / file).unlink(missing_ok=True)
-    for precision in ("fp32", "int8", "fp16"):
-        if (output / precision).exists():
-            shutil.rmtree(output / precision)
-    for path in sorted(complete.iterdir(), key=lambda path: path.name == MANIFEST):
-        path.rename(output / path.name)
-
-
-def _keep_heads(model: Fused, checkpoint: Checkpoint, tasks: Sequence[str]) -> None:
-    """Drop the heads that no wanted task reads."""
     found = heads_of(checkpoint.state)
     if not found:
         raise CheckpointError(
             "The checkpoint has no head to serve: looked for classifier (VQA), itm_score (matching) and rank_output"
             " (retrieval). A masked-language-model checkpoint answers nothing."
         )
-    wanted = {head for task in tasks or TASKS for head in TASKS[task]}
-    kept = [head for head in HEADS if head in found and head in wanted]
     unserved = [task for task in tasks if not any(head in found for head in TASKS[task])]
-    if unserved or not kept:
+    if unserved:
         raise CheckpointError(f"The checkpoint has {', '.join(found)}, which cannot serve {', '.join(unserved)}.")
-    for head in set(found) - set(kept):
+    kept = {next(head for head in TASKS[task] if head in found) for task in tasks} or set(found)
+    if "rank_logits" in kept:
+        kept.add("itm_logits")
+    for head in set(found) - kept:
         del model.interaction.heads[head]
 
 
@@ -223,7 +190,12 @@ def _width(module: nn.Module) -> int:
     return int(list(module.parameters())[-1].shape[0])  # the last bias of a head
 
 
-def _rank_origin(checkpoint: Checkpoint) -> str | None:
-    if "rank_output.weight" in checkpoint.state:
-        return "rank_output"
-    return "itm_score.fc, row 1 (the true pair)" if "itm_score.fc.weight" in checkpoint.state else None
+def _source(checkpoint: Checkpoint, *, ranks: bool) -> dict[str, Any]:
+    """Say what an artifact was made of."""
+    own = "rank_output.weight" in checkpoint.state
+    return {
+        "checkpoint": checkpoint.name,
+        "revision": checkpoint.revision,
+        "architectures": checkpoint.raw_config.get("architectures", []),
+        "rank_logits": None if not ranks else "rank_output" if own else "itm_score.fc, row 1 (the true pair)",
+    }

@@ -51,8 +51,8 @@ class DownloadError(CheckpointError):
 class Checkpoint:
     """What a checkpoint holds, in Hugging Face's names."""
 
-    source: str
-    folder: Path
+    name: str  # of its file or folder, or its hub id
+    revision: str | None  # the hub's commit
     raw_config: dict[str, Any]
     config: GraphConfig
     state: StateDict
@@ -67,14 +67,15 @@ def load(source: str, *, tokenizer: Path | None = None, labels: Path | None = No
     """
     if source.endswith(".ckpt"):
         return _load_original(Path(source), tokenizer, labels)
-    folder = Path(source) if Path(source).is_dir() else _download(source)
+    is_here = Path(source).is_dir()
+    folder = Path(source) if is_here else _download(source)
     raw_config = _read_json(folder / "config.json")
     if raw_config is None:
         raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder.")
     state = _load_state(folder)
     return Checkpoint(
-        source=source,
-        folder=folder,
+        name=folder.resolve().name if is_here else source,
+        revision=None if is_here else folder.name,  # the hub's cache names a snapshot by its commit
         raw_config=raw_config,
         config=_graph_config(raw_config, _read_processor(folder), state),
         state=state,
@@ -96,8 +97,8 @@ def _load_original(path: Path, tokenizer: Path | None, labels: Path | None) -> C
     except KeyError as error:
         raise CheckpointError(f"{path} is not a ViLT as we know it: {error}.") from error
     return Checkpoint(
-        source=str(path),
-        folder=path.parent,
+        name=path.name,
+        revision=None,
         raw_config=raw_config,
         config=_graph_config(raw_config, {}, state),
         state=state,

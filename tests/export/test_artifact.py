@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +15,8 @@ import onnxruntime
 import pytest
 import torch
 
-from export import artifact, checkpoint, parity
+from export import artifact, checkpoint, graph, parity
+from export.output_folder import OutputError, replacing
 from models.errors import ArtifactError
 from models.manifest import LABELS, MANIFEST, TOKENIZER, load_artifact
 
@@ -126,10 +128,70 @@ def test_output_that_is_a_file_is_refused_before_anything_is_written(tmp_path: P
     """The message names the path and the system's reason; the file stays."""
     (tmp_path / "out").write_text("a note")
 
-    with pytest.raises(artifact.OutputError, match=r"out \(File exists\): give --output a folder"):
+    with pytest.raises(OutputError, match=r"out \(File exists\): give --output a folder"):
         write(tmp_path / "out", QUESTIONS)
 
     assert (tmp_path / "out").read_text() == "a note"
+
+
+@pytest.mark.slow
+def test_command_that_is_terminated_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """Graphs of full size are a gigabyte, and a job's end is a SIGTERM."""
+    folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, QUESTIONS)
+    command = [sys.executable, "-m", "export", str(folder), "--output", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as export:
+        while not list((tmp_path / "out").glob(".export-*")) and export.poll() is None:
+            time.sleep(0.05)
+        export.terminate()
+
+    assert export.returncode == 143
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Nobody holds the folder's lock then; what others put there stays."""
+    (tmp_path / ".export-left").mkdir()
+    (tmp_path / ".export-left" / "model.onnx").write_text("half a graph")
+    (tmp_path / "README.md").write_text("a note")
+
+    with replacing(tmp_path) as staging:
+        (staging / MANIFEST).write_text("{}")
+
+    assert set(contents(tmp_path)) == {MANIFEST, "README.md"}
+
+
+def test_second_export_to_a_folder_is_refused_while_one_writes_there(tmp_path: Path) -> None:
+    """Neither the first one's files nor an artifact of both come of it."""
+    with replacing(tmp_path) as first:
+        (first / MANIFEST).write_text("{}")
+        with pytest.raises(OutputError, match="Another export writes to"), replacing(tmp_path):
+            pass
+
+    assert set(contents(tmp_path)) == {MANIFEST}
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "tasks", "heads"),
+    [
+        (["itm_score."], ["rank"], {"itm_logits", "rank_logits"}),
+        (["itm_score.", "rank_output."], ["rank"], {"itm_logits", "rank_logits"}),
+        (["itm_score.", "rank_output."], ["itm"], {"itm_logits"}),
+        (["rank_output."], ["itm"], {"rank_logits"}),
+        (["classifier.", "itm_score."], ["vqa"], {"vqa_logits"}),
+        (["classifier.", "itm_score."], [], {"vqa_logits", "itm_logits", "rank_logits"}),
+    ],
+)
+def test_tasks_keep_the_heads_that_answer_them(
+    tmp_path: Path, prefixes: list[str], tasks: list[str], heads: set[str]
+) -> None:
+    """A matching head, trained by softmax over two, is never left to one of its rows: matching is served beside ranks."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", *prefixes))
+    loaded = checkpoint.load(str(folder))
+    model = graph.build(loaded.config, loaded.state)
+
+    artifact.keep_heads(model, loaded, tasks)
+
+    assert set(model.interaction.heads) == heads
 
 
 def _unlist(name: str) -> Callable[[Path], object]:

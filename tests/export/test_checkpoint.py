@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import factories
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -279,6 +280,25 @@ def test_labels_and_tokenizer_can_be_given_apart(tmp_path: Path) -> None:
     assert set(parity.TransformersOracle(loaded).run(next(parity.cases(loaded.config, 64)))) == {"vqa_logits"}
 
 
+def test_checkpoint_in_the_working_folder_has_that_folders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest says what its artifact was made of, and "." says nothing."""
+    monkeypatch.chdir(factories.write_checkpoint(tmp_path / "mine", CONFIG, STATE))
+
+    assert checkpoint.load(".").name == "mine"
+
+
+def test_checkpoint_of_the_hub_has_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of its snapshot's folder: a hub id alone may be other weights tomorrow."""
+    folder = factories.write_checkpoint(tmp_path / "snapshots" / "d0a1f6a", CONFIG, STATE)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+
+    loaded = checkpoint.load("dandelin/some-vilt")
+
+    assert (loaded.name, loaded.revision) == ("dandelin/some-vilt", "d0a1f6a")
+
+
 def export(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "export", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -304,6 +324,7 @@ def test_command_writes_an_artifact_that_loads_and_says_how_exact_it_is(tmp_path
     assert "max |logit difference| to transformers" in ended.stdout
     manifest = load_artifact(tmp_path / "small").manifest
     assert (manifest.name, manifest.tasks, manifest.description) == ("small", ("vqa",), "for a test")
+    assert (manifest.source["checkpoint"], manifest.source["rank_logits"]) == ("hf", None)
     assert manifest.precisions["fp32"].parity["max_logit_difference_to_transformers"] <= parity.FP32_TOLERANCE
 
 
@@ -321,13 +342,13 @@ def test_command_over_a_model_that_fails_parity_writes_no_artifact(tmp_path: Pat
 
 @pytest.mark.slow
 def test_command_for_ranking_by_a_matching_head_alone_proves_it(tmp_path: Path) -> None:
-    """The one head kept has an oracle too."""
+    """Both heads that come of it have an oracle."""
     folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, KINDS["pre-training"][0])
 
     ended = export(str(folder), "--output", str(tmp_path / "ranker"), "--task", "rank")
 
     assert ended.returncode == 0, ended.stderr
-    assert load_artifact(tmp_path / "ranker").manifest.heads == {"rank_logits": 1}
+    assert load_artifact(tmp_path / "ranker").manifest.heads == {"itm_logits": 2, "rank_logits": 1}
 
 
 @pytest.mark.slow
