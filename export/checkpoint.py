@@ -29,6 +29,7 @@ FILES = (
 )
 WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
 MODALITIES = "vilt.embeddings.token_type_embeddings.weight"
+FIRST_OF_CLASSIFIER = "classifier.0.weight"
 
 
 class CheckpointError(Exception):
@@ -77,7 +78,7 @@ def load(source: str, *, tokenizer: Path | None = None, labels: Path | None = No
         name=folder.resolve().name if is_here else source,
         revision=None if is_here else folder.name,  # the hub's cache names a snapshot by its commit
         raw_config=raw_config,
-        config=_graph_config(raw_config, _read_processor(folder), state),
+        config=_config_of(folder, raw_config, _read_processor(folder), state),
         state=state,
         tokenizer=_load_tokenizer(folder, tokenizer, len(state[WORDS])),
         labels=_load_labels(raw_config, labels, state),
@@ -100,7 +101,7 @@ def _load_original(path: Path, tokenizer: Path | None, labels: Path | None) -> C
         name=path.name,
         revision=None,
         raw_config=raw_config,
-        config=_graph_config(raw_config, {}, state),
+        config=_config_of(path, raw_config, {}, state),
         state=state,
         tokenizer=_load_tokenizer(path.parent, tokenizer, len(state[WORDS])),
         labels=_load_labels(raw_config, labels, state),
@@ -149,6 +150,13 @@ def _read_processor(folder: Path) -> dict[str, Any]:
     return alone or (_read_json(folder / "processor_config.json") or {}).get("image_processor", {})
 
 
+def _config_of(where: Path, config: dict[str, Any], processor: dict[str, Any], state: StateDict) -> GraphConfig:
+    try:
+        return _graph_config(config, processor, state)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{where} has a setting that is not of its kind: {error}.") from error
+
+
 def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: StateDict) -> GraphConfig:
     """Read the sizes, and refuse what the graph does not implement rather than export something else."""
     for name, supported in {"model_type": "vilt", "hidden_act": "gelu", "num_channels": 3}.items():
@@ -162,6 +170,11 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         )
     if len(state[MODALITIES]) != 2:
         raise CheckpointError("This checkpoint compares two images (NLVR2); only one image a text is supported.")
+    if FIRST_OF_CLASSIFIER in state and len(state[FIRST_OF_CLASSIFIER]) != 2 * len(state[WORDS][0]):
+        raise CheckpointError(
+            f"{FIRST_OF_CLASSIFIER} has {len(state[FIRST_OF_CLASSIFIER])} rows where question answering has twice the"
+            " hidden size: this classifier is another, such as ViltForImagesAndTextClassification's, and not supported."
+        )
     if config.get("max_image_length", -1) > 0:
         raise CheckpointError("max_image_length is positive: the reference then drops patches at random.")
     image_px = config.get("image_size", 384)
@@ -176,20 +189,29 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
     for name, supported in always.items():
         if processor.get(name, supported) != supported:
             raise CheckpointError(f"The image processor has {name} {processor[name]!r}; it must be {supported!r}.")
+    hidden_size, heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
+    if hidden_size % heads:
+        raise CheckpointError(f"hidden_size {hidden_size} cannot be shared among {heads} attention heads.")
     return GraphConfig(
         spec=ViltSpec(
             shortest_edge_px=image_px,
             patch_px=patch_px,
             max_text_tokens=config.get("max_position_embeddings", 40),
         ),
-        hidden_size=config.get("hidden_size", 768),
+        hidden_size=hidden_size,
         num_layers=num_layers,
-        num_attention_heads=config.get("num_attention_heads", 12),
+        num_attention_heads=heads,
         layer_norm_eps=config.get("layer_norm_eps", 1e-12),
-        image_mean=tuple(processor.get("image_mean", (0.5, 0.5, 0.5))),
-        image_std=tuple(processor.get("image_std", (0.5, 0.5, 0.5))),
+        image_mean=_of_channels(processor.get("image_mean", 0.5)),
+        image_std=_of_channels(processor.get("image_std", 0.5)),
         rescale_factor=processor.get("rescale_factor", 1 / 255),
     )
+
+
+def _of_channels(value: float | list[float]) -> tuple[float, float, float]:
+    """Take a value for each channel, or one for all of them, as transformers does."""
+    red, green, blue = value if isinstance(value, list) else [value] * 3
+    return float(red), float(green), float(blue)
 
 
 def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenizer:
@@ -240,7 +262,7 @@ def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object; None where there is no file."""
+    """Read a JSON object without what is null in it, which says no more than nothing; None where there is no file."""
     if not path.is_file():
         return None
     try:
@@ -249,4 +271,4 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is not JSON: {error}.") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is not a JSON object.")
-    return found
+    return {name: value for name, value in found.items() if value is not None}

@@ -154,7 +154,8 @@ class TransformersOracle:
             pixel_mask[row, :rows, :columns] = 1
             input_ids[row, : len(sample.input_ids)] = torch.from_numpy(sample.input_ids)
             attention_mask[row, : len(sample.input_ids)] = 1
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # its visual_embed draws patches
             pooled = self._trunk(
                 input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, pixel_mask=pixel_mask
             ).pooler_output

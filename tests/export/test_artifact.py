@@ -184,7 +184,7 @@ def test_second_export_to_a_folder_is_refused_while_one_writes_there(tmp_path: P
 def test_tasks_keep_the_heads_that_answer_them(
     tmp_path: Path, prefixes: list[str], tasks: list[str], heads: set[str]
 ) -> None:
-    """A matching head, trained by softmax over two, is never left to one of its rows: matching is served beside ranks."""
+    """A matching head, trained by softmax over two, is not left to one of its rows: what ranks also matches."""
     folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", *prefixes))
     loaded = checkpoint.load(str(folder))
     model = graph.build(loaded.config, loaded.state)

@@ -209,6 +209,15 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "another size": (_edit("preprocessor_config.json", size={"shortest_edge": 224}), "resizes to 224"),
     "another filter": (_edit("preprocessor_config.json", resample=2), "bicubic"),
     "another divisor": (_edit("preprocessor_config.json", size_divisor=16), "size_divisor 16; it must be 32"),
+    "a mean for two channels": (_edit("preprocessor_config.json", image_mean=[0.5, 0.5]), "not of its kind"),
+    "a deviation that is a word": (_edit("preprocessor_config.json", image_std="a half"), "not of its kind"),
+    "a width that is a word": (_edit("config.json", hidden_size="16"), "not of its kind"),
+    "heads that do not divide the width": (_edit("config.json", num_attention_heads=3), "among 3 attention heads"),
+    "no heads": (_edit("config.json", num_attention_heads=0), "not of its kind"),
+    "another classifier": (
+        _pickle(STATE | {"classifier.0.weight": torch.zeros(16, 16)}),
+        "classifier.0.weight has 16 rows .* such as ViltForImagesAndTextClassification's",
+    ),
     "pixels as they are": (_edit("preprocessor_config.json", do_normalize=False), "do_normalize False"),
 }
 
@@ -221,6 +230,20 @@ def test_checkpoint_with_a_fault_is_refused_with_a_sentence(tmp_path: Path, faul
 
     with pytest.raises(CheckpointError, match=sentence):
         checkpoint.load(str(folder))
+
+
+def test_settings_that_are_null_or_one_for_all_channels_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
+    """Its own files have both, and its own classes run with what is left."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", "rank_output."))
+    _edit("config.json", max_image_length=None, layer_norm_eps=None)(folder)
+    _edit("preprocessor_config.json", image_mean=0.4, image_std=None, rescale_factor=None)(folder)
+
+    loaded = checkpoint.load(str(folder))
+
+    assert loaded.config.image_mean == (0.4, 0.4, 0.4)
+    assert loaded.config.image_std == (0.5, 0.5, 0.5)
+    assert loaded.config.rescale_factor == 1 / 255
+    assert "rank_logits" in parity.TransformersOracle(loaded).run(next(parity.cases(loaded.config, 64)))
 
 
 def test_checkpoint_for_two_images_is_refused(tmp_path: Path) -> None:

@@ -55,6 +55,19 @@ def test_cases_cover_grids_lengths_and_mixed_batches() -> None:
     assert max(map(len, batches)) >= 4
 
 
+def test_reference_is_the_same_each_time_and_draws_no_one_elses_numbers(small: Exported) -> None:
+    """transformers draws patches at random, so that sums come out in another order."""
+    oracle, samples = parity.TransformersOracle(small.loaded), list(parity.cases(small.loaded.config, 64))[-1]
+    torch.manual_seed(1)
+    first, drawn = oracle.run(samples), torch.rand(1)
+    torch.manual_seed(2)
+    second = oracle.run(samples)
+    torch.manual_seed(1)
+
+    assert all(np.array_equal(first[head], second[head]) for head in first)
+    assert torch.equal(drawn, torch.rand(1))
+
+
 @pytest.mark.parametrize("form", ["three_parts", "fused"])
 def test_graphs_of_a_small_checkpoint_agree_with_transformers(small: Exported, reference: Reference, form: str) -> None:
     """Both forms give every head's logits as transformers does, over grids, lengths and mixed batches."""
