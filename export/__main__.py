@@ -67,7 +67,7 @@ def main() -> None:
             bar.close()
             sys.exit(f"vilt-export: {error}")
         bar.update()
-    for line in _summary(options.output, manifest):
+    for line in summary(options.output, manifest):
         print(line)
     if options.tensorrt:
         _build_engines(options.output)
@@ -89,7 +89,7 @@ def _build_engines(output: Path) -> None:
         sys.exit("vilt-export: the artifact is complete, but TensorRT's engines are not: the line above says why")
 
 
-def _summary(output: Path, manifest: Manifest) -> Iterator[str]:
+def summary(output: Path, manifest: Manifest) -> Iterator[str]:
     """Say what was written, how large it is and how exact."""
     for name, precision in manifest.precisions.items():
         size_mb = sum(entry.size_bytes for entry in precision.graphs.values()) / 1e6
@@ -124,7 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the artifact folder to write")
     parser.add_argument(
-        "--task", action="append", default=[], choices=list(TASKS), help="keep only this task's heads (repeatable)"
+        "--task",
+        action="append",
+        default=[],
+        choices=list(TASKS),
+        help="keep only the head that answers this task (repeatable); what ranks also matches",
     )
     parser.add_argument(
         "--precision",

@@ -21,7 +21,7 @@ from models.text import TextEncoder
 FORMAT_VERSION = 1
 MANIFEST, TOKENIZER, LABELS = "manifest.json", "tokenizer.json", "labels.json"
 PARTS = ("text_embedding", "visual_embedding", "interaction")  # graphs of a CPU precision; a GPU one has "model"
-TASKS = {"vqa": ("vqa_logits",), "itm": ("itm_logits", "rank_logits"), "rank": ("rank_logits",)}  # any of these heads
+TASKS = {"vqa": ("vqa_logits",), "itm": ("itm_logits", "rank_logits"), "rank": ("rank_logits",)}  # first there answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
