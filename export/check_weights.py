@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from export import checkpoint, parity
-from export.artifact import OutputError, write_artifact
+from export.artifact import write_artifact
+from export.output_folder import OutputError
 from models.answers import top_answers
 from models.batch import Features, collate
 from models.errors import InvalidInput
