@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -94,6 +95,7 @@ def write(part: Part, path: Path, opset: int = OPSET) -> None:
             external_data=False,
             verbose=False,
         )
+        ClearMetadataAndDocStringPass()(program.model)  # which tells where the sources lie on this machine
         program.save(str(path), external_data=False)
     onnx.checker.check_model(str(path))
 

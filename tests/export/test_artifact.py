@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 
+import models
 from export import artifact, checkpoint, graph, parity
 from export.output_folder import OutputError, replacing
 from models.errors import ArtifactError
@@ -24,6 +25,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 CONFIG = factories.small_config(**SIZES)
 STATE = factories.redrawn_state(CONFIG)
 QUESTIONS = factories.only(STATE, "vilt.", "classifier.")
+SHAPES = Path(models.__file__).parent / "artifacts" / "shapes"
 RANKING = factories.only(STATE, "vilt.", "rank_output.")
 
 
@@ -51,6 +53,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def earlier(exported: Path, tmp_path: Path) -> Path:
     """An artifact that answers questions, for a test to spoil."""
     return shutil.copytree(exported, tmp_path / "artifact")
+
+
+@pytest.mark.slow
+def test_graphs_say_nothing_of_the_machine_that_wrote_them(exported: Path) -> None:
+    """The exporter notes the lines of the sources that each node is from; the shipped artifact is free of that, too."""
+    for folder in (exported, SHAPES):
+        for path in folder.rglob("*.onnx"):
+            assert not any(trace in path.read_bytes() for trace in (b"stack_trace", b"graph.py", b"site-packages")), (
+                path
+            )
 
 
 @pytest.mark.slow
