@@ -58,7 +58,7 @@ def read_state(path: Path) -> StateDict:
     try:
         saved = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
     except Exception as error:  # a damaged file makes pickle and torch raise anything
-        raise ValueError(f"{path} is not a checkpoint: {error}.") from error
+        raise ValueError(f"{path} is not a checkpoint: {str(error).rstrip('.')}.") from error
     state = saved.get("state_dict") if isinstance(saved, dict) else None
     if not isinstance(state, dict) or "transformer.pos_embed" not in state:
         raise ValueError(f"{path} holds no ViLT: it has no state_dict with transformer.pos_embed.")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from export import gate
-from export.__main__ import main, summary
+from export.__main__ import main
+from export.command import summary
 from models.manifest import Manifest, read_manifest
 from server.settings import SHAPES
 
@@ -21,6 +22,42 @@ def test_engines_in_int8_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: py
         main()
 
     assert "--tensorrt runs fp16" in capsys.readouterr().err
+
+
+def test_questions_without_a_precision_to_judge_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would be passed over, and the user believe that something had been judged."""
+    monkeypatch.setattr(sys, "argv", ["vilt-export", "x", "--output", "y", "--eval-data", "z"])
+
+    with pytest.raises(SystemExit, match="2"):
+        main()
+
+    assert "add --precision int8 or fp16" in capsys.readouterr().err
+
+
+def test_output_over_the_checkpoint_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """An artifact has a tokenizer.json, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vilt-export", str(tmp_path), "--output", "."])
+
+    with pytest.raises(SystemExit, match="2"):
+        main()
+
+    assert "the checkpoint's own folder" in capsys.readouterr().err
+
+
+def test_what_is_not_installed_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is there with the server alone, too."""
+    monkeypatch.delitem(sys.modules, "export.command")
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+
+    with pytest.raises(
+        SystemExit, match=r"^vilt-export needs tqdm, which is not installed: pip install '\.\[cpu,export\]'"
+    ):
+        main()
 
 
 def test_help_shows_what_a_precision_is_asked(
