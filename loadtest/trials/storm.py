@@ -1,8 +1,8 @@
 """Sixteen people who go on sending 40-megapixel photos, while something asks whether the process is alive.
 
 Decoding must not hold up the event loop, or an orchestrator restarts a healthy process: /livez has to answer within
-100 ms (p99). Memory has to stay within what the decode permits allow, a picture and a copy of it for each, and the
-bodies that wait.
+100 ms (p99), from when it was to be asked, 50 times a second however slow answers are. Memory has to stay within what
+the decode permits allow, a picture and a copy of it for each, and the bodies that wait.
 """
 
 import asyncio
@@ -27,7 +27,9 @@ from loadtest.workload import Request
 WIDTH_PX, HEIGHT_PX = 8_000, 5_000
 AT_ONCE = 16
 SECONDS = 30.0
-POLL_S = 0.02
+PROBES_PER_S = 50
+PROBE_WITHIN_S = 30.0
+ALIVE_MS = 100.0
 PERMITS = 2
 PIXEL_BYTES = 4  # as Pillow keeps RGB
 PICTURES = 2  # in a decode thread at once
@@ -44,27 +46,20 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     body = photo()
     nonce = workload.nonces()
     path = "/v1/vqa?question=how+many+circles+are+there"
-    async with openloop.Client(own.url, timeout_s=120) as client, aiohttp.ClientSession() as session:
+    async with openloop.Client(own.url, timeout_s=120) as client:
         first = await client.send(Request(kind="vqa", path=path, content_type="image/jpeg", body=small()))
         before_mb = resident_mb(own.process.pid, "VmHWM")
         until_s = client.now_s() + SECONDS
         rows: list[Row] = []
-        alive_ms: list[float] = []
 
         async def person() -> None:
             while client.now_s() < until_s:
                 request = Request(kind="vqa", path=path, content_type="image/jpeg", body=body + next(nonce))
                 rows.append(await client.send(request))
 
-        async def probe() -> None:
-            while client.now_s() < until_s:
-                at_s = client.now_s()
-                async with session.get(f"{own.url}/livez") as response:
-                    await response.read()
-                    alive_ms.append(1000 * (client.now_s() - at_s) if response.status == 200 else float("inf"))
-                await asyncio.sleep(POLL_S)
-
-        await asyncio.gather(probe(), *(person() for _ in range(AT_ONCE)))
+        probing = asyncio.create_task(probed(own.url, SECONDS))
+        await asyncio.gather(*(person() for _ in range(AT_ONCE)))
+        alive_ms = await probing
     peak_mb = resident_mb(own.process.pid, "VmHWM")
     pictures_bytes = PERMITS * PICTURES * PIXEL_BYTES * WIDTH_PX * HEIGHT_PX
     allowed_mb = before_mb + (pictures_bytes + AT_ONCE * BODIES * len(body)) / MB
@@ -78,7 +73,7 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     }
     claims = [
         equal("a question before", first.code, "ok"),
-        at_most("p99 of /livez", percentile(alive_ms, 0.99), 100, "ms"),
+        responsive(alive_ms),
         at_most("peak memory", peak_mb, allowed_mb, "MB"),
         Claim(
             says="photos answered or refused for lack of time",
@@ -88,6 +83,37 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
         ),
     ]
     return figures, claims
+
+
+async def probed(url: str, seconds: float) -> list[float]:
+    """Ask /livez at even times, whether or not earlier ones were answered.
+
+    Units: milliseconds from the scheduled time to the answer; infinite where it is none with 200.
+    """
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=PROBE_WITHIN_S)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+
+        async def probe(at_s: float) -> float:
+            try:
+                async with session.get(f"{url}/livez") as response:
+                    await response.read()
+                    is_alive = response.status == 200
+            except (aiohttp.ClientError, OSError):
+                is_alive = False
+            return 1000 * (loop.time() - began_s - at_s) if is_alive else float("inf")
+
+        asked = []
+        for at_s in openloop.constant(PROBES_PER_S, seconds):
+            await asyncio.sleep(began_s + at_s - loop.time())
+            asked.append(asyncio.create_task(probe(at_s)))
+        return await asyncio.gather(*asked)
+
+
+def responsive(alive_ms: Sequence[float]) -> Claim:
+    """Claim that /livez was answered soon enough for an orchestrator."""
+    return at_most("p99 of /livez", percentile(alive_ms, 0.99), ALIVE_MS, "ms")
 
 
 def photo() -> bytes:

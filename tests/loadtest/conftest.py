@@ -54,6 +54,7 @@ class FakeServer:
 
     behave: Callable[[Seen], Said] = right
     one_at_a_time: bool = False
+    stalled_until_s: float = 0.0  # by time.monotonic: until then no GET is answered
     seen: list[Seen] = field(default_factory=list)
     url: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -87,6 +88,7 @@ def fake_server() -> Iterator[FakeServer]:
         wbufsize = -1  # head and body in one packet
 
         def do_GET(self) -> None:
+            time.sleep(max(0.0, fake.stalled_until_s - time.monotonic()))
             self._send(200, MODELS)
 
         def do_POST(self) -> None:

@@ -1,0 +1,69 @@
+"""The claims about those who hang up: they fail where work of theirs stays behind."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from loadtest.trials import abandon, trial
+from loadtest.trials.trial import Claim
+
+PEOPLE = 20
+ANSWERED, GONE = (f'vilt_engine_seconds_total{{use="{use}"}}' for use in ("answered", "abandoned"))
+
+
+def try_out(
+    monkeypatch: pytest.MonkeyPatch, server: Any, *, gone_s: tuple[float, float, float], entries: float = 0.0
+) -> dict[str, Claim]:
+    """Carry out a small trial of a server whose metrics say so before the storm, after it, and at the end."""
+    told = iter([{ANSWERED: 1.0, GONE: seconds} for seconds in gone_s])
+
+    async def metrics(_: str) -> dict[str, float]:
+        return next(told)
+
+    async def settled(*_: Any) -> float:
+        return entries
+
+    monkeypatch.setattr(trial, "metrics", metrics)
+    monkeypatch.setattr(trial, "settled", settled)
+    monkeypatch.setattr(abandon, "ABANDONED", PEOPLE)
+    monkeypatch.setattr(abandon, "NORMAL", PEOPLE)
+    _, claims = asyncio.run(abandon.run(SimpleNamespace(url=server.url)))  # type: ignore[arg-type]
+    return {claim.says.partition(",")[0]: claim for claim in claims}
+
+
+def test_engine_that_goes_on_for_those_who_have_gone_fails(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
+    """What it took during the storm had begun; an hour afterwards had not."""
+    claims = try_out(monkeypatch, fake_server, gone_s=(0.0, 3600.0, 7200.0))
+
+    assert not claims["engine's time for those who have gone"].holds
+
+
+def test_engine_that_had_begun_with_those_who_have_gone_may_end(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any
+) -> None:
+    """However long the storm was."""
+    claims = try_out(monkeypatch, fake_server, gone_s=(0.0, 3600.0, 3600.0))
+
+    assert claims["engine's time for those who have gone"].holds
+
+
+def test_entries_that_stay_once_all_have_gone_fail(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
+    """They are looked at before anybody else asks."""
+    claims = try_out(monkeypatch, fake_server, gone_s=(0.0, 0.0, 0.0), entries=1.0)
+
+    assert not claims["entries in the queue"].holds
+    assert not claims["entries in flight"].holds
+
+
+def test_somebody_who_waits_far_longer_than_the_others_fails(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, said: Any
+) -> None:
+    """All are behind as many: who waits three times as long was left behind."""
+    last = abandon.ALONE + PEOPLE
+    fake_server.behave = lambda seen: said(seen, delay_s=0.5 if seen.number > last and seen.number % 10 == 0 else 0.0)
+
+    claims = try_out(monkeypatch, fake_server, gone_s=(0.0, 0.0, 0.0))
+
+    assert not claims["p99 of those who wait"].holds
