@@ -73,6 +73,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    described = stamp()  # as it is now: a run takes a while
     folder = options.images or options.data.parent
     try:
         data = load(options.data, options.annotations, options.limit)
@@ -92,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
         except httpx.HTTPStatusError as error:
             sys.exit(f"vilt-bench accuracy: the server refused {error.request.url.path}: {error.response.text}")
     if options.output:
-        result = {"benchmark": "vilt-bench accuracy", **stamp(), "rows": [asdict(row) for row in rows]}
+        result = {"benchmark": "vilt-bench accuracy", **described, "rows": [asdict(row) for row in rows]}
         options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 

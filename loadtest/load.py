@@ -109,6 +109,7 @@ async def measure(options: argparse.Namespace, url: str, models: list[dict[str, 
 
     Raises: ValueError: not even a low rate is answered in time.
     """
+    described = stamp()  # as it is now: a run takes a while
     draw = functools.partial(workload.stream, learned.samples, seed=options.seed, distinct=not options.identical)
     alone_ms = {}
     for kind in workload.SCENARIOS[options.scenario]:
@@ -135,7 +136,7 @@ async def measure(options: argparse.Namespace, url: str, models: list[dict[str, 
         rows.write(options.output / file, asked)
         loads.append(Load.of(rate_per_s, options.seconds, file, asked))
     return Result(
-        **stamp(),
+        **described,
         models=models,
         same_machine=options.url is None,
         scenario=options.scenario,

@@ -1,7 +1,7 @@
 """All that a load run found, as load.json has it and the report shows it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from loadtest.capacity import Capacity
@@ -40,7 +40,9 @@ class Result:
     benchmark: str = "vilt-bench load"
     date: str
     commit: str | None
+    uncommitted: bool | None = None  # changes to the sources; None: nobody knows
     command: str
+    environment: dict[str, str] = field(default_factory=dict)  # variables that matter
     machine: dict[str, Any]
     versions: dict[str, str]
     models: list[dict[str, Any]]  # as GET /v1/models has them

@@ -14,15 +14,27 @@ PACKAGES = (
     *("vilt-server", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "uvicorn"),
     *("fastapi", "torch", "torchvision", "transformers", "litserve"),  # what servers that we compare with are made of
 )
+VARIABLES = ("VILT_", "OMP_", "ONEDNN_", "MKL_", "ORT_", "MALLOC_")  # settings, and what threads and memory obey
+SECRETS = "VILT_API_KEY"
 INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"}  # that products are made of, on x86
 
 
 def stamp() -> dict[str, Any]:
-    """Describe this run: date, commit, command, machine, versions."""
+    """Describe this run: date, commit, command, environment, machine, versions.
+
+    Call it when a run begins: the tree may be another one by its end.
+    """
+    changed = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "uncommitted": None if changed is None else bool(changed),
         "command": shlex.join([*_program(), *sys.argv[1:]]),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(VARIABLES) and not name.startswith(SECRETS)
+        },
         "machine": {
             "processor": _of_processor("model name") or platform.processor() or platform.machine(),
             "instructions": sorted(INSTRUCTIONS & set(_of_processor("flags").split())),
@@ -41,8 +53,9 @@ def _program() -> list[str]:
     return ["python", "-m", module.name.removesuffix(".__main__")]
 
 
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+def _git(*arguments: str) -> str | None:
+    """Ask git about the clone that this is in, if it is in one."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
     except (OSError, subprocess.CalledProcessError):  # no git, or not a clone

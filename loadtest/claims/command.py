@@ -42,6 +42,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    described = stamp()  # as it is now: a run takes a while
     folder = options.graphs or plan.default_folder()
     threads = count_threads(options.threads)
     try:
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     if options.output:
         result = {
             "benchmark": "vilt-bench claims",
-            **stamp(),
+            **described,
             "graphs": plan.tools(folder),
             "provider": options.provider,
             "threads": threads,

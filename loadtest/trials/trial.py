@@ -94,6 +94,7 @@ def add(
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
 
     def carry_out(options: argparse.Namespace) -> None:
+        described = stamp()  # as it is now: a run takes a while
         try:
             with started([*(f"--model={folder}" for folder in options.model), *flags], module=module) as own:
                 models = httpx.get(f"{own.url}/v1/models").raise_for_status().json()["models"]
@@ -102,7 +103,7 @@ def add(
             sys.exit(f"vilt-bench {name}: {error}")
         print(*claims, sep="\n")
         if options.output:
-            found = {"benchmark": f"vilt-bench {name}", **stamp(), "models": models, **figures}
+            found = {"benchmark": f"vilt-bench {name}", **described, "models": models, **figures}
             found["claims"] = [asdict(claim) for claim in claims]
             options.output.write_text(json.dumps(found, indent=2, default=asdict) + "\n")
         if not all(claim.holds for claim in claims):
