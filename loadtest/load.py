@@ -24,10 +24,11 @@ from typing import Any
 import httpx
 import uvloop  # its timers are finer than a millisecond, and it leaves the server more of a shared processor
 
-from loadtest import openloop, report, rows, workload
+from loadtest import openloop, partial, report, rows, workload
 from loadtest.capacity import capacity
 from loadtest.launch import server
 from loadtest.result import Load, Result
+from loadtest.rows import Row
 from loadtest.stamp import stamp
 from loadtest.summary import percentile
 from loadtest.workload import Learned
@@ -102,6 +103,8 @@ def run(options: argparse.Namespace) -> None:
     wrong = sum(load.summary.wrong for load in result.loads)
     if wrong:
         sys.exit(f"vilt-bench load: {wrong:,} answers under load were not those given alone; rows-*.jsonl has them")
+    if result.ended_early:
+        sys.exit(f"vilt-bench load: {result.ended_early}; the report has the rates that are complete")
 
 
 async def measure(options: argparse.Namespace, url: str, models: list[dict[str, Any]], learned: Learned) -> Result:
@@ -126,15 +129,20 @@ async def measure(options: argparse.Namespace, url: str, models: list[dict[str, 
             raise ValueError(
                 "at no rate are 99 % of answers in time: allow them more with --deadline-ms, or give --rate"
             )
-    loads: list[Load] = []
-    for index, rate_per_s in enumerate(rates):
-        if loads:
+    asked: list[Row] = []  # in the last run
+
+    async def offer(run: tuple[int, float]) -> Load:
+        nonlocal asked
+        number, rate_per_s = run
+        if number:
             await openloop.until_quiet(asked)
-        schedule = schedule_of(options.arrivals, rate_per_s, options.seconds, options.seed + index)
+        schedule = schedule_of(options.arrivals, rate_per_s, options.seconds, options.seed + number)
         asked = await openloop.run(url, requests, schedule, deadline_ms=deadline_ms, label=f"{rate_per_s:g}/s")
         file = f"rows-{rate_per_s:g}.jsonl"
         rows.write(options.output / file, asked)
-        loads.append(Load.of(rate_per_s, options.seconds, file, asked))
+        return Load.of(rate_per_s, options.seconds, file, asked)
+
+    loads, ended = await partial.each(enumerate(rates), offer)
     return Result(
         **described,
         models=models,
@@ -150,6 +158,7 @@ async def measure(options: argparse.Namespace, url: str, models: list[dict[str, 
         deadline_ms=deadline_ms,
         capacity=found,
         loads=loads,
+        ended_early=ended,
     )
 
 

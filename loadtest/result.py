@@ -58,3 +58,4 @@ class Result:
     deadline_ms: dict[str, float]  # by kind; empty is none
     capacity: Capacity | None
     loads: list[Load]
+    ended_early: str | None = None  # why, if not all rates are there

@@ -7,6 +7,7 @@ its cache fills, each request is slower by new memory, and that is not what is m
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import httpx
 import uvloop
 from tqdm import tqdm
 
-from loadtest import photo
+from loadtest import partial, photo
 from loadtest.breakdown import Breakdown, draw
 from loadtest.launch import server
 from loadtest.openloop import Client
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         picture = photo.read(options.image)
         with servers(options.url, options.model) as urls:
             models = [httpx.get(f"{url}/v1/models").raise_for_status().json()["models"][0] for url in urls]
-            rows = uvloop.run(measure(urls, picture, options.repeat))
+            rows, ended = uvloop.run(measure(urls, picture, options.repeat))
         found = [Breakdown.of(model, asked) for model, asked in zip(models, rows, strict=True)]
     except (OSError, ValueError, httpx.HTTPError) as error:
         sys.exit(f"vilt-bench stages: {error}")
@@ -67,7 +68,8 @@ def run(options: argparse.Namespace) -> None:
             **described,
             "image": f"{size} JPEG, {len(picture):,} bytes, sent raw",
             "questions": photo.QUESTIONS,
-            "repeat": options.repeat,
+            "repeat": len(rows[0]),
+            "ended_early": ended,
             "servers": [asdict(one) for one in found],
         }
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +78,8 @@ def run(options: argparse.Namespace) -> None:
     if plot:
         machine = described["machine"]
         draw(found, f"{found[0].model['name']}, {size} JPEG, {machine['cpus']} CPUs: {machine['processor']}", plot)
+    if ended:
+        sys.exit(f"vilt-bench stages: {ended}; {len(rows[0])} of {options.repeat} requests to each are told above")
 
 
 @contextlib.contextmanager
@@ -86,20 +90,27 @@ def servers(url: str | None, model: Path | None) -> Iterator[list[str]]:
         yield [stack.enter_context(server(url, (*some, f"--decoded-cache-mb={KEPT_MB}"))) for some in flags]
 
 
-async def measure(urls: Sequence[str], picture: bytes, repeat: int) -> list[list[Row]]:
+async def measure(urls: Sequence[str], picture: bytes, repeat: int) -> tuple[list[list[Row]], str | None]:
     """Ask so many times, the servers in turns.
 
-    Raises: ValueError: one refuses.
+    Where Ctrl-C or a refusal ends it early, what all have been asked counts; also says why it ended.
+
+    Raises: ValueError: one refuses in its first turn.
     """
-    rows: list[list[Row]] = [[] for _ in urls]
     requests = [photo.requests(picture) for _ in urls]
     async with contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(Client(url)) for url in urls]
-        for start in tqdm(range(0, repeat, TURN), desc="turn", disable=None, leave=False):
-            for client, some, kept in zip(clients, requests, rows, strict=True):
-                asked = [await _send(client, next(some)) for _ in range(LEFT_OUT + min(TURN, repeat - start))]
-                kept.extend(asked[LEFT_OUT:])
-    return rows
+
+        async def take_turns(start: int) -> list[list[Row]]:
+            count = LEFT_OUT + min(TURN, repeat - start)
+            return [
+                [await _send(client, next(some)) for _ in range(count)][LEFT_OUT:]
+                for client, some in zip(clients, requests, strict=True)
+            ]
+
+        starts = tqdm(range(0, repeat, TURN), desc="turn", disable=None, leave=False)
+        complete, ended = await partial.each(starts, take_turns)
+    return [list(itertools.chain(*turns)) for turns in zip(*complete, strict=True)], ended
 
 
 async def _send(client: Client, request: Request) -> Row:

@@ -58,29 +58,34 @@ def run(options: argparse.Namespace) -> None:
         requests = {name: photo.requests(picture) for name in urls}
         try:
             (model,) = httpx.get(f"{urls['one process']}/v1/models").raise_for_status().json()["models"]
-            timed = uvloop.run(turns.take(urls, requests, options.rounds))
+            timed, ended = uvloop.run(turns.take(urls, requests, options.rounds))
         except (ValueError, httpx.HTTPError) as error:
             sys.exit(f"vilt-bench workers: {error}")
     found = {name: summarise(one) for name, one in timed.items()}
     for name, by_clients in found.items():
         for clients, figures in by_clients.items():
+            p99 = "       -" if figures["p99_ms"] is None else f"{figures['p99_ms']:8.2f}"
             print(
-                f"{name:12} {clients:3} clients   p50 {figures['p50_ms']:8.2f} ms   p99 {figures['p99_ms']:8.2f} ms"
-                f"   {figures['answers_per_s']:8.1f} answers/s"
+                f"{name:12} {clients:3} clients {figures['answers']:5} answers   p50 {figures['p50_ms']:8.2f} ms"
+                f"   p99 {p99} ms   {figures['answers_per_s']:8.1f} answers/s"
             )
+    rounds = timed["one process"].rounds
     if options.output:
-        rounds = options.rounds
-        result = {"benchmark": "vilt-bench workers", **described, "model": model, "rounds": rounds, "servers": found}
+        turned = {"model": model, "rounds": rounds, "ended_early": ended, "servers": found}
+        result = {"benchmark": "vilt-bench workers", **described, **turned}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=2) + "\n")
+    if ended:
+        sys.exit(f"vilt-bench workers: {ended}; of {options.rounds} rounds {rounds} are complete, and told above")
 
 
-def summarise(timed: turns.Timed) -> dict[int, dict[str, float]]:
-    """Sum up a server's turns: percentiles over all requests, and the median turn's rate."""
+def summarise(timed: turns.Timed) -> dict[int, dict[str, Any]]:
+    """Sum up a server's turns: percentiles over all requests, p99 if they are enough, and the median turn's rate."""
     return {
         clients: {
+            "answers": len(latencies_ms),
             "p50_ms": percentile(latencies_ms, 0.5),
-            "p99_ms": percentile(latencies_ms, 0.99),
+            "p99_ms": timed.p99_ms(clients),
             "answers_per_s": statistics.median(timed.rates_per_s[clients]),
         }
         for clients, latencies_ms in timed.latencies_ms.items()

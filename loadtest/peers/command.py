@@ -19,8 +19,8 @@ import uvloop
 from loadtest import photo
 from loadtest.peers import agreement, plot, result, turns
 from loadtest.peers.agreement import Agreement
-from loadtest.peers.result import Measured
 from loadtest.peers.servers import PEERS, Server, missing, ours, running, theirs
+from loadtest.peers.turns import Timed
 from loadtest.stamp import stamp
 
 
@@ -48,9 +48,11 @@ def run(options: argparse.Namespace) -> None:
     try:
         picture = photo.read(options.image)
         chosen, left_out = available([*theirs(options.peers, options.checkpoint), *ours(options.model)])
-        measured = compare(chosen, picture, options.rounds)
+        agreements, timed, ended = compare(chosen, picture, options.rounds)
     except (OSError, ValueError, httpx.HTTPError) as error:
         sys.exit(f"vilt-bench peers: {error}")
+    measured = result.summarise(chosen, agreements, timed)
+    rounds = next(iter(timed.values())).rounds
     print(result.text_of(measured))
     if options.output:
         size = photo.size_of(picture)
@@ -59,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
             **described,
             "image": f"{size} JPEG, {len(picture):,} bytes, sent as multipart",
             "questions": photo.QUESTIONS,
-            "rounds": options.rounds,
+            "rounds": rounds,
+            "ended_early": ended,
             "requests_of_a_turn": turns.REQUESTS,
             "left_out": left_out,
             "servers": [asdict(one) for one in measured],
@@ -69,18 +72,21 @@ def run(options: argparse.Namespace) -> None:
         machine = described["machine"]
         title = f"One {size} JPEG and a question; {machine['cpus']} CPUs, {machine['processor']}"
         plot.draw(measured, title, options.output.with_suffix(".png"))
+    if ended:
+        sys.exit(f"vilt-bench peers: {ended}; of {options.rounds} rounds {rounds} are complete, and told above")
 
 
-def compare(servers: Sequence[Server], picture: bytes, rounds: int) -> list[Measured]:
-    """Start all, check that they answer the same, let them take turns.
+def compare(
+    servers: Sequence[Server], picture: bytes, rounds: int
+) -> tuple[dict[str, Agreement], dict[str, Timed], str | None]:
+    """Start all, check that they answer the same, let them take turns; where these end early, say why.
 
     Raises: ValueError: one refuses, or answers something else.
     """
     with running(servers) as urls:
         agreements = check(servers, urls, picture)
         requests = {name: photo.requests(picture, multipart=True) for name in urls}
-        timed = uvloop.run(turns.take(urls, requests, rounds))
-    return result.summarise(servers, agreements, timed)
+        return agreements, *uvloop.run(turns.take(urls, requests, rounds))
 
 
 def available(servers: Sequence[Server]) -> tuple[list[Server], dict[str, str]]:

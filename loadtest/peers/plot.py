@@ -11,13 +11,14 @@ from loadtest.plots import BLUE, GREY
 
 
 def draw(measured: Sequence[Measured], title: str, path: Path) -> None:
-    """Draw p50 on the left, with p99 in words, and throughput by clients on the right; write a PNG."""
+    """Draw p50 on the left, with p99 in words if there is one, and throughput by clients on the right; write a PNG."""
     figure = Figure(figsize=(11, 0.9 + 0.75 * len(measured)), layout="constrained")
     latency, throughput = figure.subplots(1, 2, sharey=True)
     for place, one in enumerate(measured):
         colour = BLUE if one.name.startswith("ours") else GREY
         latency.barh(place, one.p50_ms, height=0.5, color=colour)
-        _label(latency, one.p50_ms, place, f"{one.p50_ms:.0f}, p99 {one.p99_ms:.0f}")
+        beside = "" if one.p99_ms is None else f", p99 {one.p99_ms:.0f}"
+        _label(latency, one.p50_ms, place, f"{one.p50_ms:.0f}{beside}")
         height = 0.8 / len(one.throughput_per_s)
         for index, (clients, rates) in enumerate(one.throughput_per_s.items()):
             y = place - 0.4 + (index + 0.5) * height

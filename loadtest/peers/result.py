@@ -27,7 +27,7 @@ class Ratio:
     """How many times as fast as another server of the same run."""
 
     p50: float
-    p99: float
+    p99: float | None
     throughput: dict[int, float]  # by clients
 
 
@@ -38,8 +38,9 @@ class Measured:
     name: str
     what: str
     agreement: Agreement  # with the first peer
-    p50_ms: float  # one client
-    p99_ms: float
+    answers: int  # to one client, of which the next two are
+    p50_ms: float
+    p99_ms: float | None  # None: too few
     throughput_per_s: dict[int, Throughput]  # by clients
     faster_than: dict[str, Ratio]  # the tutorial's servers
     latencies_ms: list[float]  # of all turns with one client, in order
@@ -55,8 +56,9 @@ def summarise(
             name=server.name,
             what=server.what,
             agreement=agreements[server.name],
-            p50_ms=_latency(timed[server.name], 0.5),
-            p99_ms=_latency(timed[server.name], 0.99),
+            answers=len(timed[server.name].latencies_ms[1]),
+            p50_ms=_p50_ms(timed[server.name]),
+            p99_ms=timed[server.name].p99_ms(1),
             throughput_per_s={clients: _throughput(rates) for clients, rates in timed[server.name].rates_per_s.items()},
             faster_than={base: _ratio(timed[server.name], timed[base]) for base in bases if base != server.name},
             latencies_ms=[round(value, 3) for value in timed[server.name].latencies_ms[1]],
@@ -69,18 +71,22 @@ def text_of(measured: Sequence[Measured]) -> str:
     """Print the figures as a table."""
     clients = list(measured[0].throughput_per_s)
     bases = [base.name for base in BASES if any(base.name in one.faster_than for one in measured)]
-    head = f"{'':16}{'p50':>8}{'p99':>8}{'answers per second with':>26}{'':{max(0, 7 * len(clients) - 26)}}"
-    lines = [head, f"{'':16}{'ms':>8}{'ms':>8}" + "".join(f"{count:7}" for count in clients) + "  clients"]
+    head = f"{'':16}{'n':>6}{'p50':>8}{'p99':>8}{'answers per second with':>26}{'':{max(0, 7 * len(clients) - 26)}}"
+    lines = [head, f"{'':22}{'ms':>8}{'ms':>8}" + "".join(f"{count:7}" for count in clients) + "  clients"]
     for one in measured:
         rates = "".join(f"{one.throughput_per_s[count].median:7.2f}" for count in clients)
-        lines.append(f"{one.name:16}{one.p50_ms:8.1f}{one.p99_ms:8.1f}{rates}")
+        lines.append(f"{one.name:16}{one.answers:6}{one.p50_ms:8.1f}{_or_dash(one.p99_ms, 1)}{rates}")
     for base in bases:
         lines.append(f"times as fast as {base}:")
         for one in measured:
             if ratio := one.faster_than.get(base):
                 rates = "".join(f"{ratio.throughput[count]:7.2f}" for count in clients)
-                lines.append(f"{one.name:16}{ratio.p50:8.2f}{ratio.p99:8.2f}{rates}")
+                lines.append(f"{one.name:22}{ratio.p50:8.2f}{_or_dash(ratio.p99, 2)}{rates}")
     return "\n".join(lines)
+
+
+def _or_dash(value: float | None, digits: int) -> str:
+    return f"{'-':>8}" if value is None else f"{value:8.{digits}f}"
 
 
 def _throughput(rates: Sequence[float]) -> Throughput:
@@ -92,14 +98,15 @@ def _throughput(rates: Sequence[float]) -> Throughput:
     )
 
 
-def _latency(timed: Timed, share: float) -> float:
-    return percentile(timed.latencies_ms[1], share)
+def _p50_ms(timed: Timed) -> float:
+    return percentile(timed.latencies_ms[1], 0.5)
 
 
 def _ratio(timed: Timed, base: Timed) -> Ratio:
+    p99_ms, base_p99_ms = timed.p99_ms(1), base.p99_ms(1)
     return Ratio(
-        p50=_latency(base, 0.5) / _latency(timed, 0.5),
-        p99=_latency(base, 0.99) / _latency(timed, 0.99),
+        p50=_p50_ms(base) / _p50_ms(timed),
+        p99=base_p99_ms / p99_ms if p99_ms and base_p99_ms else None,
         throughput={
             clients: statistics.median(rates) / statistics.median(base.rates_per_s[clients])
             for clients, rates in timed.rates_per_s.items()

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from loadtest import partial
 from loadtest.openloop import Client
+from loadtest.summary import percentile
 from loadtest.workload import Request
 
-REQUESTS = {1: 12, 2: 8, 4: 12, 8: 24}  # of a turn, by how many clients ask at once
+REQUESTS = {1: 20, 2: 8, 4: 12, 8: 24}  # of a turn, by how many clients ask at once
 TIMEOUT_S = 120.0
+LEAST_FOR_P99 = 100  # answers: of fewer the slowest would stand for it
 
 
 @dataclass(slots=True)
@@ -23,11 +26,30 @@ class Timed:
     latencies_ms: dict[int, list[float]] = field(default_factory=lambda: {clients: [] for clients in REQUESTS})
     rates_per_s: dict[int, list[float]] = field(default_factory=lambda: {clients: [] for clients in REQUESTS})
 
+    @property
+    def rounds(self) -> int:
+        return len(self.rates_per_s[1])
 
-async def take(urls: Mapping[str, str], requests: Mapping[str, Iterator[Request]], rounds: int) -> dict[str, Timed]:
+    def extend(self, later: "Timed") -> None:
+        """Add what later turns took."""
+        for clients in REQUESTS:
+            self.latencies_ms[clients].extend(later.latencies_ms[clients])
+            self.rates_per_s[clients].extend(later.rates_per_s[clients])
+
+    def p99_ms(self, clients: int) -> float | None:
+        """Find the p99 of so many clients, where it is not just the slowest."""
+        latencies_ms = self.latencies_ms[clients]
+        return percentile(latencies_ms, 0.99) if len(latencies_ms) >= LEAST_FOR_P99 else None
+
+
+async def take(
+    urls: Mapping[str, str], requests: Mapping[str, Iterator[Request]], rounds: int
+) -> tuple[dict[str, Timed], str | None]:
     """Give every server a turn with every number of clients in every round, forth and back.
 
-    Raises: ValueError: a server refused, or failed.
+    Where Ctrl-C or a server that fails ends it early, the rounds that are complete count; also says why it ended.
+
+    Raises: ValueError: a server refused, or failed, in the first round.
     """
     timed = {name: Timed() for name in urls}
     order = list(urls)
@@ -35,16 +57,24 @@ async def take(urls: Mapping[str, str], requests: Mapping[str, Iterator[Request]
         clients = {
             name: await stack.enter_async_context(Client(url, timeout_s=TIMEOUT_S)) for name, url in urls.items()
         }
-        for _ in tqdm(range(rounds), desc="round", disable=None):
+
+        async def take_round(_: int) -> dict[str, Timed]:
+            found = {name: Timed() for name in urls}
             for concurrency, count in REQUESTS.items():
                 for name in order:
                     await _send(name, clients[name], next(requests[name]))  # not counted: after another's turn
                     began_s = time.perf_counter()
                     latencies_ms = await _turn(name, clients[name], requests[name], concurrency, count)
-                    timed[name].rates_per_s[concurrency].append(count / (time.perf_counter() - began_s))
-                    timed[name].latencies_ms[concurrency].extend(latencies_ms)
+                    found[name].rates_per_s[concurrency].append(count / (time.perf_counter() - began_s))
+                    found[name].latencies_ms[concurrency].extend(latencies_ms)
             order.reverse()
-    return timed
+            return found
+
+        complete, ended = await partial.each(tqdm(range(rounds), desc="round", disable=None), take_round)
+    for found in complete:
+        for name, one in found.items():
+            timed[name].extend(one)
+    return timed, ended
 
 
 async def _turn(name: str, client: Client, requests: Iterator[Request], concurrency: int, count: int) -> list[float]:
@@ -54,9 +84,7 @@ async def _turn(name: str, client: Client, requests: Iterator[Request], concurre
     async def ask() -> list[float]:
         return [await _send(name, client, request) for request in left]
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(ask()) for _ in range(concurrency)]
-    return [latency_ms for task in tasks for latency_ms in task.result()]
+    return list(itertools.chain(*await asyncio.gather(*(ask() for _ in range(concurrency)))))
 
 
 async def _send(name: str, client: Client, request: Request) -> float:

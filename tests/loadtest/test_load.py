@@ -1,7 +1,10 @@
 """The command, against a server that is known: what it writes, and that the report says what the rows say."""
 
+import itertools
 import json
+import os
 import re
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -79,6 +82,29 @@ def test_answer_that_differs_under_load_fails_the_command(
         run(monkeypatch, fake_server, tmp_path, "--scenario", "vqa")
 
     assert any(row.correct is False for row in rows.read(tmp_path / "rows-40.jsonl"))
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_rates_before_ctrl_c_are_reported(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, said: Any, tmp_path: Path
+) -> None:
+    """The one that was under way is left out, and the command says so."""
+    asked = itertools.count()
+
+    def interrupt_late(seen: Any) -> Any:
+        if under_load(seen) and next(asked) == 40:  # of 20 at the first rate, 40 at the second
+            os.kill(os.getpid(), signal.SIGINT)
+        return said(seen)
+
+    fake_server.behave = interrupt_late
+
+    with pytest.raises(SystemExit, match="interrupted; the report has the rates that are complete"):
+        run(monkeypatch, fake_server, tmp_path, "--arrivals", "constant")
+
+    found = json.loads((tmp_path / "load.json").read_text())
+    assert [one["rate_per_s"] for one in found["loads"]] == [RATES[0]]
+    assert found["ended_early"] == "interrupted"
     assert (tmp_path / "report.html").exists()
 
 

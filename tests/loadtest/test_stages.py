@@ -93,7 +93,7 @@ def test_servers_take_turns_and_their_first_requests_are_left_out(fake_server: A
     """What follows another server's turn is not what a server takes alone."""
     repeat = TURN + 1
 
-    found = asyncio.run(measure([fake_server.url] * 2, photo.draw(), repeat))
+    found, _ = asyncio.run(measure([fake_server.url] * 2, photo.draw(), repeat))
 
     assert [len(rows) for rows in found] == [repeat, repeat]
     paths = [seen.path for seen in fake_server.seen]
@@ -110,3 +110,17 @@ def test_server_that_refuses_ends_the_command_with_a_sentence(
 
     with pytest.raises(SystemExit, match="vilt-bench stages: the server did not answer: 503 deadline_unreachable"):
         run(monkeypatch, fake_server)
+
+
+def test_refusal_after_a_turn_leaves_what_all_have_been_asked(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, said: Any, refused: Any, tmp_path: Path
+) -> None:
+    """It is written, and the command says what ended it."""
+    fake_server.behave = lambda seen: refused if seen.number > TURN + LEFT_OUT else said(seen)
+
+    with pytest.raises(SystemExit, match="503 deadline_unreachable; 10 of 40 requests to each are told above"):
+        run(monkeypatch, fake_server, "--repeat", "40", "--output", str(tmp_path / "stages.json"))
+
+    found = json.loads((tmp_path / "stages.json").read_text())
+    assert found["repeat"] == TURN
+    assert "503" in found["ended_early"]

@@ -151,7 +151,8 @@ def take(fake_server: Any, rounds: int) -> dict[str, Timed]:
     """Let two names take turns at one server."""
     names = ("one", "other")
     requests = {name: photo.requests(PICTURE) for name in names}
-    return asyncio.run(turns.take(dict.fromkeys(names, fake_server.url), requests, rounds))
+    timed, _ = asyncio.run(turns.take(dict.fromkeys(names, fake_server.url), requests, rounds))
+    return timed
 
 
 def test_turns_alternate_and_ask_every_server_the_same(fake_server: Any) -> None:
@@ -191,11 +192,36 @@ def test_server_that_fails_ends_the_turns(fake_server: Any, refused: Any) -> Non
         take(fake_server, 1)
 
 
-def timed(latency_ms: float, rate_per_s: float) -> Timed:
+def test_server_that_fails_while_several_ask_ends_the_turns_with_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, said: Any, refused: Any
+) -> None:
+    """As ValueError, which the commands print: a group of errors would be a traceback."""
+    monkeypatch.setattr(turns, "REQUESTS", {4: 12})
+    fake_server.behave = lambda seen: refused if seen.number >= 4 else said(seen)
+
+    with pytest.raises(ValueError, match="one did not answer: 503"):
+        take(fake_server, 1)
+
+
+def test_rounds_before_a_failure_are_kept_and_it_is_told(fake_server: Any, said: Any, refused: Any) -> None:
+    """An incomplete round counts for nobody."""
+    of_a_round = 2 * sum(count + 1 for count in turns.REQUESTS.values())
+    fake_server.behave = lambda seen: refused if seen.number >= 2 * of_a_round + 50 else said(seen)
+    requests = {name: photo.requests(PICTURE) for name in ("one", "other")}
+
+    timed, ended = asyncio.run(turns.take(dict.fromkeys(requests, fake_server.url), requests, 5))
+
+    assert ended is not None
+    assert ended.endswith("did not answer: 503")
+    assert [one.rounds for one in timed.values()] == [2, 2]
+    assert len(timed["one"].latencies_ms[1]) == 2 * turns.REQUESTS[1]
+
+
+def timed(latency_ms: float, rate_per_s: float, answers: int = 100) -> Timed:
     """Make a server's turns, all alike but for one slow answer in fifty."""
     found = Timed()
     for clients in turns.REQUESTS:
-        found.latencies_ms[clients] = [latency_ms] * 49 + [2 * latency_ms]
+        found.latencies_ms[clients] = ([latency_ms] * 49 + [2 * latency_ms]) * (answers // 50)
         found.rates_per_s[clients] = [rate_per_s, rate_per_s, 3 * rate_per_s]
     return found
 
@@ -218,6 +244,29 @@ def test_ratios_are_to_both_of_the_tutorials_servers(tmp_path: Path) -> None:
     assert "times as fast as tutorial:" in result.text_of(measured)
     plot.draw(measured, "a title", tmp_path / "peers.png")
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_few_answers_have_no_p99(tmp_path: Path) -> None:
+    """It would be the slowest of them."""
+    found = {"tutorial": timed(200, 5, 50), "ours-fp32": timed(100, 15, 50)}
+    ours = replace(TUTORIAL, name="ours-fp32", what="this server, fp32")
+    full = agreement.compare(REFERENCE, REFERENCE)
+
+    measured = result.summarise([TUTORIAL, ours], dict.fromkeys(found, full), found)
+
+    assert (measured[1].answers, measured[1].p99_ms) == (50, None)
+    assert measured[1].faster_than["tutorial"].p99 is None
+    assert re.search(r"ours-fp32 +50 +100\.0 +- +15\.00", result.text_of(measured))
+    plot.draw(measured, "a title", tmp_path / "peers.png")
+
+
+def test_turns_of_one_client_are_enough_for_a_p99() -> None:
+    """In as many rounds as there are unless somebody says otherwise."""
+    parser = argparse.ArgumentParser()
+    command.add_to(parser.add_subparsers())
+    options = parser.parse_args(["peers", "--checkpoint", "a", "--model", "b"])
+
+    assert options.rounds * turns.REQUESTS[1] >= 2 * turns.LEAST_FOR_P99
 
 
 def test_rounds_must_be_at_least_1() -> None:
