@@ -1,7 +1,7 @@
 """Locust without its page, at three numbers of users: does its table say what the raw rows say?
 
-Each user asks once a second. Requests and mean times of Locust's own table, refusals and stages included, have to equal
-those computed from the rows that it wrote, one for each request.
+Each user asks once a second. Requests of Locust's own table, refusals and stages included, have to be those of the rows
+that it wrote, one for each request; its mean times have to be near those of the rows, which another clock has taken.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from loadtest.trials.trial import Claim, Figures, at_most, equal
 LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
 USERS = (5, 20, 60)
 SECONDS = 20
-TOLERANCE_MS = 0.01  # of a mean: Locust rounds none, rows are written in seconds
+TOLERANCE_MS = 2.0  # of a mean: the rows' time has a little of Locust's own work in it
 
 
 def add_to(commands: Any) -> None:
