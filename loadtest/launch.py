@@ -12,6 +12,7 @@ import httpx
 
 READY_WITHIN_S = 120.0
 POLL_S = 0.1
+EXIT_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,18 @@ def started(
             yield Started(url, process, time.monotonic() - began_s, tuple(flags))
         finally:
             process.terminate()
+            ended(process)
+
+
+def ended(process: "subprocess.Popen[bytes]") -> int | str:
+    """Wait for a process that was told to end, and tell its exit code; where it does not end, kill it, and say so."""
+    try:
+        return process.wait(EXIT_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        print(f"process {process.pid} was told to end, and killed after {EXIT_WITHIN_S:g} s", file=sys.stderr)
+        return f"killed after {EXIT_WITHIN_S:g} s"
 
 
 def free_port() -> int:

@@ -14,13 +14,13 @@ from typing import Any
 import aiohttp
 
 from loadtest import workload
-from loadtest.launch import Started, started
+from loadtest.launch import Started, ended, started
 from loadtest.trials import trial
 from loadtest.trials.trial import Claim, Figures, at_least, at_most, equal
 
 CLIENTS = 32
 BEFORE_S = 5.0
-EXIT_WITHIN_S = 60.0
+ANSWERED_WITHIN_S = 60.0  # once the server has ended
 LOST = "lost"
 NOT_CONNECTED = "not connected"  # nobody listens any more: nothing was accepted
 
@@ -50,9 +50,9 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     await asyncio.sleep(BEFORE_S)
     own.process.send_signal(signal.SIGTERM)
     is_over, at_s = True, time.monotonic()
-    exit_code = await asyncio.to_thread(own.process.wait, EXIT_WITHIN_S)
+    exit_code = await asyncio.to_thread(ended, own.process)
     took_s = time.monotonic() - at_s
-    await asyncio.wait_for(asyncio.gather(*asking), EXIT_WITHIN_S)
+    await asyncio.wait_for(asyncio.gather(*asking), ANSWERED_WITHIN_S)
 
     killed = await asyncio.to_thread(_kill_and_start, own.flags)
     figures = {

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from loadtest import openloop, workload
-from loadtest.launch import Started, free_port, started
+from loadtest.launch import Started, ended, free_port, started
 from loadtest.load import ALONE
 from loadtest.summary import percentile, percentiles
 from loadtest.trials import trial
@@ -30,7 +30,6 @@ CONFIGURATION = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 FLAGS = ("--threads", "1")  # each has a processor of its own
 BUSY = 0.7  # share of one server's time
 SECONDS, RESTARTS_AT_S = 90.0, (15.0, 50.0)
-EXIT_WITHIN_S = 60.0
 CONNECTIONS = 5  # tried until the proxy listens, further and further apart
 MOST_TIMES_ALONE = 10.0  # random arrivals at 70 % wait up to five times; a server that starts takes processors, too
 
@@ -80,11 +79,11 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     return figures, claims
 
 
-def _restart(server: Started, servers: contextlib.ExitStack, began_s: float) -> dict[str, float]:
+def _restart(server: Started, servers: contextlib.ExitStack, began_s: float) -> dict[str, Any]:
     """End a server as an orchestrator would, and start it again at the same address."""
     sigterm_s = time.monotonic() - began_s
     server.process.send_signal(signal.SIGTERM)
-    exit_code = server.process.wait(EXIT_WITHIN_S)
+    exit_code = ended(server.process)
     ended_s = time.monotonic() - began_s
     servers.enter_context(started(server.flags, port=int(server.url.rpartition(":")[2])))
     ready_s = time.monotonic() - began_s
@@ -105,3 +104,4 @@ def _proxy(*urls: str) -> Iterator[str]:
             yield f"http://{address}"
         finally:
             process.terminate()
+            ended(process)

@@ -100,7 +100,7 @@ def add(
                 models = httpx.get(f"{own.url}/v1/models").raise_for_status().json()["models"]
                 figures, claims = uvloop.run(_run(run, own))
         except (OSError, ValueError, httpx.HTTPError, aiohttp.ClientError) as error:
-            sys.exit(f"vilt-bench {name}: {error}")
+            sys.exit(f"vilt-bench {name}: {str(error) or type(error).__name__}")  # TimeoutError says nothing
         print(*claims, sep="\n")
         if options.output:
             found = {"benchmark": f"vilt-bench {name}", **described, "models": models, **figures}

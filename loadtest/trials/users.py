@@ -77,12 +77,28 @@ async def _locust(url: str, users: int) -> tuple[dict[str, tuple[int, float]], l
         command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--host", url]
         command += ["-u", str(users), "-r", str(users), "-t", f"{SECONDS}s"]
         command += ["--json-file", str(table), "--rows", str(raw), "--only-summary", "--loglevel", "WARNING"]
-        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
-        async with asyncio.timeout(10 * SECONDS):
-            if await process.wait():
-                raise ValueError("Locust failed; above it says why")
+        await carry_out(command, 10 * SECONDS)
         lines = json.loads(table.with_suffix(".json").read_text())
         found = {
             line["name"]: (line["num_requests"], line["total_response_time"] / line["num_requests"]) for line in lines
         }
         return found, rows.read(raw)
+
+
+async def carry_out(command: Sequence[str], within_s: float) -> None:
+    """Run Locust to its end; none is left behind.
+
+    Raises: ValueError: it fails, or does not end.
+    """
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(within_s):
+            code = await process.wait()
+    except TimeoutError as error:
+        raise ValueError(f"Locust did not end within {within_s:g} s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if code:
+        raise ValueError("Locust failed; above it says why")

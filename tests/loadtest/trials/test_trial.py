@@ -64,3 +64,14 @@ def test_no_request_is_lost_at_sigterm_under_full_load() -> None:
     options = parser.parse_args(["drain"])
 
     options.run(options)  # exits with 1 where a claim fails
+
+
+@pytest.mark.slow
+def test_timeout_has_a_reason() -> None:
+    """Python's own has no words."""
+
+    async def run(_: Started) -> tuple[Figures, Sequence[Claim]]:
+        raise TimeoutError
+
+    with pytest.raises(SystemExit, match="vilt-bench some: TimeoutError"):
+        carry_out(run)
