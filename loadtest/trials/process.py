@@ -1,32 +1,63 @@
-"""What a process holds, on Linux: memory, descriptors, threads."""
+"""What a process and its children hold, on Linux: memory, descriptors, threads."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 MB = 1e6
+PROCESSES = Path("/proc")
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a process holds at an instant."""
+    """What they hold together at an instant."""
 
-    resident_mb: float
+    resident_mb: float  # pages that several share count in each
     descriptors: int
     threads: int
 
 
 def held(pid: int) -> Held:
     """Look now."""
-    return Held(resident_mb(pid, "VmRSS"), len(list(Path(f"/proc/{pid}/fd").iterdir())), int(_status(pid, "Threads")))
+    family = _family(pid)
+    return Held(
+        resident_mb(pid, "VmRSS"),
+        sum(_num_descriptors(one) for one in family),
+        sum(int(status.get("Threads", 0)) for status in family.values()),
+    )
 
 
 def resident_mb(pid: int, field: str) -> float:
-    """Read a process's memory: VmRSS is now, VmHWM the most so far."""
-    return int(_status(pid, field)) * 1024 / MB
+    """Read the memory of a process and its children: VmRSS is now, VmHWM the sum of the most that each had so far."""
+    return sum(int(status.get(field, 0)) for status in _family(pid).values()) * 1024 / MB
 
 
-def _status(pid: int, field: str) -> str:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return line.split()[1]
-    raise ValueError(f"/proc/{pid}/status has no {field}")
+def _family(pid: int) -> dict[int, dict[str, str]]:
+    """Find a process and all that descend from it, with what Linux says of each.
+
+    Raises: ValueError: it has ended.
+    """
+    statuses = {}
+    for folder in PROCESSES.iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                statuses[int(folder.name)] = _status(folder)
+    if pid not in statuses:
+        raise ValueError(f"process {pid} has ended")
+    family: dict[int, dict[str, str]] = {}
+    newest = {pid}
+    while newest:
+        family |= {one: statuses[one] for one in newest}
+        newest = {one for one, status in statuses.items() if int(status["PPid"]) in newest}
+    return family
+
+
+def _status(folder: Path) -> dict[str, str]:
+    lines = (line.partition(":") for line in (folder / "status").read_text().splitlines())
+    return {name: value.split()[0] for name, _, value in lines if value.strip()}
+
+
+def _num_descriptors(pid: int) -> int:
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        return len(list((PROCESSES / str(pid) / "fd").iterdir()))
+    return 0
