@@ -109,6 +109,20 @@ def test_summary_sums_stages_to_the_total_and_preparation_to_the_wait() -> None:
     assert found.gflops == pytest.approx(8)
 
 
+def test_total_is_the_median_of_totals_not_the_sum_of_medians() -> None:
+    """Stages that are slow in turns would come to less than any round took."""
+    rounds = [(0.3, 0.1, 0.1), (0.1, 0.3, 0.1), (0.1, 0.1, 0.3)]
+    stages = ("visual_backbone", "interaction", "head")
+    samples = [{"decode": 0.0, "preprocess": 0.5, **dict(zip(stages, times, strict=True))} for times in rounds]
+
+    found = summarise(design("x", *stages), samples, name="x", title="X", pairs_s=[])
+
+    assert sum(found.stages_ms.values()) == pytest.approx(300)
+    assert found.total_ms == pytest.approx(500)
+    assert found.total_quartiles_ms == pytest.approx((500, 500))
+    assert found.wait_ms == pytest.approx(1000)
+
+
 def test_rank_of_kept_vectors_takes_the_one_run_that_was_timed() -> None:
     """A dual encoder compares 1,000 vectors at once."""
     samples = [{"decode": 0.0, "preprocess": 0.0, "visual_backbone": 1.0, "text_embedding": 0.01, "interaction": 1e-4}]
