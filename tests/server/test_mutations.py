@@ -1,5 +1,6 @@
 """Tests of the tests: what could go wrong in the scheduler is put into a copy of it, and has to be noticed."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TESTS = ("test_batcher.py", "test_admission.py", "test_properties.py")
-PATIENCE_S = 10  # some mutations make a test wait for ever
+LONGEST_S = 120.0  # of a test as it is, on the slowest machine
+PATIENCE = 3  # times the slowest test as it is: some mutations make one wait for ever
 NOTHING = "pass"
 
 
@@ -85,21 +87,42 @@ MUTATIONS = {
 }
 
 
+def copy(folder: Path) -> Path:
+    """Copy what the tests run, to be changed."""
+    for package in ("server", "tests"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "models").symlink_to(ROOT / "models")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def run_tests(folder: Path, timeout_s: float) -> "subprocess.CompletedProcess[str]":
+    """Run the copy's tests, none of them longer than that."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--timeout={timeout_s:.1f}"]
+    command += ["--durations=1", "--durations-min=0", *(f"tests/server/{name}" for name in TESTS)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def patience_s(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Run the tests on a copy without a mutation: they pass, and none is noticed for being slow here."""
+    ended = run_tests(copy(tmp_path_factory.mktemp("control")), LONGEST_S)
+    assert ended.returncode == pytest.ExitCode.OK, ended.stdout
+
+    slowest = re.search(r"^([0-9.]+)s (?:call|setup|teardown) ", ended.stdout, re.MULTILINE)
+    assert slowest, ended.stdout
+    return PATIENCE * float(slowest[1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
-def test_mutation_of_the_scheduler_is_noticed(tmp_path: Path, mutation: Mutation) -> None:
+def test_mutation_of_the_scheduler_is_noticed(tmp_path: Path, mutation: Mutation, patience_s: float) -> None:
     """Some test fails; and the mutation is still about something that is there."""
-    for package in ("server", "tests"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "models").symlink_to(ROOT / "models")
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    file = tmp_path / "server" / mutation.file
+    file = copy(tmp_path) / "server" / mutation.file
     source = file.read_text()
     assert source.count(mutation.original) == 1, "the source has changed: so must the mutation"
     file.write_text(source.replace(mutation.original, mutation.mutated))
 
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--timeout={PATIENCE_S}"]
-    command += [f"tests/server/{name}" for name in TESTS]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = run_tests(tmp_path, patience_s)
 
     assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout
