@@ -32,11 +32,12 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    described = stamp()  # as it is now: a run takes a while
     flags = ["--model", options.model] if options.model else []
     with server(options.url, flags) as url, httpx.Client(base_url=url, timeout=120) as client:
         model = client.get("/v1/models").json()["models"][0]
         samples = measure(client, model["max_text_tokens"], options.rounds)
-    result = summarise(model, samples, options.rounds)
+    result = {**described, **summarise(model, samples, options.rounds)}
     for row in result["curve"]:
         print(
             f"{row['text_tokens']:3} tokens  {row['median_ms']:8.2f} ms  ({row['p25_ms']:.2f} to {row['p75_ms']:.2f})"
@@ -73,7 +74,7 @@ def measure(client: httpx.Client, longest: int, rounds: int) -> dict[int, list[f
 
 
 def summarise(model: dict[str, Any], samples: dict[int, list[float]], rounds: int) -> dict[str, Any]:
-    """Take medians and quartiles, and say where and with what they were measured."""
+    """Take medians and quartiles."""
     curve = []
     for length, values in samples.items():
         p25, median, p75 = quartiles(values)
@@ -83,7 +84,6 @@ def summarise(model: dict[str, Any], samples: dict[int, list[float]], rounds: in
         "model": model,
         "image": "640x480 JPEG",
         "rounds": rounds,
-        **stamp(),
         "curve": curve,
     }
 

@@ -75,3 +75,18 @@ def test_timeout_has_a_reason() -> None:
 
     with pytest.raises(SystemExit, match="vilt-bench some: TimeoutError"):
         carry_out(run)
+
+
+@pytest.mark.slow
+def test_result_says_what_was_true_when_the_trial_began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Sources may change while it runs."""
+    commit = ["before"]
+    monkeypatch.setattr(trial, "stamp", lambda: {"commit": commit[0]})
+
+    async def run(_: Started) -> tuple[Figures, Sequence[Claim]]:
+        commit[0] = "after"
+        return {}, []
+
+    carry_out(run, "--output", str(tmp_path / "some.json"))
+
+    assert json.loads((tmp_path / "some.json").read_text())["commit"] == "before"
