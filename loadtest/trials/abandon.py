@@ -1,7 +1,8 @@
 """Five thousand requests that are abandoned after 1 to 50 ms; then five hundred of people who wait.
 
 Nobody's work may stay behind: soon nothing is left in the queue; the engine's time goes to those who wait, but for a
-run that had begun when somebody left; and all of them get their answer, none much later than the others.
+run that had begun when somebody left; and all of them get their answer, nobody long after those who asked later. How
+long they wait is told, and no claim: on a shared machine it says what else ran there.
 """
 
 import asyncio
@@ -20,14 +21,14 @@ from loadtest.load import ALONE
 from loadtest.rows import Row
 from loadtest.summary import percentile, percentiles
 from loadtest.trials import trial
-from loadtest.trials.trial import Claim, Figures, at_most, equal
+from loadtest.trials.trial import Claim, Figures, at_least, at_most, equal
 from loadtest.workload import Request
 
 ABANDONED, ABANDON_S, AT_ONCE = 5_000, (0.001, 0.050), 100
 NORMAL, WAITING = 500, 8  # requests, people
 BEGUN = 8  # entries of a run that goes on for nobody: the largest batch on a CPU; each is granted what one takes alone
 SETTLE_S = 1.0  # at least: bodies of those who have gone are in the sockets yet
-LATEST = 2.5  # p99 over the median of those who wait: each is behind the same seven
+BUSY = 0.5  # of the time that people wait the engine runs for them; with a small model HTTP has the rest
 USES = ("answered", "late", "abandoned")
 
 
@@ -52,14 +53,13 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     rows = await ask(own.url, list(itertools.islice(requests, NORMAL)), WAITING, "normal")
     found = await trial.metrics(own.url)
     storm_s, normal_s = between(before, left), between(left, engine_s(found))
-    latency_ms = [row.latency_ms for row in rows]
-    median_ms, p99_ms = percentile(latency_ms, 0.5), percentile(latency_ms, 0.99)
+    waited_s = max(row.done_s for row in rows) - min(row.sent_s for row in rows)
     gone_s = sum(normal_s.values()) - normal_s["answered"]
     figures = {
         "storm": Counter(row.code for row in storm),
         "normal": Counter(row.code for row in rows),
         "alone_p50_ms": alone_ms,
-        "normal_ms": percentiles(latency_ms),
+        "normal_ms": percentiles([row.latency_ms for row in rows]),
         "engine_s": {"storm": storm_s, "normal": normal_s},
         "metrics": {
             name: value
@@ -74,7 +74,8 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
         equal("answered of the 500 who wait", sum(row.status == 200 for row in rows), NORMAL),
         equal("wrong answers", sum(row.correct is False for row in rows), 0),
         at_most("engine's time for those who have gone, while others wait", gone_s, begun_s, "s"),
-        at_most("p99 of those who wait, over their median", p99_ms / median_ms, LATEST),
+        at_least("share of the time that others wait in which it runs for them", normal_s["answered"] / waited_s, BUSY),
+        at_most("p99 of answers to others while somebody waits", percentile(passed(rows), 0.99), 2 * (WAITING - 1)),
     ]
     return figures, claims
 
@@ -87,6 +88,11 @@ def engine_s(found: Mapping[str, float]) -> dict[str, float]:
 def between(earlier: Mapping[str, float], later: Mapping[str, float]) -> dict[str, float]:
     """Tell by how much each has grown."""
     return {name: later[name] - earlier[name] for name in later}
+
+
+def passed(rows: Sequence[Row]) -> list[int]:
+    """Count for each request how many others were answered while it waited: those who had asked before, if it is fair."""
+    return [sum(row.sent_s < other.done_s < row.done_s for other in rows) for row in rows]
 
 
 async def ask(url: str, requests: Sequence[Request], at_once: int, label: str) -> list[Row]:
