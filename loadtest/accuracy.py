@@ -94,6 +94,7 @@ def run(options: argparse.Namespace) -> None:
             sys.exit(f"vilt-bench accuracy: the server refused {error.request.url.path}: {error.response.text}")
     if options.output:
         result = {"benchmark": "vilt-bench accuracy", **described, "rows": [asdict(row) for row in rows]}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 

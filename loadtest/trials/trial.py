@@ -105,6 +105,7 @@ def add(
         if options.output:
             found = {"benchmark": f"vilt-bench {name}", **described, "models": models, **figures}
             found["claims"] = [asdict(claim) for claim in claims]
+            options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(json.dumps(found, indent=2, default=asdict) + "\n")
         if not all(claim.holds for claim in claims):
             sys.exit(1)

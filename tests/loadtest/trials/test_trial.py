@@ -87,6 +87,6 @@ def test_result_says_what_was_true_when_the_trial_began(monkeypatch: pytest.Monk
         commit[0] = "after"
         return {}, []
 
-    carry_out(run, "--output", str(tmp_path / "some.json"))
+    carry_out(run, "--output", str(tmp_path / "new" / "some.json"))
 
-    assert json.loads((tmp_path / "some.json").read_text())["commit"] == "before"
+    assert json.loads((tmp_path / "new" / "some.json").read_text())["commit"] == "before"
