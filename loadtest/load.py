@@ -116,8 +116,8 @@ async def measure(options: argparse.Namespace, url: str, models: list[dict[str, 
     draw = functools.partial(workload.stream, learned.samples, seed=options.seed, distinct=not options.identical)
     alone_ms = {}
     for kind in workload.SCENARIOS[options.scenario]:
-        asked = await openloop.alone(url, itertools.islice(draw(kind), ALONE))
-        alone_ms[kind] = percentile([row.latency_ms for row in asked], 0.5)
+        alone = await openloop.alone(url, itertools.islice(draw(kind), ALONE))
+        alone_ms[kind] = percentile([row.latency_ms for row in alone], 0.5)
     deadline_ms = deadlines_ms(options.deadline_ms, alone_ms)
     requests = draw(options.scenario)
     found = None
@@ -129,11 +129,11 @@ async def measure(options: argparse.Namespace, url: str, models: list[dict[str, 
             raise ValueError(
                 "at no rate are 99 % of answers in time: allow them more with --deadline-ms, or give --rate"
             )
-    asked: list[Row] = []  # in the last run
+    asked: list[Row] = []  # at the rate before
 
-    async def offer(run: tuple[int, float]) -> Load:
+    async def offer(numbered: tuple[int, float]) -> Load:
         nonlocal asked
-        number, rate_per_s = run
+        number, rate_per_s = numbered
         if number:
             await openloop.until_quiet(asked)
         schedule = schedule_of(options.arrivals, rate_per_s, options.seconds, options.seed + number)

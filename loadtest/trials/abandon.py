@@ -91,7 +91,7 @@ def between(earlier: Mapping[str, float], later: Mapping[str, float]) -> dict[st
 
 
 def passed(rows: Sequence[Row]) -> list[int]:
-    """Count for each request how many others were answered while it waited; where nobody is passed, the seven before."""
+    """Count for each request how many others were answered while it waited: where it is fair, the seven before."""
     return [sum(row.sent_s < other.done_s < row.done_s for other in rows) for row in rows]
 
 
