@@ -1,26 +1,17 @@
-"""The command vilt-bench: every measurement."""
+"""The entry of vilt-bench: command.py lists what it measures, where all that it needs is installed."""
 
-import argparse
-
-from loadtest import accuracy, decode, gpu, length, load, oracle, retrieval, stages, workers
-from loadtest.claims import command as claims
-from loadtest.peers import command as peers
-from loadtest.trials import abandon, blocking, chaos, deadline, drain, overload, rollout, soak, storm, users
+import sys
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="vilt-bench",
-        description="Measure a server from outside, over HTTP; without --url, one is started for the occasion."
-        " claims needs no server: it times ViLT beside the designs it is compared with.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    measurements = (accuracy, claims, decode, gpu, length, load, oracle, peers, retrieval, stages, workers)
-    trials = (overload, blocking, abandon, storm, drain, rollout, chaos, deadline, users, soak)
-    for module in (*measurements, *trials):
-        module.add_to(commands)
-    options = parser.parse_args()
-    options.run(options)
+    try:
+        from loadtest.command import measure  # noqa: PLC0415 to say what is missing
+
+        measure()
+    except ModuleNotFoundError as error:
+        sys.exit(f"vilt-bench needs {error.name}, which is not installed: pip install '.[cpu,loadtest]' in the clone")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

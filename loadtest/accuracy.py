@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from loadtest import recall, vqav2
+from loadtest import credentials, recall, vqav2
 from loadtest.launch import server
 from loadtest.stamp import stamp
 
@@ -170,7 +170,7 @@ async def ask_all(url: str, folder: Path, records: Sequence[Record], concurrency
             scores[index] = await score(client, folder, records[index])
             bar.update()
 
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, headers=credentials.headers()) as client:
         await asyncio.gather(*(work(client) for _ in range(concurrency)))
     bar.close()
     return scores

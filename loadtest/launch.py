@@ -1,6 +1,7 @@
 """A server to measure: one that runs already, or one started for the occasion."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import httpx
+
+from loadtest import credentials
 
 READY_WITHIN_S = 120.0
 POLL_S = 0.1
@@ -32,6 +35,7 @@ def server(url: str | None, flags: Sequence[str] = ()) -> Iterator[str]:
     Raises: SystemExit: there is none, or it does not become ready; the message says why.
     """
     if url is not None:
+        url = url if "://" in url else f"http://{url}"
         _wait(url, None)
         yield url
         return
@@ -54,9 +58,10 @@ def started(
     Raises: SystemExit: it does not become ready; the message says why.
     """
     port = port or free_port()
-    command = [sys.executable, "-m", module, "--port", str(port), "--log-level", "warning", *flags]
+    elsewhere = [] if sys.path[0] == os.getcwd() else ["-P"]  # noqa: PTH109 or a server.py of this folder would be run
+    command = [sys.executable, *elsewhere, "-m", module, "--port", str(port), "--log-level", "warning", *flags]
     began_s = time.monotonic()
-    with subprocess.Popen(command) as process:  # noqa: S603 our own command
+    with subprocess.Popen(command, env=credentials.without()) as process:  # noqa: S603 our own command
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(url, process, ready_within_s)

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from loadtest import photo
+from loadtest import credentials, photo
 from loadtest.launch import server
 from loadtest.stamp import stamp
 from loadtest.summary import quartiles
@@ -34,7 +34,10 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     described = stamp()  # as it is now: a run takes a while
     flags = ["--model", options.model] if options.model else []
-    with server(options.url, flags) as url, httpx.Client(base_url=url, timeout=120) as client:
+    with (
+        server(options.url, flags) as url,
+        httpx.Client(base_url=url, timeout=120, headers=credentials.headers()) as client,
+    ):
         model = client.get("/v1/models").json()["models"][0]
         samples = measure(client, model["max_text_tokens"], options.rounds)
     result = {**described, **summarise(model, samples, options.rounds)}

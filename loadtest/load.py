@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import uvloop  # its timers are finer than a millisecond, and it leaves the server more of a shared processor
 
-from loadtest import openloop, partial, report, rows, workload
+from loadtest import credentials, openloop, partial, report, rows, workload
 from loadtest.capacity import capacity
 from loadtest.launch import server
 from loadtest.result import Load, Result
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         samples = workload.read(options.data, options.scenario)
         with server(options.url, ["--model", options.model] if options.model else []) as url:
-            models = httpx.get(f"{url}/v1/models").raise_for_status().json()["models"]
+            models = httpx.get(f"{url}/v1/models", headers=credentials.headers()).raise_for_status().json()["models"]
             result = uvloop.run(measure(options, url, models, workload.learn(url, samples)))
     except (OSError, ValueError, httpx.HTTPError) as error:
         sys.exit(f"vilt-bench load: {error}")

@@ -23,6 +23,7 @@ from typing import Self
 import aiohttp
 from tqdm import tqdm
 
+from loadtest import credentials
 from loadtest.rows import ABANDONED, CONNECTION_FAILED, NOT_SENT, TIMED_OUT, Reply, Row, row_of
 from loadtest.workload import Request
 
@@ -69,7 +70,10 @@ class Client:
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))  # as many as are needed
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),  # as many as are needed
+            headers=credentials.headers(),
+        )
         self._start_s = time.perf_counter()
         return self
 

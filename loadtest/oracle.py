@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from loadtest import credentials
 from loadtest.launch import server
 from loadtest.stamp import stamp
 from loadtest.workload import SAMPLES
@@ -109,7 +110,9 @@ async def ask_all(url: str, asked: Sequence[tuple[Path, str]], concurrency: int)
             bar.update()
 
     limits = httpx.Limits(max_connections=concurrency)
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=TIMEOUT_S, limits=limits, headers=credentials.headers()
+    ) as client:
         await asyncio.gather(*(work(client) for _ in range(concurrency)))
     bar.close()
     return found

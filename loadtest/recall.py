@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from loadtest import credentials
+
 TOP = (1, 5, 10)
 CAPTIONS_A_REQUEST = 50
 TIMEOUT_S = 300.0
@@ -80,7 +82,7 @@ async def measure(url: str, folder: Path, data: Collection, concurrency: int) ->
                 logits[image][start + result["index"]] = result["logit"]
             bar.update(len(texts))
 
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, headers=credentials.headers()) as client:
         await asyncio.gather(*(work(client) for _ in range(concurrency)))
     bar.close()
     return both_ways(logits, data.image_of)

@@ -19,7 +19,7 @@ import httpx
 import uvloop
 from tqdm import tqdm
 
-from loadtest import partial, photo
+from loadtest import credentials, partial, photo
 from loadtest.breakdown import Breakdown, draw
 from loadtest.launch import server
 from loadtest.openloop import Client
@@ -55,7 +55,10 @@ def run(options: argparse.Namespace) -> None:
     try:
         picture = photo.read(options.image)
         with servers(options.url, options.model) as urls:
-            models = [httpx.get(f"{url}/v1/models").raise_for_status().json()["models"][0] for url in urls]
+            models = [
+                httpx.get(f"{url}/v1/models", headers=credentials.headers()).raise_for_status().json()["models"][0]
+                for url in urls
+            ]
             rows, ended = uvloop.run(measure(urls, picture, options.repeat))
         found = [Breakdown.of(model, asked) for model, asked in zip(models, rows, strict=True)]
     except (OSError, ValueError, httpx.HTTPError) as error:

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import httpx
 from tqdm import tqdm
 
-from loadtest import accuracy
+from loadtest import accuracy, credentials
 from loadtest.accuracy import Record
 
 SAMPLES = Path(__file__).parent / "samples" / "data.jsonl"
@@ -121,7 +121,7 @@ def learn(url: str, samples: Sequence[Sample]) -> Learned:
     Raises: ValueError: the server refused one.
     """
     learned, right = [], 0
-    with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
+    with httpx.Client(base_url=url, timeout=TIMEOUT_S, headers=credentials.headers()) as client:
         for sample in tqdm(samples, desc="alone", unit="request", disable=None, leave=False):
             request = sample.request()
             headers = {"Content-Type": request.content_type}

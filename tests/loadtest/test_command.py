@@ -1,12 +1,17 @@
 """The command vilt-bench as a person meets it: its help."""
 
+import asyncio
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from loadtest import trials
+from loadtest import credentials, openloop, trials, workload
 from loadtest.__main__ import main
+from loadtest.launch import server
+
+from .conftest import FakeServer
 
 TRIALS = {path.stem for path in Path(trials.__file__).parent.glob("*.py")} - {"__init__", "process", "trial"}
 
@@ -31,3 +36,36 @@ def test_help_lists_every_benchmark_and_each_has_its_own(
         assert text.startswith(f"usage: vilt-bench {name} ")
         assert "--output FILE" in text or "--output DIR" in text, name
         assert "Takes about" in text or name not in TRIALS, name
+
+
+def test_what_is_not_installed_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is there with the server alone, too."""
+    monkeypatch.setitem(sys.modules, "loadtest.command", None)  # stands for what it imports
+
+    with pytest.raises(
+        SystemExit,
+        match=r"^vilt-bench needs loadtest\.command, which is not installed: pip install '\.\[cpu,loadtest\]'",
+    ):
+        main()
+
+
+def test_key_is_sent_to_the_server_that_is_measured(monkeypatch: pytest.MonkeyPatch, fake_server: FakeServer) -> None:
+    """The first of several; a URL may be given as it is said."""
+    monkeypatch.setenv("VILT_API_KEY", "first,second")
+    requests = workload.stream(workload.read(workload.SAMPLES, "vqa"), "vqa")
+
+    with server(fake_server.url.removeprefix("http://")) as url:
+        workload.learn(url, workload.read(workload.SAMPLES, "vqa")[:1])
+        asyncio.run(openloop.alone(url, [next(requests)]))
+
+    assert len(fake_server.seen) >= 2
+    assert {seen.headers["Authorization"] for seen in fake_server.seen} == {"Bearer first"}
+
+
+def test_server_of_our_own_wants_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is exported for another one."""
+    monkeypatch.setenv("VILT_API_KEY", "secret")
+    monkeypatch.setenv("VILT_WORKERS", "2")
+
+    assert "VILT_API_KEY" not in credentials.without()
+    assert credentials.without()["VILT_WORKERS"] == "2"

@@ -1,0 +1,24 @@
+"""What vilt-bench does: every measurement, and every trial."""
+
+import argparse
+
+from loadtest import accuracy, decode, gpu, length, load, oracle, retrieval, stages, workers
+from loadtest.claims import command as claims
+from loadtest.peers import command as peers
+from loadtest.trials import abandon, blocking, chaos, deadline, drain, overload, rollout, soak, storm, users
+
+
+def measure() -> None:
+    parser = argparse.ArgumentParser(
+        prog="vilt-bench",
+        description="Measure a server from outside, over HTTP; without --url, one is started for the occasion."
+        " A key that the server at --url wants is read from VILT_API_KEY. claims needs no server: it times ViLT beside"
+        " the designs it is compared with.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    measurements = (accuracy, claims, decode, gpu, length, load, oracle, peers, retrieval, stages, workers)
+    trials = (overload, blocking, abandon, storm, drain, rollout, chaos, deadline, users, soak)
+    for module in (*measurements, *trials):
+        module.add_to(commands)
+    options = parser.parse_args()
+    options.run(options)
