@@ -4,17 +4,20 @@ import html
 
 from loadtest.capacity import Capacity
 from loadtest.result import PERCENTILES, Result
-from loadtest.summary import LATE_MS, LATE_SHARE, Percentiles, Summary, is_refusal
+from loadtest.summary import LATE_MS, LATE_SHARE, Percentiles, Summary
 
 
 def text_of(result: Result) -> str:
     """Lay out the table for a terminal."""
-    lines = [f"{'offered/s':>9} {'goodput/s':>9} {'in time':>8} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8} {'wrong':>6}"]
+    heads = {"offered/s": 9, "goodput/s": 9, "in time": 8, "p50 ms": 8, "p99 ms": 8, "max ms": 8}
+    heads |= dict.fromkeys(("refused", "failed", "wrong"), 8)
+    lines = [" ".join(f"{head:>{width}}" for head, width in heads.items())]
     for load in result.loads:
         found = load.summary
         latency = "".join(f" {_ms(found.latency_ms, name):>8}" for name in ("p50", "p99", "max"))
         share = f"{_share(found.in_time, found.requests):>8}"
-        lines.append(f"{load.rate_per_s:9g} {found.goodput_per_s:9.1f} {share}{latency} {found.wrong:6,}")
+        counts = "".join(f" {count:8,}" for count in (found.refused, found.failed, found.wrong))
+        lines.append(f"{load.rate_per_s:9g} {found.goodput_per_s:9.1f} {share}{latency}{counts}")
         lines += [f"          flawed: {flaw}" for flaw in found.flaws]
     if result.capacity:
         lines.append(f"capacity: {result.capacity.rate_per_s:.1f}/s; {_confirmed(result.capacity)}")
@@ -143,15 +146,14 @@ def _table(result: Result) -> str:
 
 
 def _line(name: str, found: Summary, css: str = "load") -> str:
-    refused = sum(count for code, count in found.outcomes.items() if is_refusal(code))
     cells = [
         name,
         f"{found.requests:,}",
         f"{found.goodput_per_s:.1f}",
         _share(found.in_time, found.requests),
         *(_ms(found.latency_ms, percentile) for percentile in PERCENTILES),
-        f"{refused:,}",
-        f"{found.requests - found.answered - refused:,}",
+        f"{found.refused:,}",
+        f"{found.failed:,}",
         f"{found.wrong:,}",
         _ms(found.lag_ms, "p99"),
     ]

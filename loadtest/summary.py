@@ -46,6 +46,14 @@ class Summary:
     outside_ms: float  # mean latency less what the server says it took
     flaws: list[str]  # why the figures say little about the server; none is good
 
+    @property
+    def refused(self) -> int:
+        return sum(count for outcome, count in self.outcomes.items() if is_refusal(outcome))
+
+    @property
+    def failed(self) -> int:
+        return self.requests - self.answered - self.refused
+
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Find the smallest value that at least this share of all do not exceed."""

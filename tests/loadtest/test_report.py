@@ -125,6 +125,7 @@ def test_flaw_of_the_generator_is_on_the_page_and_in_the_terminal(result: Result
     assert 'class="flaw"' in report.page_of(flawed)
     assert "flawed: the generator sent 20 of 20 requests more than 10 ms late" in report.text_of(flawed)
     assert 'class="flaw"' not in report.page_of(result)
+    assert report.text_of(result).splitlines()[2].split()[-3:] == ["30", "0", "0"]  # refused, failed, wrong
     assert "capacity: 22.5/s; of 500 requests at it 99.2 % were in time" in report.text_of(result)
 
 
