@@ -1,6 +1,7 @@
 """A server to measure: one that runs already, or one started for the occasion."""
 
 import contextlib
+import importlib.util
 import os
 import socket
 import subprocess
@@ -57,6 +58,8 @@ def started(
 
     Raises: SystemExit: it does not become ready; the message says why.
     """
+    if importlib.util.find_spec(module) is None:
+        sys.exit(f"there is no module {module} on Python's path: --help says where it is")
     port = port or free_port()
     elsewhere = [] if sys.path[0] == os.getcwd() else ["-P"]  # noqa: PTH109 or a server.py of this folder would be run
     command = [sys.executable, *elsewhere, "-m", module, "--port", str(port), "--log-level", "warning", *flags]

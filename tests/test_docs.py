@@ -1,5 +1,6 @@
 """The documents say what is: every setting, metric, error code and file."""
 
+import json
 import re
 from pathlib import Path
 
@@ -72,3 +73,14 @@ def test_source_file_of_the_claims_is_on_their_code_map() -> None:
     for package in ("export", "loadtest"):
         for path in (ROOT / package / "claims").glob("*.py"):
             assert path.name == "__init__.py" or f"`{path.name}`" in text, path
+
+
+def test_record_is_listed_with_where_it_was_made() -> None:
+    """docs/benchmarks.md has a row for each file: processor, commit, day."""
+    folder = ROOT / "docs" / "benchmarks"
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+
+    for path in sorted(folder.rglob("*.json")):
+        found = json.loads(path.read_text())
+        made = f"| {found['machine']['processor']} | {found['commit']} | {found['date']} |"
+        assert f"| [{path.relative_to(folder)}](benchmarks/{path.relative_to(folder)}) {made}" in text

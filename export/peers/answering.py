@@ -1,6 +1,7 @@
 """What the peers share: their flags, a picture and a question to tensors as transformers does it, logits to answers."""
 
 import argparse
+import sys
 from typing import Any, BinaryIO
 
 import torch
@@ -24,11 +25,18 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def load(checkpoint: str) -> tuple[Any, ViltForQuestionAnswering]:
-    """Load processor and model as the model card says."""
+    """Load processor and model as the model card says.
+
+    Raises: SystemExit: there is none; the message says why.
+    """
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    processor = ViltProcessor.from_pretrained(checkpoint)
-    return processor, ViltForQuestionAnswering.from_pretrained(checkpoint).eval()
+    try:
+        processor = ViltProcessor.from_pretrained(checkpoint)
+        return processor, ViltForQuestionAnswering.from_pretrained(checkpoint).eval()
+    except (OSError, ValueError) as error:  # the hub's client raises both
+        why = str(error).splitlines()[0]
+        sys.exit(f"{checkpoint} is neither a checkpoint's folder nor one that could be downloaded: {why}")
 
 
 def encode(processor: Any, image: BinaryIO, question: str, *, tensors: str = "pt", pad: bool = False) -> Any:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -40,6 +41,8 @@ def add_to(commands: Any) -> None:
 
 
 async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
+    if shutil.which("haproxy") is None:
+        raise ValueError("haproxy is not installed, behind which the two servers are: apt install haproxy, for example")
     with contextlib.ExitStack() as servers:
         other = servers.enter_context(started(own.flags))
         with _proxy(own.url, other.url) as url:
