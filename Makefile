@@ -90,7 +90,7 @@ trials: $(DEV)/installed ## What must hold under strain (MODELS="DIR ...", defau
 	mkdir -p runs/trials
 	failed=; for trial in $(TRIALS); do \
 		echo "$$trial:"; \
-		PYTHONPATH=tests $(DEV)/bin/vilt-bench $$trial $(addprefix --model ,$(MODELS)) --output runs/trials/$$trial.json || failed=1; \
+		PYTHONPATH=tests $(DEV)/bin/python -m loadtest $$trial $(addprefix --model ,$(MODELS)) --output runs/trials/$$trial.json || failed=1; \
 	done; test -z "$$failed"
 
 fuzz: $(DEV)/installed ## Fuzz images, then request bodies, SECONDS=60 each, from SEED=1; what it finds is in runs/fuzz

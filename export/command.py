@@ -37,8 +37,9 @@ def export() -> None:
     options = parser.parse_args()
     if options.eval_data and options.precision == "fp32" and not options.tensorrt:
         parser.error("--eval-data judges a lower precision: add --precision int8 or fp16, or leave it out")
-    if options.output.resolve() == Path(options.checkpoint).resolve():
-        parser.error("--output is the checkpoint's own folder, whose tokenizer it would replace: give another one")
+    sources = [one.resolve() for one in (Path(options.checkpoint), options.tokenizer, options.labels) if one]
+    if options.output.resolve() in {one if one.is_dir() else one.parent for one in sources}:
+        parser.error("--output is the checkpoint's own folder, whose files it would replace: give another one")
     if options.tensorrt and options.precision == "int8":
         parser.error("--tensorrt runs fp16: leave --precision int8 out")
     if options.tensorrt:

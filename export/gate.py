@@ -32,7 +32,6 @@ RECORDS = """\
   {"image": "1.png", "texts": ["a red circle", "a blue star"], "match": 0}
 """
 ASKED_OF = {"vqa_logits": "questions", "itm_logits": "texts", "rank_logits": "ranks"}
-MAX_RANKS = 600  # as many as fp16 has to be asked: each is as many runs as it has candidates
 MAX_PIXELS = 100_000_000
 MATCH_FROM = 0.5
 NOT_GATED = {"status": "not gated", "why": "no --eval-data was given"}
@@ -153,9 +152,10 @@ def check(
     Raises: GateError: a picture cannot be read.
     """
     total, of_head = Tally(), {head: Tally() for head in heads}
-    for one in progress(_without_too_many_ranks(asked)):
-        feeds = [collate([features]) for features in _features(one, spec, encoder)]
-        expected, found = (_said([run(each) for each in feeds], one.head, labels) for run in (fp32, other))
+    for one in progress(_without_too_many_ranks(asked, limits.least_asked)):
+        feeds = (collate([features]) for features in _features(one, spec, encoder))
+        of_pairs = [(fp32(each), other(each)) for each in feeds]  # one after the other: a rank's pictures are many
+        expected, found = (_said(logits, one.head, labels) for logits in zip(*of_pairs, strict=True))
         for tally in (total, of_head[one.head]):
             tally.add(expected, found, one.right)
     return {
@@ -216,12 +216,12 @@ def _asked(record: dict[str, Any], folder: Path) -> Asked | None:
     return None
 
 
-def _without_too_many_ranks(asked: Sequence[Asked]) -> list[Asked]:
-    """Draw ranks where there are more than need be, the same ones every time."""
+def _without_too_many_ranks(asked: Sequence[Asked], most: int) -> list[Asked]:
+    """Draw ranks where there are more than need be, the same ones every time: each is as many runs as candidates."""
     ranks = [one for one in asked if one.head == "rank_logits"]
     others = [one for one in asked if one.head != "rank_logits"]
-    if len(ranks) > MAX_RANKS:
-        drawn = np.random.default_rng(0).choice(len(ranks), MAX_RANKS, replace=False)
+    if len(ranks) > most:
+        drawn = np.random.default_rng(0).choice(len(ranks), most, replace=False)
         ranks = [ranks[index] for index in sorted(drawn)]
     return others + ranks
 

@@ -121,10 +121,12 @@ class _Tries:
     async def count(self, rate_per_s: float) -> tuple[int, int]:
         """Count how many are in time, of how many: no more once too many are late, whatever the rest would be."""
         in_time = requests = 0
-        while requests < CONFIRM_REQUESTS and requests - in_time <= (1 - SHARE) * CONFIRM_REQUESTS:
+        while requests < CONFIRM_REQUESTS:
             found = await self.run(rate_per_s)
             in_time += found.in_time
             requests += found.requests
+            if requests - in_time > (1 - SHARE) * (CONFIRM_REQUESTS + found.requests):
+                break
         return in_time, requests
 
     def capacity(self, rate_per_s: float, share: float, requests: int) -> Capacity:

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import os
 import socket
 import subprocess
 import sys
@@ -36,7 +35,7 @@ def server(url: str | None, flags: Sequence[str] = ()) -> Iterator[str]:
     Raises: SystemExit: there is none, or it does not become ready; the message says why.
     """
     if url is not None:
-        url = url if "://" in url else f"http://{url}"
+        url = (url if "://" in url else f"http://{url}").rstrip("/")
         _wait(url, None)
         yield url
         return
@@ -61,8 +60,7 @@ def started(
     if importlib.util.find_spec(module) is None:
         sys.exit(f"there is no module {module} on Python's path: --help says where it is")
     port = port or free_port()
-    elsewhere = [] if sys.path[0] == os.getcwd() else ["-P"]  # noqa: PTH109 or a server.py of this folder would be run
-    command = [sys.executable, *elsewhere, "-m", module, "--port", str(port), "--log-level", "warning", *flags]
+    command = [sys.executable, "-m", module, "--port", str(port), "--log-level", "warning", *flags]
     began_s = time.monotonic()
     with subprocess.Popen(command, env=credentials.without()) as process:  # noqa: S603 our own command
         try:

@@ -25,7 +25,7 @@ from locust import FastHttpUser, constant_throughput, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.runners import MasterRunner
 
-from loadtest import rows, workload
+from loadtest import credentials, rows, workload
 from loadtest.rows import REFUSED, Reply, Row
 from loadtest.workload import Request
 
@@ -48,7 +48,7 @@ class Asker(FastHttpUser):
     def ask(self) -> None:
         """Send a request, look at the answer, and note the stages."""
         request = next(self.requests)
-        headers = {"Content-Type": request.content_type}
+        headers = {"Content-Type": request.content_type, **credentials.headers()}
         deadline_ms = self.environment.parsed_options.deadline_ms
         if deadline_ms:
             headers["X-Deadline-Ms"] = f"{deadline_ms:g}"

@@ -71,6 +71,7 @@ def run(options: argparse.Namespace) -> None:
     for name, value in result.items():
         print(f"{name:24} {_text(value)}")
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(
             json.dumps({"benchmark": "vilt-bench oracle", **described, **result}, indent=2) + "\n"
         )

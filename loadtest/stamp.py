@@ -24,7 +24,7 @@ def stamp() -> dict[str, Any]:
 
     Call it when a run begins: the tree may be another one by its end.
     """
-    changed = _git("status", "--porcelain", "--untracked-files=no")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)docs")
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD"),
@@ -33,7 +33,7 @@ def stamp() -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
-            if name.startswith(VARIABLES) and not name.startswith(SECRETS)
+            if name.startswith(VARIABLES) and not name.upper().startswith(SECRETS)
         },
         "machine": {
             "processor": _of_processor("model name") or platform.processor() or platform.machine(),

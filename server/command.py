@@ -35,7 +35,7 @@ def serve() -> None:
         log.warning(warning)
     if settings.workers > 1:  # the same process, without the libraries of those that it starts
         signal.pthread_sigmask(signal.SIG_BLOCK, control.SIGNALS)  # they wait until the supervisor handles them
-        os.execv(sys.executable, [*control.python("supervisor"), *sys.argv[1:]])  # noqa: S606 our own
+        os.execv(sys.executable, [sys.executable, "-m", "server.supervisor", *sys.argv[1:]])  # noqa: S606 our own
     listeners = addresses.take(settings.host, settings.port)
     try:
         models = load(settings)

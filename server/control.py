@@ -4,10 +4,8 @@ Children ignore signals, which terminals and service managers send to all proces
 """
 
 import asyncio
-import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 
 CONNECT = b"c"  # with a connection to the other side; for a front, with the engine's memory, too
@@ -17,12 +15,6 @@ GONE = b""  # the supervisor has ended
 READY = b"r"  # a child's only word
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that end a server
 DESCRIPTORS = 2  # at most, with a command
-
-
-def python(module: str) -> list[str]:
-    """Begin a command that runs a module of ours, not one of the folder that vilt-serve happens to be called in."""
-    elsewhere = [] if sys.path[0] == os.getcwd() else ["-P"]  # noqa: PTH109 as Python writes it
-    return [sys.executable, *elsewhere, "-m", f"server.{module}"]
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

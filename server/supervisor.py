@@ -120,7 +120,7 @@ class Supervisor:
         passed = [str(theirs.fileno()), ",".join(map(str, shared))]
         more = [str(began_s)] if role == ENGINE else []
         process = await asyncio.create_subprocess_exec(
-            *control.python(role), *passed, *more, *self._flags,
+            sys.executable, "-m", f"server.{role}", *passed, *more, *self._flags,
             pass_fds=[theirs.fileno(), *shared], start_new_session=True,
         )  # fmt: skip
         theirs.close()

@@ -5,7 +5,7 @@ Three in ten are malformed, and all hang up after 0 to 333 ms. Then the engine i
 
 The server that fails is a test's, in tests/faulty.py; it has to be on the path:
 
-    PYTHONPATH=tests vilt-bench chaos
+    PYTHONPATH=tests python -m loadtest chaos
 """
 
 import asyncio

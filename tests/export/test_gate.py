@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +139,15 @@ def test_ranks_pass_whatever_is_added_to_all_of_their_logits(picture: Path) -> N
     assert found["max_score_difference"] < 1e-6
 
 
-def test_no_more_ranks_are_judged_than_need_be(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_ranks_are_judged_than_need_be(picture: Path) -> None:
     """Each is as many runs as it has candidates; nothing else is left out."""
-    monkeypatch.setattr(gate, "MAX_RANKS", 3)
+    limits = replace(gate.INT8, agreement=0.0)
+    assert limits.least_asked == 3
     ranks = [Asked("rank_logits", ((picture, "a"), (picture, "b")), None)] * 5
     texts = [Asked("itm_logits", ((picture, "a"),), None)] * 5
     ones = {"rank_logits": np.ones((1, 1), np.float32), "itm_logits": np.ones((1, 2), np.float32)}
 
-    found = check_all(lambda _: ones, lambda _: ones, ranks + texts, gate.INT8, "rank_logits", "itm_logits")
+    found = check_all(lambda _: ones, lambda _: ones, ranks + texts, limits, "rank_logits", "itm_logits")
 
     assert (found["ranks"], found["texts"]) == (3, 5)
 
