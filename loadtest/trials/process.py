@@ -42,9 +42,7 @@ def _family(pid: int) -> dict[int, dict[str, str]]:
         if folder.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 statuses[int(folder.name)] = _status(folder)
-    if (
-        pid not in statuses or statuses[pid]["State"] == "Z"
-    ):  # there until somebody asks how it ended, and holds nothing
+    if pid not in statuses or statuses[pid]["State"] == "Z":  # there until it is waited for, and holds nothing
         raise ValueError(f"process {pid} has ended")
     family: dict[int, dict[str, str]] = {}
     newest = {pid}

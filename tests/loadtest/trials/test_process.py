@@ -34,9 +34,7 @@ def test_memory_descriptors_and_threads_of_children_count() -> None:
 def test_process_that_has_ended_is_told() -> None:
     """In a sentence, which the command prints."""
     process = subprocess.Popen([sys.executable, "-c", ""])
-    os.waitid(
-        os.P_PID, process.pid, os.WEXITED | os.WNOWAIT
-    )  # it is still there, as one that nobody has asked about is
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is still there
 
     with pytest.raises(ValueError, match="has ended"):
         held(process.pid)
