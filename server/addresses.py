@@ -12,7 +12,7 @@ def take(host: str, port: int) -> list[socket.socket]:
     """
     try:
         return asyncio.run(_bound(host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host can be called so
         sys.exit(refusal(host, port, error))
 
 
@@ -23,9 +23,11 @@ async def _bound(host: str, port: int) -> list[socket.socket]:
     return listeners
 
 
-def refusal(host: str, port: int, error: OSError) -> str:
+def refusal(host: str, port: int, error: Exception) -> str:
     """Say that a server cannot listen, and why."""
-    why = (error.strerror or str(error)).rpartition(": ")[2].lower()  # behind asyncio's words about the same address
+    why = (
+        (getattr(error, "strerror", None) or str(error)).rpartition(": ")[2].rstrip(")").lower()
+    )  # behind asyncio's words about the same address
     return f"vilt-serve: cannot listen on {host}:{port}: {why}"
 
 

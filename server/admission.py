@@ -104,6 +104,8 @@ class Admission:
 
         def refusal(kind: type[Overloaded | Unavailable], code: str, why: str, wait_s: float) -> ServerError:
             """Say no, and when to come back; what could not be done in time by an idle server gets no slot."""
+            if alone_s > remaining_s:  # room is the engine's: nobody keeps a thread to prepare on
+                wait_s = max(wait_s, self._prepare_s.value)
             if may_come_back:
                 wait_s = self._promises.make(key or key_of(), entries, entries * entry_s, wait_s)
             details_ms = {

@@ -32,7 +32,9 @@ from server.settings import Settings
 from server.types import ServedModel
 
 log = logging.getLogger(__name__)
-NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "draining, or the model fails again and again"}}
+NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"description": "starting, draining, or the model fails again and again, or its process does not answer"}
+}
 
 
 def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backend) -> ASGIApp:

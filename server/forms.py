@@ -23,6 +23,7 @@ PLAINLY = {  # where pydantic speaks of Python
     "model_type": "Input should be an object",
     "int_parsing": "Input should be a valid integer",
 }
+RANK_QUERY = ("top_k", "model")  # of its query string
 CROWD = 32  # names in an object, of which none has more than five
 QUERY_FIELDS = 32  # of the query string, which has four at most
 QUICK_BYTES, QUICK_PARTS = 2**17, 64  # of a multipart body that is taken apart in about a millisecond
@@ -38,6 +39,8 @@ def parse(body: RawBody, query: bytes, schema: type[BodyT], *, max_parts: int, m
     Raises: BadRequest: it is malformed; a field is missing, unknown, or of the wrong type. TooLarge: of that, too much.
     """
     fields: dict[str, Any] = _single_fields(_query_fields(query))
+    if schema is RankBody and (unknown := [name for name in fields if name not in RANK_QUERY]):
+        raise _no_field(unknown[0], RANK_QUERY, "in the query string")
     names = RANK_FIELDS if schema is RankBody and body.form == "multipart" else tuple(schema.model_fields)
     of_body = _body_fields(body, schema, names, max_parts)
     if twice := fields.keys() & of_body.keys():
@@ -143,9 +146,9 @@ def _refuse_unknown(given: Any, schema: type[Body], where: str = "") -> None:
         raise _no_field(where + unknown)
 
 
-def _no_field(where: str, names: Sequence[str] = ()) -> BadRequest:
+def _no_field(name: str, names: Sequence[str] = (), where: str = "") -> BadRequest:
     there_are = f"; there are {', '.join(names)}" if names else ""
-    return BadRequest("unknown_field", f"There is no field {where[:100]!r}{there_are}.")
+    return BadRequest("unknown_field", f"There is no field {name[:100]!r}{where and ' ' + where}{there_are}.")
 
 
 def _repeated(name: str, how: str) -> BadRequest:

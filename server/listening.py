@@ -43,9 +43,13 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; what is there by now stays, and is not looked through for garbage again, which would take 30 ms."""
         try:
-            await super().startup(sockets)
-        except OSError as error:  # of two that started together one listens first
+            for one in sockets or []:
+                one.listen(
+                    self.config.backlog
+                )  # of two that started together another may: then uvicorn goes on in silence
+        except OSError as error:
             sys.exit(addresses.refusal(self.config.host, self.config.port, error))
+        await super().startup(sockets)
         gc.freeze()
         self.tell(sockets or [])
 

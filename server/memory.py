@@ -10,7 +10,7 @@ from models.manifest import Artifact
 from server.groups import GROUPS, OWN_GROUPS, folders
 
 # Measured at full size: 487 MB of graphs in fp32 start within 640 MB and are killed at 620; 206 in int8 at 370 and 350.
-OWN_BYTES = 145_000_000  # of the server without a model
+OWN_BYTES = 145_000_000  # of the server without a model, and some room
 FACTOR = 1.1  # of what a model takes while it is loaded, to its graphs
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 RETURNED_BYTES = 2 * 1024 * 1024  # a block from which on it has pages of its own, while a model is loaded

@@ -220,7 +220,8 @@ def _mark_runs(timings: Timings, results: Sequence[EntryResult]) -> None:
     """Mark the time until the first run and until the end of the last, and sum up the parts of all of them."""
     timings.mark("queue", min(result.started_s for result in results))
     timings.mark("inference", max(result.ended_s for result in results))
-    runs = {result.ended_s: result for result in results}  # of entries that ran together, one
+    # Of entries that ran together one, which saw the whole run: who joined one under way has what was left of it.
+    runs = {result.ended_s: result for result in sorted(results, key=lambda result: result.started_s, reverse=True)}
     for result in runs.values():
         for part, value in result.parts_s.items():
             timings.parts_s[part] = timings.parts_s.get(part, 0.0) + value

@@ -13,6 +13,7 @@ import models
 
 SHAPES = Path(models.__file__).parent / "artifacts" / "shapes"
 PREFIX = "VILT_"
+ORIGIN = re.compile(r"\*|https?://[^/\s?#]+", re.ASCII)
 KEYS = re.compile(r"[\w.~+/-]+=*(,[\w.~+/-]+=*)*", re.ASCII)  # what a Bearer header can hold: RFC 6750, section 2.1
 
 
@@ -21,6 +22,7 @@ class Settings(BaseSettings):
 
     Every flag is also an environment variable: --max-batch-size is VILT_MAX_BATCH_SIZE. Without arguments the artifact
     that comes with the package is served; it knows coloured shapes and nothing else. Make others with vilt-export.
+    --version says which version this is.
     """
 
     model_config = SettingsConfigDict(
@@ -33,7 +35,9 @@ class Settings(BaseSettings):
     )
 
     model: Annotated[list[Path], NoDecode] = Field(
-        default=[SHAPES], description="artifact folder; repeat to serve several (in VILT_MODEL: separated by ',')"
+        default=[SHAPES],
+        min_length=1,
+        description="artifact folder; repeat to serve several (in VILT_MODEL: separated by ',')",
     )
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -119,7 +123,15 @@ class Settings(BaseSettings):
     @field_validator("model", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return value.split(",") if isinstance(value, str) else value  # repeated flags arrive so, too
+        return [one.strip() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, values: list[str]) -> list[str]:
+        for value in values:
+            if not ORIGIN.fullmatch(value):  # browsers name origins so, and anything else would match none
+                raise ValueError(f"{value!r} is not * or an origin as https://example.com or http://localhost:3000")
+        return values
 
 
 def variable(name: str) -> str:

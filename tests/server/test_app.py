@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fakes import FakeClock, FakeEngine, served
 from fastapi import routing
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
@@ -68,7 +69,9 @@ ASKS = {
 }
 
 
-@pytest.mark.parametrize(("origins", "may"), [([], False), (["https://b.example"], False), (["*"], True)])
+@pytest.mark.parametrize(
+    ("origins", "may"), [([], False), (["https://b.example"], False), ([PAGE["Origin"]], True), (["*"], True)]
+)
 def test_page_of_another_origin_may_call_only_if_it_is_named(origins: list[str], may: bool) -> None:
     """With a key and a deadline, and it may read where the time went, of a refusal, too."""
     with TestClient(application(cors_origins=origins, api_key="secret")) as client:
@@ -85,9 +88,16 @@ def test_page_of_another_origin_may_call_only_if_it_is_named(origins: list[str],
 
 
 def test_origins_are_split_as_models_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VILT_CORS_ORIGINS", "https://a.example,https://b.example")
+    monkeypatch.setenv("VILT_CORS_ORIGINS", "https://a.example, http://localhost:3000,")
 
-    assert Settings().cors_origins == ["https://a.example", "https://b.example"]
+    assert Settings().cors_origins == ["https://a.example", "http://localhost:3000"]
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "https://a.example/page", "**"])
+def test_origin_that_no_browser_names_so_is_refused(origin: str) -> None:
+    """It would match nothing, and every page be refused without a word."""
+    with pytest.raises(ValidationError, match=r"is not \* or an origin"):
+        Settings(cors_origins=[origin])
 
 
 def test_tree_that_was_never_installed_serves(monkeypatch: pytest.MonkeyPatch) -> None:

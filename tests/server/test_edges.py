@@ -38,6 +38,7 @@ def test_parts_of_a_rank_are_those_of_all_its_runs() -> None:
     results = [
         EntryResult({}, now_s + 3, now_s + 5, last, 1),
         *(EntryResult({}, now_s + 1, now_s + 2, first, 2) for _ in range(2)),
+        EntryResult({}, now_s + 1, now_s + 2, first, 2).since(now_s + 1.75),
     ]
 
     _mark_runs(timings, results)

@@ -190,6 +190,15 @@ def test_query_string_is_held_to_what_a_form_is(query: bytes, says: str) -> None
         parse(bodies.RawBody("image", b"\x89PNG"), VqaBody, query)
 
 
+@pytest.mark.parametrize("query", [b"texts=b", b"query=1", b"top=1"])
+def test_query_string_of_a_rank_has_two_fields(query: bytes) -> None:
+    """Its others come several times, or are files: they are the body's."""
+    body = bodies.RawBody("multipart", PART % (b"query_text", b"a") + PART % (b"images", b"a") + b"--x--", b"x")
+
+    with pytest.raises(BadRequest, match=r"There is no field '\w+' in the query string; there are top_k, model\.$"):
+        parse(body, RankBody, query)
+
+
 def test_truth_is_no_number() -> None:
     """For Python true is 1."""
     with pytest.raises(BadRequest, match="'top_k' is not valid"):
