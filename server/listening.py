@@ -43,10 +43,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; what is there by now stays, and is not looked through for garbage again, which would take 30 ms."""
         try:
-            for one in sockets or []:
-                one.listen(
-                    self.config.backlog
-                )  # of two that started together another may: then uvicorn goes on in silence
+            for one in sockets or []:  # another server may have begun to: then uvicorn would go on in silence
+                one.listen(self.config.backlog)
         except OSError as error:
             sys.exit(addresses.refusal(self.config.host, self.config.port, error))
         await super().startup(sockets)
