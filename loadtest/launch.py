@@ -1,7 +1,6 @@
 """A server to measure: one that runs already, or one started for the occasion."""
 
 import contextlib
-import importlib.util
 import socket
 import subprocess
 import sys
@@ -57,8 +56,6 @@ def started(
 
     Raises: SystemExit: it does not become ready; the message says why.
     """
-    if importlib.util.find_spec(module) is None:
-        sys.exit(f"there is no module {module} on Python's path: --help says where it is")
     port = port or free_port()
     command = [sys.executable, "-m", module, "--port", str(port), "--log-level", "warning", *flags]
     began_s = time.monotonic()
