@@ -1,5 +1,6 @@
 """The application: everything wired together, the operator's routes, the one exception handler."""
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -73,7 +74,8 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await _prepare_routes(answering)
         async with backend.running():
-            yield
+            with contextlib.suppress(asyncio.CancelledError):  # told twice to end: starlette would log a traceback
+                yield
         pool.shutdown(wait=False)
         parser.shutdown(wait=False)
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import httpx
@@ -24,6 +24,7 @@ class Running:
     process: subprocess.Popen[str]
     url: str
     client: httpx.Client
+    log: list[str] = field(default_factory=list)  # since it listens
     reader: threading.Thread | None = None  # of its log
 
 
@@ -76,5 +77,5 @@ def drain(running: Running) -> None:
     """Keep reading the log, or the pipe fills up and the server waits."""
     stderr = running.process.stderr
     assert stderr is not None
-    running.reader = threading.Thread(target=lambda: [None for _ in stderr], daemon=True)
+    running.reader = threading.Thread(target=lambda: running.log.extend(stderr), daemon=True)
     running.reader.start()
