@@ -109,6 +109,11 @@ class Connection:
         self._watching: asyncio.Task[None] | None = None
         self._has_gone = False
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether the body has been read."""
+        return self._watching is not None
+
     def watch(self) -> None:
         """Begin, once the body has been read: before that, whoever reads it learns of a disconnect."""
         self._watching = asyncio.create_task(self._watch())

@@ -205,7 +205,7 @@ class Pipeline:
 
     @contextlib.asynccontextmanager
     async def _until(self, deadline_s: float) -> AsyncIterator[None]:
-        """Bound everything inside by the request's deadline."""
+        """Bound everything inside by the request's deadline; a receiver may have less patience."""
         try:
             async with asyncio.timeout(deadline_s - self._clock()):
                 yield

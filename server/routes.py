@@ -116,13 +116,17 @@ class TaskRoutes:
 
         Raises: ServerError: of the kind that says why. ClientDisconnect: there is nobody left to answer.
         """
+        timings, connection = timings_of(request), Connection(request)
+        deadline_s = deadline_of(request, self._deadline_ms)
         try:
-            async with self._backend.place(client_of(request), task):
-                deadline_s = deadline_of(request, self._deadline_ms)
-                async with Connection(request) as connection:
-                    with self._room.body() as take:
-                        receive = self._receiver(request, schema, connection, take)
-                        return await walk(receive, timings_of(request), deadline_s)
+            async with self._backend.place(client_of(request), task), connection:
+                with self._room.body() as take:
+                    return await walk(self._receiver(request, schema, connection, take), timings, deadline_s)
+        except DeadlineExceeded as error:
+            if connection.is_watched:
+                raise
+            within_s = min(self._receive_timeout_s, deadline_s - timings.started_s)
+            raise DeadlineExceeded("receive_timeout", f"The body did not arrive within {within_s:g} s.") from error
         except asyncio.CancelledError as error:  # by uvicorn, at the end of a drain that has taken too long
             raise Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0) from error
 
@@ -133,19 +137,14 @@ class TaskRoutes:
         is_rank = schema is RankBody
 
         async def receive() -> BodyT:
-            try:
-                async with asyncio.timeout(self._receive_timeout_s):
-                    body = await bodies.read(
-                        request.stream(),
-                        request.headers,
-                        max_body_bytes=self._max_body_bytes,
-                        accepts_image=not is_rank,
-                        take=take,
-                    )
-            except TimeoutError as error:
-                raise DeadlineExceeded(
-                    "receive_timeout", f"The body did not arrive within {self._receive_timeout_s:g} s."
-                ) from error
+            async with asyncio.timeout(self._receive_timeout_s):
+                body = await bodies.read(
+                    request.stream(),
+                    request.headers,
+                    max_body_bytes=self._max_body_bytes,
+                    accepts_image=not is_rank,
+                    take=take,
+                )
             connection.watch()
             query = request.scope["query_string"]
             parse = functools.partial(

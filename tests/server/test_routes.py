@@ -1,0 +1,64 @@
+"""The task routes: who is told that it was a body that took too long, and who that it was we."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from fakes import FakeClock, FakeEngine, served
+
+from server import forms
+from server.admission import Admission
+from server.app import create_app
+from server.backend import LocalBackend
+from server.metrics import Metrics
+from server.settings import Settings
+
+PATIENCE_S = 20.0
+JSON = {"Content-Type": "application/json"}
+
+
+def ask(content: AsyncIterator[bytes] | bytes, **settings: Any) -> httpx.Response:
+    """Send a body to a server that is never started: requests that do not come as far as the model need no more."""
+    made, models, metrics = Settings(**settings), [served(FakeEngine())], Metrics()
+    backend = LocalBackend(made, models, Admission(16, metrics, FakeClock()), metrics, FakeClock())
+    transport = httpx.ASGITransport(create_app(made, models, backend))
+
+    async def scenario() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/v1/vqa", content=content, headers=JSON)
+
+    return asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
+
+
+async def stalled() -> AsyncIterator[bytes]:
+    """Begin a body, and never go on."""
+    yield b"{"
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"deadline_ms": 50}, {"receive_timeout_s": 0.05}, {"deadline_ms": 50, "receive_timeout_s": 0.05}],
+    ids=["deadline", "timeout", "both"],
+)
+def test_body_that_stalls_is_the_client_s_whichever_limit_ends_it(limits: dict[str, float]) -> None:
+    """By default the deadline is the first, which would read as if the server had been too slow."""
+    refused = ask(stalled(), **limits)
+
+    assert (refused.status_code, refused.json()["code"]) == (504, "receive_timeout")
+    assert refused.json()["error"] == "The body did not arrive within 0.05 s."
+
+
+def test_deadline_that_passes_behind_a_whole_body_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is still being taken apart, and so in the same stage."""
+    has_answer = threading.Event()
+    monkeypatch.setattr(forms, "parse", lambda *_, **__: has_answer.wait(PATIENCE_S))
+    try:
+        refused = ask(b"{}", deadline_ms=50)
+    finally:
+        has_answer.set()
+
+    assert (refused.status_code, refused.json()["code"]) == (504, "deadline_exceeded")
