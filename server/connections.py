@@ -43,11 +43,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._unread_bytes > HEAD_BYTES:
             self._head_is_too_large = True
             self._refuse()
-        elif self._is_idle() and self._timer is None:
+        elif self._is_idle() and self._timer is None and self.timeout_keep_alive_task is None:
             self._start_timer()
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0
+        self._unset_keepalive_if_required()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -76,9 +77,16 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        """Hand on a whole body; behind one that was refused, keep the connection as behind any other."""
         self._unread_bytes = 0
-        if not self._offers_upgrade:
-            super().on_message_complete()
+        if self._offers_upgrade:
+            return
+        super().on_message_complete()
+        if self._is_idle():
+            self._stop_timer()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _refuse(self) -> None:
         """Say what is wrong with a head, and hang up."""

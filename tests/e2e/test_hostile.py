@@ -21,6 +21,8 @@ from .test_disconnect import Held
 
 RECEIVE_TIMEOUT_S = 2.0
 ENDED_WITHIN_S = 3 * RECEIVE_TIMEOUT_S  # the machine may be busy
+HEAD_WITHIN_S, KEEP_ALIVE_S = 0.5, 2  # of a server that is done with a connection sooner
+TIMER_S = 0.001  # that a timer may run early
 WARM_UP, REQUESTS = 20, 100
 GROWTH_BYTES = 5_000_000  # of RSS in REQUESTS
 AT_ONCE = 5
@@ -185,6 +187,33 @@ def test_refused_body_that_goes_on_arriving_is_cut_off(impatient: Running) -> No
                 connection.sendall(b"\0" * 1000)
                 time.sleep(0.01)  # a client that is in no hurry
     assert time.monotonic() - began_s < ENDED_WITHIN_S
+
+
+def test_connection_is_kept_behind_a_refused_body_that_has_arrived() -> None:
+    """As long as any idle one; not so the head that begins there, and never goes on."""
+    running = start(f"--receive-timeout-s={HEAD_WITHIN_S}", f"--keep-alive-s={KEEP_ALIVE_S}")
+    drain(running)
+    body = b"\0" * 1000
+    try:
+        idle_s = closed_after_s(running, body)
+        begun_s = closed_after_s(running, body + b"GET /livez HTTP/1.1\r\n")
+    finally:
+        stop(running)
+
+    assert idle_s >= KEEP_ALIVE_S - TIMER_S
+    assert HEAD_WITHIN_S - TIMER_S <= begun_s < KEEP_ALIVE_S
+
+
+def closed_after_s(running: Running, rest: bytes) -> float:
+    """Send a head whose body nobody wants, and once it is refused the rest: how long does the server wait then?"""
+    with connect(running) as connection:
+        connection.sendall(head("Content-Length: 1000", content_type="text/plain"))
+        assert b" 415 " in connection.recv(65_536)
+        sent_s = time.monotonic()
+        connection.sendall(rest)
+        while connection.recv(65_536):  # of the refusal
+            pass
+    return time.monotonic() - sent_s
 
 
 def test_chunk_extensions_without_end_are_cut_off(impatient: Running) -> None:
