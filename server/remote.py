@@ -169,6 +169,7 @@ class RemoteBackend:
         self._line, self._starts_in_s, self._told_bytes = line, fields["starts_in_s"], 0
         while self._unsent:
             self.record(self._unsent.popleft())
+        self._tell_bodies()
 
     def _lost(self, line: Line) -> None:
         if self._line is line:
@@ -235,8 +236,12 @@ class RemoteBackend:
     def count_body_bytes(self, count: int) -> None:
         """Keep the count, and tell it when it has changed by enough."""
         self._body_bytes += count
-        is_told = abs(self._body_bytes - self._told_bytes) < TELL_BYTES and self._body_bytes
-        if self._line and not is_told and self._body_bytes != self._told_bytes:
+        self._tell_bodies()
+
+    def _tell_bodies(self) -> None:
+        change = abs(self._body_bytes - self._told_bytes)
+        is_enough = change >= TELL_BYTES or (change and not self._body_bytes)
+        if self._line and is_enough:
             self._told_bytes = self._body_bytes
             self._line.tell("bodies", self._body_bytes)
 

@@ -226,6 +226,26 @@ def test_engine_process_that_dies_is_answered_for_and_its_successor_used() -> No
     play(scenario)
 
 
+def test_successor_of_an_engine_process_knows_of_the_bodies_in_flight() -> None:
+    """Though nothing more of them arrives, and the one before it took its count with it."""
+
+    async def scenario() -> None:
+        async with Split().running() as split:
+            front = split.fronts[1]
+            front.count_body_bytes(5_000_000)
+            await until(lambda: split.value("vilt_body_bytes") == 5_000_000)
+            split.connections[1].shutdown(socket.SHUT_RDWR)
+            await until(lambda: split.value("vilt_body_bytes") == 0)
+
+            await split.hall.connect(front)
+
+            await until(lambda: split.value("vilt_body_bytes") == 5_000_000)
+            front.count_body_bytes(-5_000_000)
+            await until(lambda: split.value("vilt_body_bytes") == 0)
+
+    play(scenario)
+
+
 def refused() -> SlowRequest:
     return SlowRequest(
         request_id="a",
