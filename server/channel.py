@@ -18,15 +18,25 @@ from server.types import EntryResult
 
 log = logging.getLogger(__name__)
 Message = list[Any]
+UNREAD_BYTES = 4_000_000  # more than all that --max-queue-entries may have to say at once, unless set to more
 SIZES = struct.Struct("<II")  # of the list, of the bytes
 
 
 class Channel(asyncio.Protocol):
     """One end of a connection."""
 
-    def __init__(self, received: Callable[[Message, bytes], None], lost: Callable[[], None]) -> None:
+    is_full = False  # the other end leaves too much unread for more to be written
+
+    def __init__(
+        self,
+        received: Callable[[Message, bytes], None],
+        lost: Callable[[], None],
+        drained: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Tell of messages, of the end, and of when there is room again to write."""
         self._received = received
         self._lost = lost
+        self._drained = drained
         self._buffer = bytearray()
 
     def send(self, message: Message, payload: bytes = b"") -> None:
@@ -40,6 +50,14 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
+        self._transport.set_write_buffer_limits(high=UNREAD_BYTES)
+
+    def pause_writing(self) -> None:
+        self.is_full = True
+
+    def resume_writing(self) -> None:
+        self.is_full = False
+        self._drained()
 
     def data_received(self, data: bytes) -> None:
         """Hand on every message that is whole by now; one that cannot be handled is logged, and ends nothing else."""

@@ -18,7 +18,7 @@ from server.slots import Memory
 from server.slowest import SlowRequest
 from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
 
-UNSENT = 10_000  # requests that ended without an engine process, and are counted when there is one again
+UNSENT = 10_000  # requests that ended while no engine process listened, and are counted when one does again
 TELL_BYTES = 1_000_000  # by which what bodies hold has changed before it is told
 ANSWER_WITHIN_S = 2.0  # to what costs the engine process nothing
 SOONEST_S = 0.1  # to come back, when it takes longer than the last start
@@ -35,9 +35,10 @@ class Line:
         *,
         welcomed: Callable[["Line", dict[str, Any]], None],
         lost: Callable[["Line"], None],
+        drained: Callable[[], None],
         refusal: Callable[[], Unavailable],
     ) -> None:
-        """Tell of the welcome, and of the end; whoever asks or waits after that is told the refusal."""
+        """Tell of welcome, end, and room to write again; whoever asks or waits after the end is told the refusal."""
         self._descriptor = memory
         self._tell_welcome = welcomed
         self._tell_end = lost
@@ -45,7 +46,12 @@ class Line:
         self._numbers = itertools.count()
         self._calls: dict[int, asyncio.Future[Answer]] = {}
         self._is_lost = False
-        self._channel = Channel(self._received, self._lost)
+        self._channel = Channel(self._received, self._lost, drained)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the engine process leaves too much unread for more to be said."""
+        return self._channel.is_full
 
     async def open(self, connection: socket.socket) -> None:
         """Begin; there is a welcome when the engine process is ready."""
@@ -160,16 +166,14 @@ class RemoteBackend:
 
     async def connect(self, connection: socket.socket, memory: int) -> None:
         """Turn to another engine process, once it is ready."""
-        line = Line(memory, welcomed=self._welcomed, lost=self._lost, refusal=self._refusal)
+        line = Line(memory, welcomed=self._welcomed, lost=self._lost, drained=self._catch_up, refusal=self._refusal)
         await line.open(connection)
 
     def _welcomed(self, line: Line, fields: dict[str, Any]) -> None:
         if not self._suits(fields["models"]):
             return
         self._line, self._starts_in_s, self._told_bytes = line, fields["starts_in_s"], 0
-        while self._unsent:
-            self.record(self._unsent.popleft())
-        self._tell_bodies()
+        self._catch_up()
 
     def _lost(self, line: Line) -> None:
         if self._line is line:
@@ -184,6 +188,8 @@ class RemoteBackend:
     def _connected(self) -> Line:
         if self._line is None:
             raise self._refusal()
+        if self._line.is_full:
+            raise _unresponsive()
         return self._line
 
     @contextlib.asynccontextmanager
@@ -222,10 +228,8 @@ class RemoteBackend:
             yield RemotePermit(line, number, slots)
 
     def record(self, request: SlowRequest) -> None:
-        if self._line is None:
-            self._unsent.append(request)
-        else:
-            self._line.tell("record", write_request(request))
+        self._unsent.append(request)
+        self._catch_up()
 
     def count_decoded_hit(self) -> None:
         """Say so; from any thread."""
@@ -236,14 +240,18 @@ class RemoteBackend:
     def count_body_bytes(self, count: int) -> None:
         """Keep the count, and tell it when it has changed by enough."""
         self._body_bytes += count
-        self._tell_bodies()
+        self._catch_up()
 
-    def _tell_bodies(self) -> None:
+    def _catch_up(self) -> None:
+        """Tell what there is to tell, as far as there is somebody who listens."""
+        line = self._line
+        while line and not line.is_full and self._unsent:
+            line.tell("record", write_request(self._unsent.popleft()))
         change = abs(self._body_bytes - self._told_bytes)
         is_enough = change >= TELL_BYTES or (change and not self._body_bytes)
-        if self._line and is_enough:
+        if line and not line.is_full and is_enough:
             self._told_bytes = self._body_bytes
-            self._line.tell("bodies", self._body_bytes)
+            line.tell("bodies", self._body_bytes)
 
     async def status(self) -> str:
         """Say whether the server wants requests."""
@@ -270,8 +278,12 @@ async def _soon(asked: Awaitable[T]) -> T:
         async with asyncio.timeout(ANSWER_WITHIN_S):
             return await asked
     except TimeoutError as error:
-        why = f"The process that runs the model has not answered for {ANSWER_WITHIN_S:g} s: come back later."
-        raise Unavailable("engine_unresponsive", why, retry_after_s=ANSWER_WITHIN_S) from error
+        raise _unresponsive() from error
+
+
+def _unresponsive() -> Unavailable:
+    why = "The process that runs the model has not answered in time: come back later."
+    return Unavailable("engine_unresponsive", why, retry_after_s=ANSWER_WITHIN_S)
 
 
 def _digest(key: Hashable) -> str:

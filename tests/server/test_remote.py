@@ -20,7 +20,7 @@ from models.batch import Features, Feeds
 from models.errors import ArtifactError
 from models.image import ImagePatches
 from models.manifest import describe_file, read_manifest
-from server import remote
+from server import channel, remote
 from server.admission import Admission
 from server.backend import LocalBackend
 from server.channel import SIZES, Channel, Message, read_error, write_error
@@ -320,6 +320,42 @@ def test_engine_process_that_does_not_answer_is_not_waited_for(monkeypatch: pyte
                 desk._received(*message)
             async with front.place("a", "vqa"):
                 assert await front.status() == "ready"
+
+    play(scenario)
+
+
+def test_front_of_an_engine_process_that_reads_nothing_writes_only_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked then is refused at once; what there is to count is counted when it reads again."""
+    unread_bytes, count = 10_000, 200
+    monkeypatch.setattr(channel, "UNREAD_BYTES", unread_bytes)
+
+    async def scenario() -> None:
+        async with Split(fronts=1, places=1).running() as split:
+            (front,), (desk,) = split.fronts, split.hall.desks
+            assert front._line
+            writer = front._line._channel._transport
+            desk._channel._transport.pause_reading()
+            recorded = 0
+            while writer.get_write_buffer_size() <= unread_bytes:
+                front.record(refused())
+                recorded += 1
+            full_bytes = writer.get_write_buffer_size()
+
+            for _ in range(count):
+                front.record(refused())
+                front.count_body_bytes(1_000_000)
+                with pytest.raises(Unavailable) as told:
+                    async with front.place("a", "vqa"):
+                        pass
+                assert told.value.code == "engine_unresponsive"
+            assert writer.get_write_buffer_size() == full_bytes
+            assert await front.status() == "unresponsive"
+
+            desk._channel._transport.resume_reading()
+            labels = {"task": "vqa", "model": "", "status": "503", "code": "engine_restarting"}
+            await until(lambda: split.value("vilt_requests_total", **labels) == recorded + count)
+            await until(lambda: split.value("vilt_body_bytes") == count * 1_000_000)
+            assert await front.status() == "ready"
 
     play(scenario)
 
