@@ -93,6 +93,11 @@ class Artifact:
         """A digest of all that an answer follows from: the graphs, the tokenizer, the labels."""
         return _digest((*self.manifest.precisions[self.precision].graphs.values(), *self.manifest.files.values()))
 
+    @property
+    def short_identity(self) -> str:
+        """As much of the identity as people compare."""
+        return self.identity[:12]
+
 
 def describe_file(folder: Path, file: str) -> FileEntry:
     """Measure a file for the manifest."""

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -31,6 +30,7 @@ from server.routes import TaskRoutes
 from server.schemas import ERRORS, CalibrationResponse, ModelInfo, ModelsResponse, SlowestResponse
 from server.settings import Settings
 from server.types import ServedModel
+from server.version import own_version
 
 log = logging.getLogger(__name__)
 NOT_READY: dict[int | str, dict[str, Any]] = {
@@ -111,14 +111,6 @@ def _for_pages_of(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_headers=["*"],
         expose_headers=["Server-Timing", "X-Request-ID", "Retry-After"],
     )
-
-
-def own_version() -> str:
-    """Tell the server's own version, for the schema; a tree that was never installed has none."""
-    try:
-        return version("vilt-server")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 async def _prepare_routes(app: ASGIApp) -> None:
@@ -236,6 +228,7 @@ def _describe(model: ServedModel) -> ModelInfo:
         name=model.name,
         description=manifest.description,
         tasks=list(model.tasks),
+        artifact=model.artifact.short_identity,
         precision=model.artifact.precision,
         provider=model.engine.provider,
         max_text_tokens=manifest.spec.max_text_tokens,

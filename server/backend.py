@@ -19,6 +19,7 @@ from server.reports import Reports
 from server.settings import Settings
 from server.slowest import Slowest, SlowRequest
 from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
+from server.version import own_version
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,9 @@ class LocalBackend:
         )
         self.places = Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock)
         self._metrics = metrics
+        for model in models:
+            labels = (model.name, model.artifact.precision, model.engine.provider, model.artifact.short_identity)
+            metrics.model_info.labels(*labels, own_version()).set(1)
         self._slowest = Slowest()
         self.reports = Reports(models, admission, self._slowest, metrics)
 

@@ -12,12 +12,13 @@ from pydantic_settings import CliApp
 from models.errors import ArtifactError
 from server import addresses, control, logs
 from server.admission import Admission
-from server.app import create_app, own_version
+from server.app import create_app
 from server.backend import LocalBackend
 from server.listening import Server
 from server.loading import load
 from server.metrics import Metrics
 from server.settings import Settings, unknown_variables, variable
+from server.version import own_version
 
 log = logging.getLogger("server")
 

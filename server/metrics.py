@@ -30,6 +30,10 @@ class Metrics:
             "vilt_requests", "Task requests answered, by status and error code.", ["task", "model", "status", "code"],
             registry=registry,
         )  # fmt: skip
+        self.model_info = Gauge(
+            "vilt_model_info", "1 for each model: which artifact it is, and the server's version.",
+            ["model", "precision", "provider", "artifact", "version"], registry=registry,
+        )  # fmt: skip
         self.request_seconds = Histogram(
             "vilt_request_seconds",
             "From the request's head to its answer.",

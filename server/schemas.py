@@ -115,6 +115,7 @@ class ModelInfo(BaseModel):
     name: str
     description: str
     tasks: list[str]
+    artifact: str = Field(description="12 digits of a digest of its graphs, tokenizer and labels")
     precision: str
     provider: str
     max_text_tokens: int

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
-from server import app
+from server import version
 from server.admission import Admission
 from server.app import create_app
 from server.backend import LocalBackend
@@ -106,7 +106,7 @@ def test_tree_that_was_never_installed_serves(monkeypatch: pytest.MonkeyPatch) -
     def absent(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(app, "version", absent)
+    monkeypatch.setattr(version, "version", absent)
 
     with TestClient(application()) as client:
         assert client.get("/openapi.json").json()["info"]["version"] == "not installed"

@@ -4,9 +4,15 @@ import itertools
 import sys
 
 import pytest
+from fakes import FakeClock, FakeEngine, served
+from starlette.testclient import TestClient
 
+from server.admission import Admission
+from server.app import create_app
+from server.backend import LocalBackend
 from server.metrics import SECONDS, Metrics
 from server.settings import Settings
+from server.version import own_version
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prometheus-client reads /proc")
@@ -16,6 +22,23 @@ def test_process_s_memory_and_open_files_are_exposed() -> None:
 
     assert (read("process_resident_memory_bytes") or 0) > 1e6
     assert 0 < (read("process_open_fds") or 0) < (read("process_max_fds") or 0)
+
+
+def test_replica_says_which_artifact_and_version_it_serves() -> None:
+    """In one series for each model, and of the artifact as GET /v1/models has it."""
+    metrics, settings, models = Metrics(), Settings(), [served(FakeEngine()), served(FakeEngine(), name="other")]
+    admission = Admission(16, metrics, FakeClock())
+    backend = LocalBackend(settings, models, admission, metrics, FakeClock())
+    with TestClient(create_app(settings, models, backend)) as client:
+        described = client.get("/v1/models").json()["models"]
+
+    (metric,) = (one for one in metrics.registry.collect() if one.name == "vilt_model_info")
+    assert [(one.labels["model"], one.labels["artifact"], one.value) for one in metric.samples] == [
+        (model["name"], model["artifact"], 1) for model in described
+    ]
+    assert {one.labels["version"] for one in metric.samples} == {own_version()}
+    assert models[0].artifact.identity.startswith(described[0]["artifact"])
+    assert len(described[0]["artifact"]) == 12
 
 
 def test_buckets_tell_stages_below_a_millisecond_and_reach_beyond_the_deadline() -> None:
