@@ -107,8 +107,10 @@ def describe_file(folder: Path, file: str) -> FileEntry:
     return FileEntry(file=file, sha256=digest, size_bytes=path.stat().st_size)
 
 
-def load_artifact(folder: Path, precision: str = "auto", *, has_vnni: bool = False, on_gpu: bool = False) -> Artifact:
-    """Read an artifact folder and verify every file that the precision needs.
+def load_artifact(
+    folder: Path, precision: str = "auto", *, has_vnni: bool = False, on_gpu: bool = False, opens_graphs: bool = True
+) -> Artifact:
+    """Read an artifact folder and verify every file that the precision needs; its graphs, if they are to be opened.
 
     On a CPU "auto" is int8 where it has passed its gate and the processor has instructions for it, else fp32. A GPU
     runs fp16 alone, which "auto" is where it has passed its gate.
@@ -136,7 +138,8 @@ def load_artifact(folder: Path, precision: str = "auto", *, has_vnni: bool = Fal
     for file in (TOKENIZER, LABELS) if answers else (TOKENIZER,):
         if file not in manifest.files or manifest.files[file].file != file:
             raise ArtifactError(f"{folder / MANIFEST} does not list {file}, which its heads need: export it again.")
-    for entry in (*manifest.files.values(), *manifest.precisions[chosen].graphs.values()):
+    graphs = manifest.precisions[chosen].graphs.values() if opens_graphs else ()
+    for entry in (*manifest.files.values(), *graphs):
         _verify(folder, entry)
     labels = _read_labels(folder / LABELS, manifest.heads["vqa_logits"]) if answers else ()
     encoder = TextEncoder(folder / TOKENIZER, manifest.spec.max_text_tokens)

@@ -20,7 +20,7 @@ from models.errors import ArtifactError
 from models.manifest import load_artifact
 from server import control, logs
 from server.app import create_app
-from server.cpus import has_vnni, usable_cpus
+from server.cpus import usable_cpus
 from server.gpu.buckets import Bucket, buckets_of, padded
 from server.latency import LatencyModel, Sample
 from server.listening import Server
@@ -117,7 +117,7 @@ def known_here(folder: Any, fields: dict[str, Any]) -> ServedModel:
     Raises: ArtifactError: it cannot be loaded, or is not the one that the engine process has.
     """
     on_gpu = fields["provider"] != "cpu"
-    artifact = load_artifact(folder, fields["precision"], has_vnni=has_vnni(), on_gpu=on_gpu)
+    artifact = load_artifact(folder, fields["precision"], on_gpu=on_gpu, opens_graphs=False)
     if artifact.identity != fields["identity"]:
         raise ArtifactError(f"The artifact {folder} has been replaced since the model was loaded: restart the server.")
     image.warm_up(artifact.manifest.spec)

@@ -130,6 +130,19 @@ def test_load_of_a_damaged_artifact_raises_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_graphs_that_are_not_to_be_opened_are_not_read(folder: Path) -> None:
+    """Whoever leaves them to another process need not hash hundreds of megabytes; all else is verified."""
+    whole = load_artifact(folder)
+    for graph in whole.graphs.values():
+        graph.unlink()
+
+    assert load_artifact(folder, opens_graphs=False).identity == whole.identity
+
+    (folder / "labels.json").write_text("[]")
+    with pytest.raises(ArtifactError, match=r"damaged: labels\.json"):
+        load_artifact(folder, opens_graphs=False)
+
+
 def test_load_of_a_missing_precision_says_what_there_is(folder: Path) -> None:
     """The message names the precisions that the artifact has."""
     with pytest.raises(ArtifactError, match="no precision int8; it has fp32"):

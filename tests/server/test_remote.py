@@ -425,6 +425,13 @@ def test_front_of_another_artifact_than_the_engine_has_does_not_start(tmp_path: 
         known_here(folder, fields)
 
 
+def test_front_reads_no_graph(tmp_path: Path) -> None:
+    """The engine process has verified them, and runs them alone."""
+    folder = shutil.copytree(SHAPES, tmp_path / "shapes", ignore=shutil.ignore_patterns("*.onnx"))
+
+    assert known_here(folder, describe(served(HeldEngine())) | {"provider": "cpu"}).name == "shapes"
+
+
 def test_error_is_the_same_after_the_way() -> None:
     """Kind, status, code, sentence, time to come back, details."""
     details = {"queued_ms": 1.5, "estimate_ms": 2.0, "deadline_ms": 1.0}
