@@ -1,6 +1,7 @@
 """The addresses that a server listens on: taken first, so that a model is not loaded for nothing."""
 
 import asyncio
+import os
 import socket
 import sys
 
@@ -25,10 +26,14 @@ async def _bound(host: str, port: int) -> list[socket.socket]:
 
 def refusal(host: str, port: int, error: Exception) -> str:
     """Say that a server cannot listen, and why."""
-    why = (
-        (getattr(error, "strerror", None) or str(error)).rpartition(": ")[2].rstrip(")").lower()
-    )  # behind asyncio's words about the same address
-    return f"vilt-serve: cannot listen on {host}:{port}: {why}"
+    match error:
+        case socket.gaierror(strerror=str(why)):  # whose numbers are its own
+            pass
+        case OSError(errno=int(number)):
+            why = os.strerror(number)  # without asyncio's words about the same address
+        case _:
+            why = str(error.__cause__ or error)  # a codec's words about itself, before those about the host
+    return f"vilt-serve: cannot listen on {host}:{port}: {why.lower()}"
 
 
 def urls(listeners: list[socket.socket]) -> str:
