@@ -17,7 +17,6 @@ Captions as COCO has them (captions_val2017.json, with --images): every image wi
 import argparse
 import asyncio
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ import httpx
 from tqdm import tqdm
 
 from loadtest import credentials, recall, vqav2
+from loadtest.contract import accepted
 from loadtest.launch import server
 from loadtest.stamp import stamp
 
@@ -75,23 +75,17 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     described = stamp()  # as it is now: a run takes a while
     folder = options.images or options.data.parent
-    try:
-        data = load(options.data, options.annotations, options.limit)
-        check_images(data, folder)
-    except (OSError, ValueError) as error:
-        sys.exit(f"vilt-bench accuracy: {error}")
+    data = load(options.data, options.annotations, options.limit)
+    check_images(data, folder)
     flags = ["--model", options.model] if options.model else []
     with server(options.url, flags) as url:
-        try:
-            if isinstance(data, recall.Collection):
-                rows: Sequence[Any] = asyncio.run(recall.measure(url, folder, data, options.concurrency))
-                print(recall.text_of(rows))
-            else:
-                rows = table(data, asyncio.run(ask_all(url, folder, data, options.concurrency)))
-                for row in rows:
-                    print(f"{row.kind:14} {row.count:7,} {100 * row.accuracy:6.2f} %")
-        except httpx.HTTPStatusError as error:
-            sys.exit(f"vilt-bench accuracy: the server refused {error.request.url.path}: {error.response.text}")
+        if isinstance(data, recall.Collection):
+            rows: Sequence[Any] = asyncio.run(recall.measure(url, folder, data, options.concurrency))
+            print(recall.text_of(rows))
+        else:
+            rows = table(data, asyncio.run(ask_all(url, folder, data, options.concurrency)))
+            for row in rows:
+                print(f"{row.kind:14} {row.count:7,} {100 * row.accuracy:6.2f} %")
     if options.output:
         result = {"benchmark": "vilt-bench accuracy", **described, "rows": [asdict(row) for row in rows]}
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +153,7 @@ def images_of(record: Record) -> list[str]:
 async def ask_all(url: str, folder: Path, records: Sequence[Record], concurrency: int) -> list[float]:
     """Ask about every record; tell of each how right the answer was, 0 to 1.
 
-    Raises: httpx.HTTPStatusError: the server refused one.
+    Raises: ValueError, httpx.HTTPError: the server refused one, or failed.
     """
     scores = [0.0] * len(records)
     remaining = iter(range(len(records)))
@@ -182,14 +176,14 @@ async def score(client: httpx.AsyncClient, folder: Path, record: Record) -> floa
     files = [(field, (folder / name).read_bytes()) for name in images_of(record)]
     if "question" in record:
         response = await client.post("/v1/vqa", files=files, data={"question": record["question"], "top_k": "1"})
-        answer = str(response.raise_for_status().json()["answers"][0]["answer"])
+        answer = str(accepted(response).json()["answers"][0]["answer"])
         return vqav2.accuracy(answer, record["answers"]) if "answers" in record else float(answer == record["answer"])
     if "images" in record or "texts" in record:
         fields = {"texts": record["texts"]} if "texts" in record else {"query_text": record["text"]}
         response = await client.post("/v1/rank", files=files, data={**fields, "top_k": "1"})
-        return float(response.raise_for_status().json()["results"][0]["index"] == record["match"])
+        return float(accepted(response).json()["results"][0]["index"] == record["match"])
     response = await client.post("/v1/itm", files=files, data={"text": record["text"]})
-    return float(response.raise_for_status().json()["match"] == record["match"])
+    return float(accepted(response).json()["match"] == record["match"])
 
 
 def table(records: Sequence[Record], scores: Sequence[float]) -> list[Row]:

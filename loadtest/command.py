@@ -1,6 +1,10 @@
 """What vilt-bench does: every measurement, and every trial."""
 
 import argparse
+import sys
+
+import aiohttp
+import httpx
 
 from loadtest import accuracy, decode, gpu, length, load, oracle, retrieval, stages, workers
 from loadtest.claims import command as claims
@@ -15,10 +19,14 @@ def measure() -> None:
         " A key that the server at --url wants is read from VILT_API_KEY. claims needs no server: it times ViLT beside"
         " the designs it is compared with.",
     )
-    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    commands = parser.add_subparsers(required=True, dest="benchmark", metavar="BENCHMARK")
     measurements = (accuracy, claims, decode, gpu, length, load, oracle, peers, retrieval, stages, workers)
     trials = (overload, blocking, abandon, storm, drain, rollout, chaos, deadline, users, soak)
     for module in (*measurements, *trials):
         module.add_to(commands)
     options = parser.parse_args()
-    options.run(options)
+    try:
+        options.run(options)
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError) as error:
+        reason = str(error) or type(error).__name__  # a timeout has no words
+        sys.exit(f"vilt-bench {options.benchmark}: {reason}")

@@ -10,7 +10,6 @@ import contextlib
 import io
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from loadtest import contract
+from loadtest.contract import accepted
 from loadtest.launch import started
 from loadtest.oracle import ALL, TIMEOUT_S, Scores
 from loadtest.stamp import stamp
@@ -68,24 +69,13 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     described = stamp()  # as it is now: a run takes a while
-    try:
-        records = questions(options.data, options.count)
-        flags = ["--model", options.model] if options.model else []
-        with contextlib.ExitStack() as stack:
-            clients = {
-                way: stack.enter_context(
-                    httpx.Client(
-                        base_url=stack.enter_context(started([*flags, "--jpeg-decode", way])).url, timeout=TIMEOUT_S
-                    )
-                )
-                for way in WAYS
-            }
-            model = clients["exact"].get("/v1/models").raise_for_status().json()["models"][0]
-            found = ask_all(clients, options.data.parent, records, options.megapixels)
-    except httpx.HTTPStatusError as error:
-        sys.exit(f"vilt-bench decode: the server refused: {error.response.text}")
-    except (OSError, ValueError) as error:
-        sys.exit(f"vilt-bench decode: {error}")
+    records = questions(options.data, options.count)
+    flags = ["--model", options.model] if options.model else []
+    with contextlib.ExitStack() as stack:
+        urls = {way: stack.enter_context(started([*flags, "--jpeg-decode", way])).url for way in WAYS}
+        clients = {way: stack.enter_context(httpx.Client(base_url=url, timeout=TIMEOUT_S)) for way, url in urls.items()}
+        model = contract.models(urls["exact"])[0]
+        found = ask_all(clients, options.data.parent, records, options.megapixels)
     result = summarise(found, records)
     print(text_of(result))
     if options.output:
@@ -112,7 +102,7 @@ def ask_all(
 ) -> dict[str, list[Answer]]:
     """Ask both every question, one request at a time; who is asked first takes turns, too.
 
-    Raises: httpx.HTTPStatusError: one refused. OSError: a picture cannot be read.
+    Raises: ValueError, httpx.HTTPError: one refused, or failed; OSError: a picture cannot be read.
     """
     found: dict[str, list[Answer]] = {way: [] for way in WAYS}
     orders = itertools.cycle((WAYS, WAYS[::-1]))
@@ -127,7 +117,7 @@ def ask_all(
                 files={"image": ("photo.jpg", sent)},
                 data={"question": record["question"], "top_k": str(ALL)},
             )
-            said = response.raise_for_status().json()
+            said = accepted(response).json()
             found[way].append(Answer({one["answer"]: one["score"] for one in said["answers"]}, said["timing_ms"]))
     return found
 

@@ -21,10 +21,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import httpx
 import uvloop  # its timers are finer than a millisecond, and it leaves the server more of a shared processor
 
-from loadtest import credentials, openloop, partial, report, rows, workload
+from loadtest import contract, openloop, partial, report, rows, workload
 from loadtest.capacity import capacity
 from loadtest.launch import server
 from loadtest.result import Load, Result
@@ -87,14 +86,11 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        samples = workload.read(options.data, options.scenario)
-        with server(options.url, ["--model", options.model] if options.model else []) as url:
-            models = httpx.get(f"{url}/v1/models", headers=credentials.headers()).raise_for_status().json()["models"]
-            result = uvloop.run(measure(options, url, models, workload.learn(url, samples)))
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        sys.exit(f"vilt-bench load: {error}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    samples = workload.read(options.data, options.scenario)
+    with server(options.url, ["--model", options.model] if options.model else []) as url:
+        models = contract.models(url)
+        result = uvloop.run(measure(options, url, models, workload.learn(url, samples)))
     (options.output / "load.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     page = options.output / "report.html"
     page.write_text(report.page_of(result))

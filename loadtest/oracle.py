@@ -16,6 +16,7 @@ import httpx
 from tqdm import tqdm
 
 from loadtest import credentials
+from loadtest.contract import accepted
 from loadtest.launch import server
 from loadtest.stamp import stamp
 from loadtest.workload import SAMPLES
@@ -52,15 +53,12 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     described = stamp()  # as it is now: a run takes a while
-    try:
-        asked = questions(options.data, options.count)
-        with server(options.url, ["--model", options.model] if options.model else []) as url:
-            alone = asyncio.run(ask_all(url, asked, 1))
-            before = batches(httpx.get(f"{url}/metrics").text)
-            together = asyncio.run(ask_all(url, asked, options.concurrency))
-            after = batches(httpx.get(f"{url}/metrics").text)
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        sys.exit(f"vilt-bench oracle: {error}")
+    asked = questions(options.data, options.count)
+    with server(options.url, ["--model", options.model] if options.model else []) as url:
+        alone = asyncio.run(ask_all(url, asked, 1))
+        before = batches(httpx.get(f"{url}/metrics").text)
+        together = asyncio.run(ask_all(url, asked, options.concurrency))
+        after = batches(httpx.get(f"{url}/metrics").text)
     runs = after[1] - before[1]
     result = {
         "questions": len(asked),
@@ -94,7 +92,7 @@ def questions(data: Path, count: int) -> list[tuple[Path, str]]:
 async def ask_all(url: str, asked: Sequence[tuple[Path, str]], concurrency: int) -> list[Scores]:
     """Ask every question with so many in flight, and take every answer's score.
 
-    Raises: httpx.HTTPStatusError: the server refused one.
+    Raises: ValueError, httpx.HTTPError: the server refused one, or failed.
     """
     found: list[Scores] = [{} for _ in asked]
     remaining = iter(range(len(asked)))
@@ -106,7 +104,7 @@ async def ask_all(url: str, asked: Sequence[tuple[Path, str]], concurrency: int)
             response = await client.post(
                 "/v1/vqa", files={"image": image.read_bytes()}, data={"question": question, "top_k": str(ALL)}
             )
-            answers = response.raise_for_status().json()["answers"]
+            answers = accepted(response).json()["answers"]
             found[index] = {answer["answer"]: answer["score"] for answer in answers}
             bar.update()
 

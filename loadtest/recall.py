@@ -13,6 +13,7 @@ import httpx
 from tqdm import tqdm
 
 from loadtest import credentials
+from loadtest.contract import accepted
 
 TOP = (1, 5, 10)
 CAPTIONS_A_REQUEST = 50
@@ -65,7 +66,7 @@ def read(file: dict[str, Any]) -> Collection:
 async def measure(url: str, folder: Path, data: Collection, concurrency: int) -> list[Recall]:
     """Rank every caption for every image and sum up both directions.
 
-    Raises: httpx.HTTPStatusError: the server refused a request.
+    Raises: ValueError, httpx.HTTPError: the server refused a request, or failed.
     """
     logits = [[0.0] * len(data.captions) for _ in data.images]  # (images, captions)
     starts = range(0, len(data.captions), CAPTIONS_A_REQUEST)
@@ -78,7 +79,7 @@ async def measure(url: str, folder: Path, data: Collection, concurrency: int) ->
             response = await client.post(
                 "/v1/rank", files={"query_image": (folder / data.images[image]).read_bytes()}, data={"texts": texts}
             )
-            for result in response.raise_for_status().json()["results"]:
+            for result in accepted(response).json()["results"]:
                 logits[image][start + result["index"]] = result["logit"]
             bar.update(len(texts))
 

@@ -15,11 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import httpx
 import uvloop
 from tqdm import tqdm
 
-from loadtest import credentials, partial, photo
+from loadtest import contract, partial, photo
 from loadtest.breakdown import Breakdown, draw
 from loadtest.launch import server
 from loadtest.openloop import Client
@@ -52,17 +51,11 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     described = stamp()  # as it is now: a run takes a while
-    try:
-        picture = photo.read(options.image)
-        with servers(options.url, options.model) as urls:
-            models = [
-                httpx.get(f"{url}/v1/models", headers=credentials.headers()).raise_for_status().json()["models"][0]
-                for url in urls
-            ]
-            rows, ended = uvloop.run(measure(urls, picture, options.repeat))
-        found = [Breakdown.of(model, asked) for model, asked in zip(models, rows, strict=True)]
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        sys.exit(f"vilt-bench stages: {error}")
+    picture = photo.read(options.image)
+    with servers(options.url, options.model) as urls:
+        models = [contract.models(url)[0] for url in urls]
+        rows, ended = uvloop.run(measure(urls, picture, options.repeat))
+    found = [Breakdown.of(model, asked) for model, asked in zip(models, rows, strict=True)]
     print(*found, sep="\n")
     size = photo.size_of(picture)
     if options.output:

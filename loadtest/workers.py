@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import uvloop
 
-from loadtest import photo
+from loadtest import contract, photo
 from loadtest.launch import started
 from loadtest.peers import turns
 from loadtest.stamp import stamp
@@ -56,11 +55,8 @@ def run(options: argparse.Namespace) -> None:
             for workers in dict.fromkeys([1, *options.workers])
         }
         requests = {name: photo.requests(picture) for name in urls}
-        try:
-            (model,) = httpx.get(f"{urls['one process']}/v1/models").raise_for_status().json()["models"]
-            timed, ended = uvloop.run(turns.take(urls, requests, options.rounds))
-        except (ValueError, httpx.HTTPError) as error:
-            sys.exit(f"vilt-bench workers: {error}")
+        (model,) = contract.models(urls["one process"])
+        timed, ended = uvloop.run(turns.take(urls, requests, options.rounds))
     found = {name: summarise(one) for name, one in timed.items()}
     for name, by_clients in found.items():
         for clients, figures in by_clients.items():

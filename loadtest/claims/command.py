@@ -49,8 +49,6 @@ def run(options: argparse.Namespace) -> None:
         designs = plan.prepare(folder, options.models)
         sessions = Sessions(options.provider, threads)
         timed = timed_designs(designs, sessions)
-    except ValueError as error:
-        sys.exit(f"vilt-bench claims: {error}")
     except subprocess.CalledProcessError:
         sys.exit("vilt-bench claims: the graphs could not be built (see above); it takes pip install '.[export]'")
     samples, complete = measure(timed, options.repeat)

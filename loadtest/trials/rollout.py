@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from loadtest import openloop, workload
+from loadtest.contract import accepted
 from loadtest.launch import Started, ended, free_port, started
 from loadtest.load import ALONE
 from loadtest.summary import percentile, percentiles
@@ -103,7 +104,7 @@ def _proxy(*urls: str) -> Iterator[str]:
     with subprocess.Popen(command, env=environment) as process:  # noqa: S603 our own command
         try:
             with httpx.Client(transport=httpx.HTTPTransport(retries=CONNECTIONS)) as client:
-                client.get(f"http://{address}/readyz").raise_for_status()
+                accepted(client.get(f"http://{address}/readyz"))
             yield f"http://{address}"
         finally:
             process.terminate()

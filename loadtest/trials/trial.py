@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
 import uvloop
 
+from loadtest import contract
 from loadtest.launch import Started, started
 from loadtest.stamp import stamp
 from loadtest.summary import tail
@@ -95,12 +95,9 @@ def add(
 
     def carry_out(options: argparse.Namespace) -> None:
         described = stamp()  # as it is now: a run takes a while
-        try:
-            with started([*(f"--model={folder}" for folder in options.model), *flags], module=module) as own:
-                models = httpx.get(f"{own.url}/v1/models").raise_for_status().json()["models"]
-                figures, claims = uvloop.run(_run(run, own))
-        except (OSError, ValueError, httpx.HTTPError, aiohttp.ClientError) as error:
-            sys.exit(f"vilt-bench {name}: {str(error) or type(error).__name__}")  # TimeoutError says nothing
+        with started([*(f"--model={folder}" for folder in options.model), *flags], module=module) as own:
+            models = contract.models(own.url)
+            figures, claims = uvloop.run(_run(run, own))
         print(*claims, sep="\n")
         if options.output:
             found = {"benchmark": f"vilt-bench {name}", **described, "models": models, **figures}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-MODELS = {"models": [{"name": "<fake>", "precision": "fp32", "provider": "none"}]}
+MODELS = {"models": [{"name": "<fake>", "precision": "fp32", "provider": "none", "max_text_tokens": 5}]}
 ANSWERS: dict[str, dict[str, Any]] = {
     "/v1/vqa": {"answers": [{"answer": "blue", "score": 0.9}]},
     "/v1/itm": {"match": True, "score": 0.8},

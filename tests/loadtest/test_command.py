@@ -7,11 +7,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest import command, credentials, openloop, trials, workload
+from loadtest import accuracy, command, credentials, openloop, trials, workload
 from loadtest.__main__ import main
 from loadtest.launch import server, started
 
-from .conftest import FakeServer
+from .conftest import FakeServer, Said, right
 
 TRIALS = {path.stem for path in Path(trials.__file__).parent.glob("*.py")} - {"__init__", "process", "trial"}
 
@@ -48,6 +48,35 @@ def test_what_is_not_installed_is_named_with_what_brings_it(monkeypatch: pytest.
 
     with pytest.raises(SystemExit, match=r"^vilt-bench needs locust, .* pip install '\.\[cpu,loadtest\]'"):
         main()
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """Run the command."""
+    monkeypatch.setattr("sys.argv", ["vilt-bench", *arguments])
+    main()
+
+
+@pytest.mark.parametrize("name", ["accuracy", "length", "oracle"])
+def test_refusal_ends_a_benchmark_with_the_sentence_of_the_server(
+    name: str, monkeypatch: pytest.MonkeyPatch, fake_server: FakeServer, refused: Said
+) -> None:
+    """Not with a traceback, nor with a link to what a 503 is."""
+    fake_server.behave = lambda _: refused
+    data = [] if name == "length" else ["--data", str(workload.SAMPLES)]
+
+    with pytest.raises(SystemExit, match=rf"^vilt-bench {name}: the server refused /v1/vqa: Too late\.$"):
+        run(monkeypatch, name, "--url", fake_server.url, *data)
+
+
+def test_server_that_does_not_answer_ends_a_benchmark_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, fake_server: FakeServer
+) -> None:
+    """A timeout itself may have no words."""
+    monkeypatch.setattr(accuracy, "TIMEOUT_S", 0.05)
+    fake_server.behave = lambda seen: Said(right(seen).body, delay_s=0.3)
+
+    with pytest.raises(SystemExit, match=r"^vilt-bench accuracy: ReadTimeout$"):
+        run(monkeypatch, "accuracy", "--url", fake_server.url, "--data", str(workload.SAMPLES))
 
 
 def test_key_is_sent_to_the_server_that_is_measured(monkeypatch: pytest.MonkeyPatch, fake_server: FakeServer) -> None:

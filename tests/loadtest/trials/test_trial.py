@@ -67,17 +67,6 @@ def test_no_request_is_lost_at_sigterm_under_full_load() -> None:
 
 
 @pytest.mark.slow
-def test_timeout_has_a_reason() -> None:
-    """Python's own has no words."""
-
-    async def run(_: Started) -> tuple[Figures, Sequence[Claim]]:
-        raise TimeoutError
-
-    with pytest.raises(SystemExit, match="vilt-bench some: TimeoutError"):
-        carry_out(run)
-
-
-@pytest.mark.slow
 def test_result_says_what_was_true_when_the_trial_began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Sources may change while it runs."""
     commit = ["before"]

@@ -1,0 +1,32 @@
+"""What a server says to a benchmark that does not time it: which models it has, and why it refuses."""
+
+from typing import Any
+
+import httpx
+
+from loadtest import credentials
+
+
+def accepted(response: httpx.Response) -> httpx.Response:
+    """Pass on a response that is no failure.
+
+    Raises: ValueError: it is one; the message is the server's own sentence.
+    """
+    if response.is_success:
+        return response
+    try:
+        sentence = response.json()["error"]
+    except (ValueError, KeyError, TypeError):  # another server's, or a proxy's
+        sentence = f"{response.status_code} {response.text[:200]}".strip()
+    raise ValueError(f"the server refused {response.request.url.path}: {sentence}")
+
+
+def models(url: str) -> list[dict[str, Any]]:
+    """List the models as the server describes them.
+
+    Raises: ValueError, httpx.HTTPError: it does not.
+    """
+    found: list[dict[str, Any]] = accepted(httpx.get(f"{url}/v1/models", headers=credentials.headers())).json()[
+        "models"
+    ]
+    return found

@@ -1,0 +1,34 @@
+"""What is made of a server's refusals."""
+
+import httpx
+import pytest
+
+from loadtest.contract import accepted
+
+REQUEST = httpx.Request("POST", "http://127.0.0.1/v1/itm?text=a")
+
+
+@pytest.mark.parametrize(
+    ("response", "sentence"),
+    [
+        (httpx.Response(404, json={"error": "No model serves itm.", "code": "no_model"}), r"No model serves itm\."),
+        (httpx.Response(404, json={"detail": "Not Found"}), r'404 {"detail":"Not Found"}'),
+        (httpx.Response(502, text="<h1>Bad Gateway</h1>"), "502 <h1>Bad Gateway</h1>"),
+        (httpx.Response(503, json=["none"]), r'503 \["none"\]'),
+        (httpx.Response(307), "307"),
+    ],
+    ids=["ours", "another contract", "a proxy", "no object", "nothing"],
+)
+def test_refusal_is_told_in_the_words_of_the_server(response: httpx.Response, sentence: str) -> None:
+    """Those of its contract; of whoever speaks another one, what there is."""
+    response.request = REQUEST
+
+    with pytest.raises(ValueError, match=f"^the server refused /v1/itm: {sentence}$"):
+        accepted(response)
+
+
+def test_answer_is_passed_on() -> None:
+    """As it is."""
+    response = httpx.Response(200, request=REQUEST)
+
+    assert accepted(response) is response
