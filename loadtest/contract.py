@@ -30,3 +30,14 @@ def models(url: str) -> list[dict[str, Any]]:
         "models"
     ]
     return found
+
+
+def model_for(url: str, task: str) -> dict[str, Any]:
+    """Describe the model that a request is for which names none: the first that serves the task.
+
+    Raises: ValueError: none does, or the server refused; httpx.HTTPError: it failed.
+    """
+    found = next((model for model in models(url) if task in model["tasks"]), None)
+    if found is None:
+        raise ValueError(f"no model at {url} serves {task}")
+    return found

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         urls = {way: stack.enter_context(started([*flags, "--jpeg-decode", way])).url for way in WAYS}
         clients = {way: stack.enter_context(httpx.Client(base_url=url, timeout=TIMEOUT_S)) for way, url in urls.items()}
-        model = contract.models(urls["exact"])[0]
+        model = contract.model_for(urls["exact"], "vqa")
         found = ask_all(clients, options.data.parent, records, options.megapixels)
     result = summarise(found, records)
     print(text_of(result))

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
         server(options.url, flags) as url,
         httpx.Client(base_url=url, timeout=120, headers=credentials.headers()) as client,
     ):
-        model = contract.models(url)[0]
+        model = contract.model_for(url, "vqa")
         samples = measure(client, model["max_text_tokens"], options.rounds)
     result = {**described, **summarise(model, samples, options.rounds)}
     for row in result["curve"]:

@@ -56,7 +56,7 @@ def measure(url: str, images: int, rounds: int) -> dict[str, Any]:
     """
     picture = photo.draw()
     rates: dict[str, list[float]] = {case: [] for case in CASES}
-    model = contract.models(url)[0]
+    model = contract.model_for(url, "rank")
     with (
         httpx.Client(base_url=url, timeout=ANSWERED_WITHIN_S) as client,
         tqdm(total=rounds * len(CASES), unit="rank", disable=None, leave=False) as bar,

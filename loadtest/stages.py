@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     described = stamp()  # as it is now: a run takes a while
     picture = photo.read(options.image)
     with servers(options.url, options.model) as urls:
-        models = [contract.models(url)[0] for url in urls]
+        models = [contract.model_for(url, "vqa") for url in urls]
         rows, ended = uvloop.run(measure(urls, picture, options.repeat))
     found = [Breakdown.of(model, asked) for model, asked in zip(models, rows, strict=True)]
     print(*found, sep="\n")

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
             for workers in dict.fromkeys([1, *options.workers])
         }
         requests = {name: photo.requests(picture) for name in urls}
-        (model,) = contract.models(urls["one process"])
+        model = contract.model_for(urls["one process"], "vqa")
         timed, ended = uvloop.run(turns.take(urls, requests, options.rounds))
     found = {name: summarise(one) for name, one in timed.items()}
     for name, by_clients in found.items():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from loadtest import workload
+from loadtest import contract, workload
 from loadtest.launch import Started
 from loadtest.summary import percentile, percentiles
 from loadtest.trials import trial
@@ -34,7 +34,9 @@ def add_to(commands: Any) -> None:
 async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
     learned = workload.learn(own.url, workload.read(workload.SAMPLES, "vqa"))
     requests = workload.stream(learned.samples, "vqa")
-    calibration = (await trial.get(f"{own.url}/v1/calibration"))["models"][0]
+    name = contract.model_for(own.url, "vqa")["name"]
+    models = (await trial.get(f"{own.url}/v1/calibration"))["models"]
+    calibration = next(model for model in models if model["model"] == name)
     alone_ms = min(run["ms"] for run in calibration["measured"] if run["batch"] == 1)
     impossible_ms = max(1.0, alone_ms / 4)
     before = await trial.metrics(own.url)

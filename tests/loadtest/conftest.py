@@ -4,14 +4,15 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-MODELS = {"models": [{"name": "<fake>", "precision": "fp32", "provider": "none", "max_text_tokens": 5}]}
+MODEL = {"name": "<fake>", "precision": "fp32", "provider": "none", "tasks": ["vqa", "itm"], "max_text_tokens": 5}
+RANKER = {**MODEL, "name": "<ranker>", "tasks": ["rank"], "max_text_tokens": 4}
 ANSWERS: dict[str, dict[str, Any]] = {
     "/v1/vqa": {"answers": [{"answer": "blue", "score": 0.9}]},
     "/v1/itm": {"match": True, "score": 0.8},
@@ -53,6 +54,7 @@ class FakeServer:
     """Answers as its behaviour says."""
 
     behave: Callable[[Seen], Said] = right
+    models: Sequence[dict[str, Any]] = (RANKER, MODEL)
     one_at_a_time: bool = False
     stalled_until_s: float = 0.0  # by time.monotonic: until then no GET is answered
     seen: list[Seen] = field(default_factory=list)
@@ -89,7 +91,7 @@ def fake_server() -> Iterator[FakeServer]:
 
         def do_GET(self) -> None:
             time.sleep(max(0.0, fake.stalled_until_s - time.monotonic()))
-            self._send(200, MODELS)
+            self._send(200, {"models": fake.models})
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))

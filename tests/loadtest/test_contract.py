@@ -1,9 +1,13 @@
 """What is made of a server's refusals."""
 
+from typing import Any
+
 import httpx
 import pytest
 
-from loadtest.contract import accepted
+from loadtest.contract import accepted, model_for
+
+from .conftest import MODEL, RANKER
 
 REQUEST = httpx.Request("POST", "http://127.0.0.1/v1/itm?text=a")
 
@@ -25,6 +29,23 @@ def test_refusal_is_told_in_the_words_of_the_server(response: httpx.Response, se
 
     with pytest.raises(ValueError, match=f"^the server refused /v1/itm: {sentence}$"):
         accepted(response)
+
+
+def test_model_is_the_one_that_a_request_without_its_name_is_for(fake_server: Any) -> None:
+    """The first that serves the task, whichever is listed first."""
+    fake_server.models = [RANKER, MODEL, {**MODEL, "name": "<second>"}]
+
+    assert [model_for(fake_server.url, task)["name"] for task in ("rank", "vqa", "itm")] == ["<ranker>"] + 2 * [
+        "<fake>"
+    ]
+
+
+def test_task_that_no_model_serves_is_told(fake_server: Any) -> None:
+    """Where a benchmark asks questions of a server that ranks."""
+    fake_server.models = [RANKER]
+
+    with pytest.raises(ValueError, match=f"no model at {fake_server.url} serves vqa"):
+        model_for(fake_server.url, "vqa")
 
 
 def test_answer_is_passed_on() -> None:

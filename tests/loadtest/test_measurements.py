@@ -1,11 +1,14 @@
 """The benchmarks count and summarise as they say."""
 
+import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loadtest import accuracy, length
+from loadtest.__main__ import main
 
 
 def test_table_counts_per_kind_overall_matching_and_ranking() -> None:
@@ -70,6 +73,23 @@ def test_summary_of_a_curve_is_the_samples_quartiles() -> None:
     assert (first["text_tokens"], first["median_ms"]) == (3, statistics.median(samples[3]))
     assert (first["p25_ms"], first["p75_ms"]) == (2.0, 4.0)
     assert second == {"text_tokens": 4, "median_ms": 2.0, "p25_ms": 2.0, "p75_ms": 2.0}
+
+
+def test_curve_is_of_the_model_that_is_asked(
+    fake_server: Any, said: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its name, and as many tokens as it reads: the server lists another one first."""
+    fake_server.behave = lambda seen: said(seen, body={"timing_ms": {"inference": 2.0}})
+    output = tmp_path / "length.json"
+    arguments = ["length", "--url", fake_server.url, "--rounds", "1", "--output", str(output)]
+    monkeypatch.setattr("sys.argv", ["vilt-bench", *arguments])
+
+    main()
+
+    found = json.loads(output.read_text())
+    assert found["model"]["name"] == "<fake>"
+    assert [point["text_tokens"] for point in found["curve"]] == [3, 4, 5]
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_curve_of_one_round_is_that_round() -> None:

@@ -84,6 +84,7 @@ def test_command_writes_figures_and_a_plot_beside_them(
     assert found["servers"][0]["stages_ms"]["inference"] == {"median": 2.0, "p25": 2.0, "p75": 2.0}
     assert found["machine"]["cpus"]
     assert found["repeat"] == 4
+    assert found["servers"][0]["model"]["name"] == "<fake>"
     assert (tmp_path / "stages.png").read_bytes().startswith(b"\x89PNG")
     assert "HTTP less inference" in capsys.readouterr().out
     assert len({seen.body for seen in fake_server.seen}) == len(fake_server.seen)
