@@ -97,9 +97,8 @@ def load(data: Path, annotations: Path | None, limit: int | None = None) -> list
 
     Raises: ValueError: it is in none of them; OSError: a file cannot be read.
     """
-    text = data.read_text()
     try:
-        whole = json.loads(text)
+        whole = json.loads(data.read_text())
     except ValueError:
         whole = None  # more than one line of JSON
     if isinstance(whole, dict) and "questions" in whole:
@@ -108,17 +107,42 @@ def load(data: Path, annotations: Path | None, limit: int | None = None) -> list
         return vqav2.read(whole, json.loads(annotations.read_text()))[:limit]
     if isinstance(whole, dict) and "annotations" in whole:
         return recall.read(whole).first(limit)
+    return read_lines(data, answers_needed=True)[:limit]
+
+
+def read_lines(data: Path, *, answers_needed: bool = False) -> list[Record]:
+    """Read JSON lines; without answers where nothing is counted by them.
+
+    Raises: ValueError: a line is of none of the four kinds, or there is none; OSError: the file cannot be read.
+    """
     records = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(data.read_text().splitlines(), start=1):
         if line.strip():
             try:
                 records.append(json.loads(line))
                 kind_of(records[-1])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{data}, line {number}: not a question, a match or a rank (see --help)") from error
+                images_of(records[-1])
+                is_read = is_answered(records[-1]) or not answers_needed
+            except (ValueError, KeyError, TypeError, AttributeError):
+                is_read = False
+            if not is_read:
+                what = "a question, a match or a rank" + (" with its answer" if answers_needed else "")
+                raise ValueError(f"{data}, line {number}: not {what} (see vilt-bench accuracy --help)")
     if not records:
         raise ValueError(f"{data} is empty")
-    return records[:limit]
+    return records
+
+
+def questions(data: Path) -> list[Record]:
+    """Read the questions among JSON lines, answered or not.
+
+    Raises: ValueError: there is none, a line is of no kind, or a picture is missing; OSError: a file cannot be read.
+    """
+    found = [record for record in read_lines(data) if "question" in record]
+    if not found:
+        raise ValueError(f"{data} asks no question")
+    check_images(found, data.parent)
+    return found
 
 
 def check_images(data: list[Record] | recall.Collection, folder: Path) -> None:
@@ -129,24 +153,31 @@ def check_images(data: list[Record] | recall.Collection, folder: Path) -> None:
     names = data.images if isinstance(data, recall.Collection) else [name for one in data for name in images_of(one)]
     missing = [name for name in dict.fromkeys(names) if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"{len(missing):,} images are not in {folder}, the first is {missing[0]}: give --images")
+        raise ValueError(f"{len(missing):,} images are not in {folder}, the first is {missing[0]}")
 
 
 def kind_of(record: Record) -> str:
     """Name the row of the table that a record counts in.
 
-    Raises: KeyError: it is none that is known.
+    Raises: KeyError, TypeError: it is none that is known.
     """
-    if "question" in record and ("answer" in record or "answers" in record):
+    if "question" in record:
         return str(record.get("kind", "question"))
-    _ = record["match"]
     if "images" in record and "text" in record:
         return IMAGE_FOR_TEXT
     return TEXT_FOR_IMAGE if "texts" in record else MATCHING if record["text"] else ""
 
 
+def is_answered(record: Record) -> bool:
+    """Tell whether a record says what is right."""
+    return any(record.get(name) is not None for name in (("answer", "answers") if "question" in record else ("match",)))
+
+
 def images_of(record: Record) -> list[str]:
-    """List the image files that a record needs."""
+    """List the image files that a record needs.
+
+    Raises: KeyError, TypeError: it names none.
+    """
     return list(record["images"]) if "images" in record else [record["image"]]
 
 

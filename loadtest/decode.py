@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from loadtest import contract
+from loadtest import accuracy, contract
 from loadtest.contract import accepted
 from loadtest.launch import started
 from loadtest.oracle import ALL, TIMEOUT_S, Scores
@@ -69,7 +69,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     described = stamp()  # as it is now: a run takes a while
-    records = questions(options.data, options.count)
+    records = accuracy.questions(options.data)[: options.count]
     flags = ["--model", options.model] if options.model else []
     with contextlib.ExitStack() as stack:
         urls = {way: stack.enter_context(started([*flags, "--jpeg-decode", way])).url for way in WAYS}
@@ -83,18 +83,6 @@ def run(options: argparse.Namespace) -> None:
         content = {"benchmark": "vilt-bench decode", **described, **asked, **result}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def questions(data: Path, count: int) -> list[dict[str, Any]]:
-    """Read so many questions, or as many as there are.
-
-    Raises: OSError, ValueError: the file cannot be read, is not JSON lines, or asks none.
-    """
-    lines = [json.loads(line) for line in data.read_text().splitlines() if line.strip()]
-    records = [record for record in lines if "question" in record][:count]
-    if not records:
-        raise ValueError(f"{data} asks no question")
-    return records
 
 
 def ask_all(

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from loadtest import credentials
+from loadtest import accuracy, credentials
 from loadtest.contract import accepted
 from loadtest.launch import server
 from loadtest.stamp import stamp
@@ -82,10 +82,7 @@ def questions(data: Path, count: int) -> list[tuple[Path, str]]:
 
     Raises: OSError, ValueError: the file cannot be read, is not JSON lines, or asks none.
     """
-    records = [json.loads(line) for line in data.read_text().splitlines() if line.strip()]
-    pairs = dict.fromkeys((record["image"], record["question"]) for record in records if "question" in record)
-    if not pairs:
-        raise ValueError(f"{data} asks no question")
+    pairs = dict.fromkeys((record["image"], record["question"]) for record in accuracy.questions(data))
     return [(data.parent / image, question) for image, question in list(pairs)[:count]]
 
 

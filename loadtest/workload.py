@@ -1,7 +1,8 @@
 """What to ask: pictures with questions, texts and candidates, made into requests without end.
 
-They are read from JSON lines with the pictures beside them, as `vilt-bench accuracy` does. Where there are no ranks,
-they are made of the texts that match. Knows what a body looks like, nothing of how or when it is sent.
+They are read from JSON lines with the pictures beside them, as `vilt-bench accuracy` does, with or without answers.
+Where there are no ranks, they are made of the texts that match. Knows what a body looks like, nothing of how or when it
+is sent.
 """
 
 import itertools
@@ -95,11 +96,7 @@ def read(data: Path, scenario: str) -> list[Sample]:
 
     Raises: ValueError: the file has nothing of a kind that the scenario needs; OSError: it or a picture cannot be read.
     """
-    records = accuracy.load(data, None)
-    if not isinstance(records, list):
-        raise ValueError(  # noqa: TRY004 the file is wrong, not the call
-            f"{data} is a caption file: give JSON lines (see vilt-bench accuracy --help)"
-        )
+    records = accuracy.read_lines(data)
     accuracy.check_images(records, data.parent)
     by_kind: dict[str, list[Record]] = {"vqa": [], "itm": [], "rank": []}
     for record in records:
@@ -159,8 +156,8 @@ def _sample(kind: str, record: Record, folder: Path) -> Sample:
     text_field = {"vqa": "question", "itm": "text", "rank": "query_text"}[kind]
     fields = [("texts", text) for text in texts] or [(text_field, str(record["question" if kind == "vqa" else "text"]))]
     image_field = "query_image" if texts else "images" if "images" in record else "image"
-    right = record.get("answer") if kind == "vqa" else record["match"]
-    if kind == "itm":
+    right = record.get("answer" if kind == "vqa" else "match")
+    if kind == "itm" and right is not None:
         right = "match" if right else "no match"
     return Sample(
         kind=kind,
@@ -175,11 +172,11 @@ def _image(field: str, path: Path) -> tuple[str, str, bytes]:
 
 
 def _ranks(matches: Sequence[Record]) -> Iterator[Record]:
-    """Make ranks of pictures and texts that match, both ways. Others may match, too: the right answer is not known."""
+    """Make ranks of pictures and texts that may match, both ways. So may others: the right answer is not known."""
     rng = random.Random(0)  # noqa: S311
     images = sorted({match["image"] for match in matches})
     texts = sorted({match["text"] for match in matches})
-    for match in (match for match in matches if match["match"]):
+    for match in (match for match in matches if match.get("match") is None or match["match"]):
         for many, own, all_of_them in (("images", match["image"], images), ("texts", match["text"], texts)):
             others = [other for other in all_of_them if other != own]
             candidates = [own, *rng.sample(others, min(CANDIDATES - 1, len(others)))]

@@ -50,9 +50,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
     ("text", "sentence"),
     [
         (None, r"vilt-bench oracle: .*nothing\.jsonl"),
+        ("[]", r"vilt-bench oracle: .*nothing\.jsonl, line 1: not a question"),
+        ('{"image": "1.png", "question": "what?"}', "vilt-bench oracle: 1 images are not in .*, the first is 1.png"),
         ('{"image": "1.png", "text": "a", "match": true}', "vilt-bench oracle: .*nothing.jsonl asks no question"),
     ],
-    ids=["missing", "no question"],
+    ids=["missing", "another form", "no picture", "no question"],
 )
 def test_data_that_asks_nothing_ends_the_command_with_a_sentence(
     text: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -117,6 +117,25 @@ def test_ranks_of_the_folder_are_preferred_to_those_made(data: Path) -> None:
     assert sample.expected == "1"
 
 
+def test_what_is_asked_needs_no_answers(data: Path) -> None:
+    """The server says them when it is asked alone; which of them are right nobody knows."""
+    records = [{name: record[name] for name in record if name not in ("answer", "match")} for record in RECORDS]
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    samples = workload.read(data, "mix")
+
+    assert {sample.kind for sample in samples} == {"vqa", "itm", "rank"}
+    assert {sample.expected for sample in samples} == {None}
+
+
+def test_file_of_another_form_is_refused_with_where_the_form_is_told(data: Path) -> None:
+    """VQAv2's questions, say, which another command reads with an option that this one has not."""
+    data.write_text('{"questions": []}')
+
+    with pytest.raises(ValueError, match=r"line 1: not a question, a match or a rank \(see vilt-bench accuracy --help"):
+        workload.read(data, "vqa")
+
+
 def test_scenario_without_anything_to_ask_is_refused(data: Path) -> None:
     """In a sentence that names what is missing."""
     data.write_text(json.dumps(RECORDS[0]) + "\n")
