@@ -119,10 +119,14 @@ def read_lines(data: Path, *, answers_needed: bool = False) -> list[Record]:
     for number, line in enumerate(data.read_text().splitlines(), start=1):
         if line.strip():
             try:
-                records.append(json.loads(line))
-                kind_of(records[-1])
-                images_of(records[-1])
-                is_read = is_answered(records[-1]) or not answers_needed
+                records.append(record := json.loads(line))
+                kind_of(record)
+                images_of(record)
+                is_read = is_answered(record) or not answers_needed
+                if record.get("answer") is not None:
+                    record["answer"] = str(record["answer"])  # as a server says it, though it may be a number
+                if "answers" in record:
+                    record["answers"] = [str(answer) for answer in record["answers"]]
             except (ValueError, KeyError, TypeError, AttributeError):
                 is_read = False
             if not is_read:

@@ -35,6 +35,18 @@ def test_table_counts_per_kind_overall_matching_and_ranking() -> None:
     assert rows[2].accuracy == pytest.approx(2.3 / 3)
 
 
+def test_answer_that_is_a_number_is_read_as_the_server_says_it(tmp_path: Path) -> None:
+    """Or it would always count as wrong; of ten annotators', too."""
+    data = tmp_path / "data.jsonl"
+    question = {"image": "1.png", "question": "how many?"}
+    data.write_text(json.dumps({**question, "answer": 2}) + "\n" + json.dumps({**question, "answers": [2, "3"]}))
+
+    found = accuracy.load(data, None)
+
+    assert found == [{**question, "answer": "2"}, {**question, "answers": ["2", "3"]}]
+    assert accuracy.read_lines(data) == found  # of decode, too
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
