@@ -27,6 +27,7 @@ import httpx
 from tqdm import tqdm
 
 from loadtest import credentials, recall, vqav2
+from loadtest.arguments import at_least
 from loadtest.contract import accepted
 from loadtest.launch import server
 from loadtest.stamp import stamp
@@ -64,10 +65,10 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="one of the above")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="VQAv2's answers to the questions in --data")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: where --data lies)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions, or images to rank")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N questions, or images to rank")
     parser.add_argument("--url", help="of a running server (default: start vilt-serve for the occasion)")
     parser.add_argument("--model", metavar="DIR", help="artifact that the started server serves (default: shapes)")
-    parser.add_argument("--concurrency", type=int, default=4, help="requests in flight (default %(default)s)")
+    parser.add_argument("--concurrency", type=at_least(1), default=4, help="requests in flight (default %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table as JSON, too")
     parser.set_defaults(run=run)
 

@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from loadtest import accuracy, contract
+from loadtest.arguments import at_least
 from loadtest.contract import accepted
 from loadtest.launch import started
 from loadtest.oracle import ALL, TIMEOUT_S, Scores
@@ -60,8 +61,10 @@ def add_to(commands: Any) -> None:
         metavar="FILE",
         help="questions, as of vilt-bench accuracy (default: samples)",
     )
-    parser.add_argument("--count", type=int, default=500, help="questions, at most (default %(default)s)")
-    parser.add_argument("--megapixels", type=float, default=12.0, help="of the pictures sent (default %(default)g)")
+    parser.add_argument("--count", type=at_least(1), default=500, help="questions, at most (default %(default)s)")
+    parser.add_argument(
+        "--megapixels", type=at_least(0.0), default=12.0, help="of the pictures sent (default %(default)g)"
+    )
     parser.add_argument("--model", metavar="DIR", help="artifact that is served (default: shapes)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON, too")
     parser.set_defaults(run=run)

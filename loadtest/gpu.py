@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import closedloop
+from loadtest.arguments import at_least, positive
 from loadtest.launch import started
 from loadtest.stamp import stamp
 
@@ -46,19 +47,27 @@ def add_to(commands: Any) -> None:
         "--checkpoint", metavar="DIR", help="what it was made of, for torch (default: torch is left out)"
     )
     parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS), metavar="NAME")
-    parser.add_argument("--shapes", type=int, default=1000, help="random ones to compare (default %(default)s)")
-    parser.add_argument("--repeat", type=int, default=200, help="timed runs of each shape (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=15, help="of each number of clients (default %(default)s)")
-    parser.add_argument("--server-cpus", type=cores, metavar="LIST", help="cores of the server: 0-11,14 (default: all)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="of the server (default %(default)s)")
+    parser.add_argument("--shapes", type=at_least(1), default=1000, help="random ones to compare (default %(default)s)")
     parser.add_argument(
-        "--client-processes", type=int, default=2, metavar="N", help="that the clients share (default %(default)s)"
+        "--repeat", type=at_least(0), default=200, help="timed runs of each shape (default %(default)s)"
+    )
+    parser.add_argument("--seconds", type=positive, default=15, help="of each number of clients (default %(default)s)")
+    parser.add_argument("--server-cpus", type=cores, metavar="LIST", help="cores of the server: 0-11,14 (default: all)")
+    parser.add_argument(
+        "--workers", type=at_least(1), default=1, metavar="N", help="of the server (default %(default)s)"
+    )
+    parser.add_argument(
+        "--client-processes",
+        type=at_least(1),
+        default=2,
+        metavar="N",
+        help="that the clients share (default %(default)s)",
     )
     parser.add_argument(
         "--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help="of torch's: eager graph compile"
     )
     parser.add_argument(
-        "--torch-within-s", type=float, default=1200, metavar="S", help="it is cut off after (default %(default)s)"
+        "--torch-within-s", type=positive, default=1200, metavar="S", help="it is cut off after (default %(default)s)"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="write the result as JSON")
     parser.set_defaults(run=run)

@@ -13,6 +13,7 @@ import httpx
 from tqdm import tqdm
 
 from loadtest import contract, credentials, photo
+from loadtest.arguments import at_least
 from loadtest.contract import accepted
 from loadtest.launch import server
 from loadtest.stamp import stamp
@@ -27,7 +28,9 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser("length", help="latency over text length", description=__doc__)
     parser.add_argument("--url", help="of a running, otherwise idle server (default: start vilt-serve)")
     parser.add_argument("--model", metavar="DIR", help="artifact that the started server serves (default: shapes)")
-    parser.add_argument("--rounds", type=int, default=15, help="of every length, shuffled (default %(default)s)")
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=15, help="of every length, shuffled (default %(default)s)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON, and a plot beside it")
     parser.set_defaults(run=run)
 

@@ -24,6 +24,7 @@ from typing import Any
 import uvloop  # its timers are finer than a millisecond, and it leaves the server more of a shared processor
 
 from loadtest import contract, openloop, partial, report, rows, workload
+from loadtest.arguments import at_least, positive
 from loadtest.capacity import capacity
 from loadtest.launch import server
 from loadtest.result import Load, Result
@@ -50,7 +51,7 @@ def add_to(commands: Any) -> None:
   vilt-bench load --url http://host:8000 --rate 10 --seconds 60 --deadline-ms 500 --output runs/host""",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the report and the rows go")
-    parser.add_argument("--rate", type=_positive, nargs="+", metavar="PER_S", help="requests per second, one run each")
+    parser.add_argument("--rate", type=positive, nargs="+", metavar="PER_S", help="requests per second, one run each")
     parser.add_argument(
         "--scenario", choices=workload.SCENARIOS, default="mix", help="mix: 80%% vqa, 15%% itm, 5%% rank (default)"
     )
@@ -60,10 +61,10 @@ def add_to(commands: Any) -> None:
         default="poisson",
         help="at random, or evenly (default %(default)s)",
     )
-    parser.add_argument("--seconds", type=_positive, default=10.0, help="of each rate (default %(default)g)")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="of each rate (default %(default)g)")
     parser.add_argument(
         "--deadline-ms",
-        type=float,
+        type=at_least(0.0),
         metavar="MS",
         help="sent as X-Deadline-Ms, and what in time means; 0: none (default: 4 times what each kind takes alone)",
     )
@@ -170,10 +171,3 @@ def schedule_of(arrivals: str, rate_per_s: float, seconds: float, seed: int) -> 
     if arrivals == "constant":
         return openloop.constant(rate_per_s, seconds)
     return openloop.poisson(rate_per_s, seconds, seed)
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value

@@ -16,6 +16,7 @@ import httpx
 from tqdm import tqdm
 
 from loadtest import accuracy, credentials
+from loadtest.arguments import at_least
 from loadtest.contract import accepted
 from loadtest.launch import server
 from loadtest.stamp import stamp
@@ -43,8 +44,10 @@ def add_to(commands: Any) -> None:
         metavar="FILE",
         help="questions, as of vilt-bench accuracy (default: samples)",
     )
-    parser.add_argument("--count", type=int, default=2000, help="distinct questions, at most (default %(default)s)")
-    parser.add_argument("--concurrency", type=int, default=64, help="requests in flight (default %(default)s)")
+    parser.add_argument(
+        "--count", type=at_least(1), default=2000, help="distinct questions, at most (default %(default)s)"
+    )
+    parser.add_argument("--concurrency", type=at_least(1), default=64, help="requests in flight (default %(default)s)")
     parser.add_argument("--url", help="of a running server (default: start vilt-serve for the occasion)")
     parser.add_argument("--model", metavar="DIR", help="artifact that the started server serves (default: shapes)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON, too")

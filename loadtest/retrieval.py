@@ -14,6 +14,7 @@ import httpx
 from tqdm import tqdm
 
 from loadtest import contract, photo
+from loadtest.arguments import at_least
 from loadtest.contract import accepted
 from loadtest.launch import server
 from loadtest.peers.servers import ours
@@ -27,8 +28,8 @@ def add_to(commands: Any) -> None:
     """Declare `vilt-bench retrieval`."""
     parser = commands.add_parser("retrieval", help="pairs a second of one text and many pictures", description=__doc__)
     parser.add_argument("--model", type=Path, metavar="DIR", help="artifact that ranks (default: shapes)")
-    parser.add_argument("--images", type=int, default=200, help="of a rank (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of new pictures (default %(default)s)")
+    parser.add_argument("--images", type=at_least(1), default=200, help="of a rank (default %(default)s)")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="of new pictures (default %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     parser.set_defaults(run=run)
 

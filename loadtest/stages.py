@@ -19,6 +19,7 @@ import uvloop
 from tqdm import tqdm
 
 from loadtest import contract, partial, photo
+from loadtest.arguments import at_least
 from loadtest.breakdown import Breakdown, draw
 from loadtest.launch import server
 from loadtest.openloop import Client
@@ -43,7 +44,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--url", help="of a running, otherwise idle server (default: start vilt-serve)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="artifact that is served (default: shapes)")
     parser.add_argument("--image", type=Path, metavar="FILE", help="JPEG to ask about (default: one of 640x480)")
-    parser.add_argument("--repeat", type=_at_least_2, default=100, help="requests to each (default %(default)s)")
+    parser.add_argument("--repeat", type=at_least(2), default=100, help="requests to each (default %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the plot, a PNG (default: beside --output)")
     parser.set_defaults(run=run)
@@ -114,10 +115,3 @@ async def _send(client: Client, request: Request) -> Row:
     if row.status != 200:
         raise ValueError(f"the server did not answer: {row.status or ''} {row.code}".strip())
     return row
-
-
-def _at_least_2(text: str) -> int:
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 2")
-    return value

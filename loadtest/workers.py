@@ -15,6 +15,7 @@ from typing import Any
 import uvloop
 
 from loadtest import contract, photo
+from loadtest.arguments import at_least
 from loadtest.launch import started
 from loadtest.peers import turns
 from loadtest.stamp import stamp
@@ -32,13 +33,13 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--model", type=Path, metavar="DIR", help="artifact that is served (default: shapes)")
     parser.add_argument(
         "--workers",
-        type=int,
+        type=at_least(1),
         nargs="+",
         default=[2],
         metavar="N",
         help="fronts to try beside one process, each number in a server of its own (default: 2)",
     )
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each server (default: %(default)s)")
+    parser.add_argument("--rounds", type=at_least(1), default=20, help="turns of each server (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     parser.set_defaults(run=run)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from loadtest.arguments import at_least
 from loadtest.claims import charts, picture, plan, report, runner
 from loadtest.claims.plan import NAMES, VILT, Design
 from loadtest.claims.runner import PROVIDERS, Sessions, Stages, Timed
@@ -33,8 +34,12 @@ def add_to(commands: Any) -> None:
         " it takes some 10 minutes on two cores, and 12 GB of memory. Interrupted, it reports what is complete.",
     )
     parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds, after one to warm up (%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of every design (default: all CPUs)")
+    parser.add_argument(
+        "--repeat", type=at_least(1), default=5, metavar="N", help="rounds, after one to warm up (%(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=at_least(0), default=0, metavar="N", help="of every design (default: all CPUs)"
+    )
     parser.add_argument("--provider", choices=PROVIDERS, default="cpu", help="of onnxruntime (default %(default)s)")
     parser.add_argument("--graphs", type=Path, metavar="DIR", help="where graphs are kept (default: the user's cache)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write claims.json, claims.md and the figures there")

@@ -16,6 +16,7 @@ from typing import Any
 import uvloop
 
 from loadtest import photo
+from loadtest.arguments import at_least
 from loadtest.peers import agreement, plot, result, turns
 from loadtest.peers.agreement import Agreement
 from loadtest.peers.servers import PEERS, Server, missing, ours, running, theirs
@@ -34,7 +35,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="what the peers serve: a folder or hub id")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="artifact made of it by vilt-export")
     parser.add_argument("--image", type=Path, metavar="FILE", help="JPEG to ask about (default: one of 640x480)")
-    parser.add_argument("--rounds", type=_at_least_1, default=10, help="of turns (default %(default)s)")
+    parser.add_argument("--rounds", type=at_least(1), default=10, help="of turns (default %(default)s)")
     parser.add_argument(
         "--peers", nargs="*", choices=PEERS, default=list(PEERS), metavar="NAME", help=f"of {', '.join(PEERS)}"
     )
@@ -115,10 +116,3 @@ def check(servers: Sequence[Server], urls: Mapping[str, str], picture: bytes) ->
     if strangers := agreement.strangers(exact):
         raise ValueError(f"{' and '.join(strangers)} answers something else than {first}: not a peer, and not timed")
     return found
-
-
-def _at_least_1(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value

@@ -126,16 +126,3 @@ def test_deadline_is_four_times_what_a_kind_takes_alone_unless_asked_for(
 ) -> None:
     """A rank of eight candidates has more time than a question; 0 leaves it to the server."""
     assert load.deadlines_ms(asked_ms, {"vqa": 5.0, "rank": 30.0}) == found
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf"])
-def test_rate_must_be_above_0(
-    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Said before anything is started."""
-    monkeypatch.setattr(sys, "argv", ["vilt-bench", "load", "--output", str(tmp_path), "--rate", text])
-
-    with pytest.raises(SystemExit):
-        command.main()
-
-    assert f"{text} is not a number above 0" in capsys.readouterr().err

@@ -267,12 +267,3 @@ def test_turns_of_one_client_are_enough_for_a_p99() -> None:
     options = parser.parse_args(["peers", "--checkpoint", "a", "--model", "b"])
 
     assert options.rounds * turns.REQUESTS[1] >= 2 * turns.LEAST_FOR_P99
-
-
-def test_rounds_must_be_at_least_1() -> None:
-    """Said before anything is started."""
-    parser = argparse.ArgumentParser()
-    command.add_to(parser.add_subparsers())
-
-    with pytest.raises(SystemExit):
-        parser.parse_args(["peers", "--checkpoint", "a", "--model", "b", "--rounds", "0"])
