@@ -135,7 +135,7 @@ async def measure(options: argparse.Namespace, url: str, models: list[dict[str, 
             await openloop.until_quiet(asked)
         schedule = schedule_of(options.arrivals, rate_per_s, options.seconds, options.seed + number)
         asked = await openloop.run(url, requests, schedule, deadline_ms=deadline_ms, label=f"{rate_per_s:g}/s")
-        file = f"rows-{rate_per_s:g}.jsonl"
+        file = f"rows-{number + 1}-{rate_per_s:g}.jsonl"  # a rate may be there twice
         rows.write(options.output / file, asked)
         return Load.of(rate_per_s, options.seconds, file, asked)
 

@@ -70,6 +70,20 @@ def test_each_rate_has_arrivals_of_its_own(monkeypatch: pytest.MonkeyPatch, fake
 
 
 @pytest.mark.slow
+def test_rate_that_is_offered_twice_keeps_the_rows_of_both(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, tmp_path: Path
+) -> None:
+    """A file each, which its figures are of."""
+    monkeypatch.setattr(sys.modules[__name__], "RATES", (20.0, 20.0))
+
+    found = run(monkeypatch, fake_server, tmp_path, "--scenario", "vqa")
+
+    assert [one["rows"] for one in found["loads"]] == ["rows-1-20.jsonl", "rows-2-20.jsonl"]
+    first, second = ({row.scheduled_s for row in rows.read(tmp_path / one["rows"])} for one in found["loads"])
+    assert not first & second
+
+
+@pytest.mark.slow
 def test_answer_that_differs_under_load_fails_the_command(
     monkeypatch: pytest.MonkeyPatch, fake_server: Any, said: Any, tmp_path: Path
 ) -> None:
@@ -81,7 +95,7 @@ def test_answer_that_differs_under_load_fails_the_command(
     with pytest.raises(SystemExit, match="answers under load were not those given alone"):
         run(monkeypatch, fake_server, tmp_path, "--scenario", "vqa")
 
-    assert any(row.correct is False for row in rows.read(tmp_path / "rows-40.jsonl"))
+    assert any(row.correct is False for row in rows.read(tmp_path / "rows-2-40.jsonl"))
     assert (tmp_path / "report.html").exists()
 
 
