@@ -8,6 +8,7 @@ import httpx
 
 from loadtest import accuracy, decode, gpu, length, load, oracle, retrieval, stages, workers
 from loadtest.claims import command as claims
+from loadtest.launch import bypass_proxy
 from loadtest.peers import command as peers
 from loadtest.trials import abandon, blocking, chaos, deadline, drain, overload, rollout, soak, storm, users
 
@@ -25,6 +26,7 @@ def measure() -> None:
     for module in (*measurements, *trials):
         module.add_to(commands)
     options = parser.parse_args()
+    bypass_proxy()
     try:
         options.run(options)
     except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError) as error:

@@ -1,10 +1,12 @@
 """A server to measure: one that runs already, or one started for the occasion."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from loadtest import credentials
 READY_WITHIN_S = 120.0
 POLL_S = 0.1
 EXIT_WITHIN_S = 60.0
+THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,12 @@ class Started:
     process: "subprocess.Popen[bytes]"
     ready_after_s: float
     flags: tuple[str, ...]  # that it was started with
+
+
+def bypass_proxy() -> None:
+    """Ask servers of this machine directly: a proxy that the environment names would look for them on its own."""
+    others = urllib.request.getproxies_environment().get("no", "").split(",")
+    os.environ["no_proxy"] = ",".join(name for name in dict.fromkeys([*others, *THIS_MACHINE]) if name)
 
 
 @contextlib.contextmanager

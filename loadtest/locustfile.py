@@ -26,6 +26,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.runners import MasterRunner
 
 from loadtest import credentials, rows, workload
+from loadtest.launch import bypass_proxy
 from loadtest.rows import REFUSED, Reply, Row
 from loadtest.workload import Request
 
@@ -149,6 +150,7 @@ def learn(environment: Any) -> None:
         return  # its workers do
     options = environment.parsed_options
     Asker.rows.clear()
+    bypass_proxy()
     try:
         for user in environment.user_classes:
             samples = workload.read(options.data, user.scenario)

@@ -1,6 +1,7 @@
 """The command vilt-bench as a person meets it: its help."""
 
 import asyncio
+import os
 import re
 from pathlib import Path
 
@@ -77,6 +78,21 @@ def test_server_that_does_not_answer_ends_a_benchmark_with_a_reason(
 
     with pytest.raises(SystemExit, match=r"^vilt-bench accuracy: ReadTimeout$"):
         run(monkeypatch, "accuracy", "--url", fake_server.url, "--data", str(workload.SAMPLES))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_server_of_this_machine_is_asked_past_a_proxy(
+    host: str, monkeypatch: pytest.MonkeyPatch, fake_server: FakeServer
+) -> None:
+    """It is no server of the proxy's machine; what else is asked directly stays so."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.com")
+    fake_server.behave = lambda _: Said({"timing_ms": {"inference": 2.0}})
+
+    run(monkeypatch, "length", "--url", fake_server.url.replace("127.0.0.1", host), "--rounds", "1")
+
+    assert fake_server.seen
+    assert os.environ["no_proxy"] == "example.com,127.0.0.1,localhost,::1"
 
 
 def test_key_is_sent_to_the_server_that_is_measured(monkeypatch: pytest.MonkeyPatch, fake_server: FakeServer) -> None:

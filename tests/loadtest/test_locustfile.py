@@ -117,6 +117,16 @@ def test_wrong_answer_is_a_failure_with_both_answers(fake_server: Any, said: Any
 
 
 @pytest.mark.slow
+def test_samples_are_learned_past_a_proxy(fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locust's own requests know of none."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+    done = locust(fake_server, tmp_path, "VqaUser", "-t", "1s")
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_locust_without_a_server_ends_with_a_sentence(tmp_path: Path) -> None:
     """Not with a thousand failed requests."""
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--host", "http://127.0.0.1:9"]
