@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from loadtest import contract, credentials, photo
@@ -99,11 +100,10 @@ def summarise(model: dict[str, Any], samples: dict[int, list[float]], rounds: in
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draw the curve with its quartiles."""
-    from matplotlib import pyplot as plt  # noqa: PLC0415 only a plot needs it
-
     curve = result["curve"]
     tokens = [row["text_tokens"] for row in curve]
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     axes.fill_between(tokens, [row["p25_ms"] for row in curve], [row["p75_ms"] for row in curve], alpha=0.25)
     axes.plot(tokens, [row["median_ms"] for row in curve], marker=".")
     axes.set_xlabel("text tokens")

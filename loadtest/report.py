@@ -2,6 +2,7 @@
 
 import html
 
+from loadtest import plots
 from loadtest.capacity import Capacity
 from loadtest.result import PERCENTILES, Result
 from loadtest.summary import LATE_MS, LATE_SHARE, Percentiles, Summary
@@ -27,8 +28,6 @@ def text_of(result: Result) -> str:
 
 def page_of(result: Result) -> str:
     """Write the page."""
-    from loadtest import plots  # noqa: PLC0415 matplotlib takes a second to import, and other benchmarks need none
-
     wide = len(result.alone_ms) > 1  # a panel for each kind
     models = ", ".join(f"{model['name']} ({model['precision']}, {model['provider']})" for model in result.models)
     flaws = [f"{load.rate_per_s:g}/s: {flaw}" for load in result.loads for flaw in load.summary.flaws]
