@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import numpy as np
 import uvloop
 
 from loadtest import photo
 from loadtest.openloop import Client
 from loadtest.rows import Row
+from loadtest.summary import percentile, tail
 from loadtest.workload import Request
 
 STARTED_WITHIN_S = 120.0  # all processes, before any asks
@@ -82,16 +82,21 @@ async def _ask(client: Client, requests: Iterator[Request], rows: list[Row], unt
 
 
 def summarise(asked: Sequence[Asked], clients: int) -> dict[str, Any]:
-    """Take the figures of one closed loop: all answers, the rates together, and the process that had most to do."""
+    """Take the figures of one closed loop: all answers, the rates together, and the process that had most to do.
+
+    Raises: ValueError: there is no answer.
+    """
     rows = [row for one in asked for row in one.rows]
-    p50, p99 = np.quantile([row.latency_ms for row in rows], (0.5, 0.99))
+    if not rows:
+        raise ValueError("no client was answered in so little time")
+    latencies_ms = [row.latency_ms for row in rows]
     return {
         "clients": clients,
         "client_processes": len(asked),
         "client_cpu_share": max(one.cpu_share for one in asked),
         "answers": len(rows),
         "answers_per_s": sum(len(one.rows) / one.taken_s for one in asked),
-        "p50_ms": float(p50),
-        "p99_ms": float(p99),
+        "p50_ms": percentile(latencies_ms, 0.5),
+        "p99_ms": tail(latencies_ms, 0.99),
         "stages_ms": {stage: statistics.median(row.stages_ms[stage] for row in rows) for stage in rows[0].stages_ms},
     }

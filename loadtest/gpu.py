@@ -21,6 +21,7 @@ from loadtest import closedloop
 from loadtest.arguments import at_least, positive
 from loadtest.launch import started
 from loadtest.stamp import stamp
+from loadtest.summary import or_dash
 
 PROVIDERS = ("cuda", "tensorrt")
 CLIENTS = (1, 16, 64, 256)
@@ -247,7 +248,7 @@ def lines(found: Found) -> Iterator[str]:
         yield f"HTTP on {name}"
         for row in loops:
             yield (
-                f"  {row['clients']:4} clients  p50 {row['p50_ms']:7.2f} ms  p99 {row['p99_ms']:7.2f} ms"
+                f"  {row['clients']:4} clients  p50 {row['p50_ms']:7.2f} ms  p99 {or_dash(row['p99_ms'], 7, 2)} ms"
                 f"  {row['answers_per_s']:7.0f} answers/s"
             )
     for name, one in found["limit"].items():

@@ -65,6 +65,11 @@ def tail(values: Sequence[float], share: float) -> float | None:
     return percentile(values, share) if len(values) >= round(1 / (1 - share)) else None
 
 
+def or_dash(value: float | None, width: int, digits: int) -> str:
+    """Write a figure into a table, or a dash where there is none."""
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
+
+
 def percentiles(values: Sequence[float]) -> Percentiles | None:
     """Find them all; of nothing there are none."""
     if not values:

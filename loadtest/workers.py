@@ -19,7 +19,7 @@ from loadtest.arguments import at_least
 from loadtest.launch import started
 from loadtest.peers import turns
 from loadtest.stamp import stamp
-from loadtest.summary import percentile
+from loadtest.summary import or_dash, percentile
 
 
 def add_to(commands: Any) -> None:
@@ -61,10 +61,9 @@ def run(options: argparse.Namespace) -> None:
     found = {name: summarise(one) for name, one in timed.items()}
     for name, by_clients in found.items():
         for clients, figures in by_clients.items():
-            p99 = "       -" if figures["p99_ms"] is None else f"{figures['p99_ms']:8.2f}"
             print(
                 f"{name:12} {clients:3} clients {figures['answers']:5} answers   p50 {figures['p50_ms']:8.2f} ms"
-                f"   p99 {p99} ms   {figures['answers_per_s']:8.1f} answers/s"
+                f"   p99 {or_dash(figures['p99_ms'], 8, 2)} ms   {figures['answers_per_s']:8.1f} answers/s"
             )
     rounds = timed["one process"].rounds
     if options.output:

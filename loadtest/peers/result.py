@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from loadtest.peers.agreement import Agreement
 from loadtest.peers.servers import PADDED, TUTORIAL, Server
 from loadtest.peers.turns import Timed
-from loadtest.summary import percentile
+from loadtest.summary import or_dash, percentile
 
 BASES = (TUTORIAL, PADDED)
 
@@ -75,18 +75,14 @@ def text_of(measured: Sequence[Measured]) -> str:
     lines = [head, f"{'':22}{'ms':>8}{'ms':>8}" + "".join(f"{count:7}" for count in clients) + "  clients"]
     for one in measured:
         rates = "".join(f"{one.throughput_per_s[count].median:7.2f}" for count in clients)
-        lines.append(f"{one.name:16}{one.answers:6}{one.p50_ms:8.1f}{_or_dash(one.p99_ms, 1)}{rates}")
+        lines.append(f"{one.name:16}{one.answers:6}{one.p50_ms:8.1f}{or_dash(one.p99_ms, 8, 1)}{rates}")
     for base in bases:
         lines.append(f"times as fast as {base}:")
         for one in measured:
             if ratio := one.faster_than.get(base):
                 rates = "".join(f"{ratio.throughput[count]:7.2f}" for count in clients)
-                lines.append(f"{one.name:22}{ratio.p50:8.2f}{_or_dash(ratio.p99, 2)}{rates}")
+                lines.append(f"{one.name:22}{ratio.p50:8.2f}{or_dash(ratio.p99, 8, 2)}{rates}")
     return "\n".join(lines)
-
-
-def _or_dash(value: float | None, digits: int) -> str:
-    return f"{'-':>8}" if value is None else f"{value:8.{digits}f}"
 
 
 def _throughput(rates: Sequence[float]) -> Throughput:

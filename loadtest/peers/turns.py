@@ -11,12 +11,11 @@ from tqdm import tqdm
 
 from loadtest import partial
 from loadtest.openloop import Client
-from loadtest.summary import percentile
+from loadtest.summary import tail
 from loadtest.workload import Request
 
 REQUESTS = {1: 20, 2: 8, 4: 12, 8: 24}  # of a turn, by how many clients ask at once
 TIMEOUT_S = 120.0
-LEAST_FOR_P99 = 100  # answers: of fewer the slowest would stand for it
 
 
 @dataclass(slots=True)
@@ -38,8 +37,7 @@ class Timed:
 
     def p99_ms(self, clients: int) -> float | None:
         """Find the p99 of so many clients, where it is not just the slowest."""
-        latencies_ms = self.latencies_ms[clients]
-        return percentile(latencies_ms, 0.99) if len(latencies_ms) >= LEAST_FOR_P99 else None
+        return tail(self.latencies_ms[clients], 0.99)
 
 
 async def take(
