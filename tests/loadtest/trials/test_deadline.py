@@ -2,10 +2,16 @@
 
 import asyncio
 
-from loadtest.trials.deadline import ask
+from loadtest.trials.deadline import ask, impossible_of
 from loadtest.workload import Request
 
 LATE_S = 0.1
+
+
+def test_deadline_that_may_pass_on_the_way_is_told_by_either_status() -> None:
+    """With shapes; a model of full size leaves time to refuse, and has to be refused."""
+    assert impossible_of(1.5) == (1.0, (503, 504))
+    assert impossible_of(112.0) == (28.0, (503,))
 
 
 def test_time_until_the_response_counts_from_the_head() -> None:
