@@ -39,6 +39,14 @@ def test_help_lists_every_benchmark_and_each_has_its_own(
         assert "Takes about" in text or name not in TRIALS, name
 
 
+def test_trials_are_all_carried_out_by_make() -> None:
+    """Rollout where there is haproxy."""
+    makefile = (Path(command.__file__).parents[1] / "Makefile").read_text()
+    (line,) = re.findall(r"^TRIALS \?= .*", makefile, re.MULTILINE)
+
+    assert set(re.findall(r"\w+", line)) >= TRIALS
+
+
 def test_what_is_not_installed_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command is there with the server alone, too."""
 
