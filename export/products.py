@@ -10,7 +10,6 @@ attention's softmax, layer norms, GELU, quantising and moving.
 import argparse
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from export.int8 import by_column
 from loadtest.stamp import stamp
+from loadtest.summary import quartiles
 from models.batch import Features, collate
 from models.image import ImagePatches
 from models.manifest import load_artifact
@@ -201,8 +201,7 @@ def measure(timed: dict[str, Callable[[], None]], rounds: int) -> dict[str, dict
             compute()
             if count >= 2:  # the first rounds warm up
                 took[name].append(1000 * (time.perf_counter() - began_s))
-    quartiles = {name: statistics.quantiles(values, n=4, method="inclusive") for name, values in took.items()}
-    return {name: {"p25": p25, "median": p50, "p75": p75} for name, (p25, p50, p75) in quartiles.items()}
+    return {name: dict(zip(("p25", "median", "p75"), quartiles(values), strict=True)) for name, values in took.items()}
 
 
 def describe(found_ms: dict[str, dict[str, float]], count: int) -> str:

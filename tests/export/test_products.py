@@ -55,3 +55,10 @@ def test_both_compute_them_all() -> None:
     )
 
     assert all(one["p25"] <= one["median"] <= one["p75"] for one in found_ms.values())
+
+
+def test_one_round_has_quartiles() -> None:
+    """It fails no more than thirty would, after all was measured."""
+    found_ms = products.measure({"whole": lambda: None}, rounds=1)
+
+    assert found_ms["whole"]["p25"] == found_ms["whole"]["median"] == found_ms["whole"]["p75"]
