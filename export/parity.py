@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering, ViltModel
 
-from export.checkpoint import Checkpoint
+from export.checkpoint import WORDS, Checkpoint
 from export.fp16 import Half
 from export.graph import Fused, GraphConfig
 from models.answers import TRUE_PAIR
@@ -182,7 +182,7 @@ def check(checkpoint: Checkpoint, model: Fused, graphs: dict[str, Path]) -> dict
     Raises: ParityError: a difference above FP32_TOLERANCE.
     """
     config = checkpoint.config
-    vocabulary = checkpoint.state["vilt.embeddings.text_embeddings.word_embeddings.weight"].shape[0]
+    vocabulary = len(checkpoint.state[WORDS])
     ours, module, oracle = onnx_runner(graphs), torch_runner(model), TransformersOracle(checkpoint)
     from_module = from_transformers = 0.0
     count = 0
@@ -215,7 +215,7 @@ def compare(
 
     Raises: ParityError: a logit is not finite.
     """
-    vocabulary = checkpoint.state["vilt.embeddings.text_embeddings.word_embeddings.weight"].shape[0]
+    vocabulary = len(checkpoint.state[WORDS])
     differences = []
     for samples in cases(checkpoint.config, vocabulary):
         if len(samples) == 1 or with_batches:
