@@ -180,6 +180,8 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
     image_px = config.get("image_size", 384)
     size = processor.get("size", image_px)
     shortest_edge_px = size.get("shortest_edge") if isinstance(size, dict) else size
+    if not isinstance(shortest_edge_px, int):
+        raise CheckpointError(f"The image processor's size is {size}; it must have a shortest_edge, in pixels.")
     if shortest_edge_px != image_px:
         raise CheckpointError(f"The image processor resizes to {shortest_edge_px}, the model was made for {image_px}.")
     if processor.get("resample", 3) != 3:
@@ -262,13 +264,17 @@ def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object without what is null in it, which says no more than nothing; None where there is no file."""
+    """Read a JSON object without what is null anywhere in it, which says no more than nothing; None without a file."""
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(), object_hook=_without_nulls)
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}.") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is not a JSON object.")
+    return found
+
+
+def _without_nulls(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}

@@ -207,6 +207,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "another activation": (_edit("config.json", hidden_act="relu"), "hidden_act is 'relu'"),
     "random patches": (_edit("config.json", max_image_length=200), "drops patches at random"),
     "another size": (_edit("preprocessor_config.json", size={"shortest_edge": 224}), "resizes to 224"),
+    "a height and a width": (
+        _edit("preprocessor_config.json", size={"height": 64, "width": 64}),
+        r"size is {'height': 64, 'width': 64}; it must have a shortest_edge",
+    ),
     "another filter": (_edit("preprocessor_config.json", resample=2), "bicubic"),
     "another divisor": (_edit("preprocessor_config.json", size_divisor=16), "size_divisor 16; it must be 32"),
     "a mean for two channels": (_edit("preprocessor_config.json", image_mean=[0.5, 0.5]), "not of its kind"),
@@ -232,11 +236,18 @@ def test_checkpoint_with_a_fault_is_refused_with_a_sentence(tmp_path: Path, faul
         checkpoint.load(str(folder))
 
 
-def test_settings_that_are_null_or_one_for_all_channels_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nested", [False, True], ids=["preprocessor_config.json", "processor_config.json"])
+def test_settings_that_are_null_or_one_for_all_channels_are_read_as_transformers_reads_them(
+    tmp_path: Path, nested: bool
+) -> None:
     """Its own files have both, and its own classes run with what is left."""
     folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", "rank_output."))
     _edit("config.json", max_image_length=None, layer_norm_eps=None)(folder)
-    _edit("preprocessor_config.json", image_mean=0.4, image_std=None, rescale_factor=None)(folder)
+    _edit("preprocessor_config.json", image_mean=0.4, image_std=None, rescale_factor=None, resample=None)(folder)
+    if nested:
+        alone = folder / "preprocessor_config.json"
+        (folder / "processor_config.json").write_text(json.dumps({"image_processor": json.loads(alone.read_text())}))
+        alone.unlink()
 
     loaded = checkpoint.load(str(folder))
 
