@@ -177,16 +177,18 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         )
     if config.get("max_image_length", -1) > 0:
         raise CheckpointError("max_image_length is positive: the reference then drops patches at random.")
-    image_px = config.get("image_size", 384)
-    size = processor.get("size", image_px)
+    # transformers' processor does not look into config.json; where there is none, pictures are as large as in training
+    size = processor.get("size", 384 if processor else config.get("image_size", 384))
     shortest_edge_px = size.get("shortest_edge") if isinstance(size, dict) else size
     if not isinstance(shortest_edge_px, int):
         raise CheckpointError(f"The image processor's size is {size}; it must have a shortest_edge, in pixels.")
-    if shortest_edge_px != image_px:
-        raise CheckpointError(f"The image processor resizes to {shortest_edge_px}, the model was made for {image_px}.")
     if processor.get("resample", 3) != 3:
         raise CheckpointError("The image processor does not resize with bicubic filtering (resample 3).")
     patch_px = config.get("patch_size", 32)
+    if shortest_edge_px < 2 * patch_px:
+        raise CheckpointError(
+            f"The image processor resizes to {shortest_edge_px} pixels: fewer than two patches of {patch_px}."
+        )
     always = {"do_resize": True, "do_rescale": True, "do_normalize": True, "size_divisor": patch_px}
     for name, supported in always.items():
         if processor.get(name, supported) != supported:
@@ -196,7 +198,7 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         raise CheckpointError(f"hidden_size {hidden_size} cannot be shared among {heads} attention heads.")
     return GraphConfig(
         spec=ViltSpec(
-            shortest_edge_px=image_px,
+            shortest_edge_px=shortest_edge_px,
             patch_px=patch_px,
             max_text_tokens=config.get("max_position_embeddings", 40),
         ),

@@ -251,16 +251,17 @@ def fold_normalisation(config: GraphConfig, state: StateDict) -> tuple[Tensor, T
     std = torch.tensor(config.image_std, dtype=torch.double)[:, None, None]
     weight = convolution * (config.rescale_factor / std)
     bias = bias - (convolution * (mean / std)).sum(dim=(1, 2, 3))
-    return weight.permute(2, 3, 1, 0).flatten(0, 2).float(), bias.float()
+    weight = weight.permute(2, 3, 1, 0).reshape(config.spec.patch_values, config.hidden_size)
+    return weight.float(), bias.float()
 
 
 def position_table(config: GraphConfig, positions: Tensor) -> Tensor:
-    """Interpolate the learned grid to every reachable grid.
+    """Interpolate the learned grid to every reachable grid, of a picture of whatever size the model reads now.
 
     Shapes: positions (1, 1 + side * side, hidden) -> (position_rows, hidden); row 0, the padding, is zero.
     Source: transformers modeling_vilt.py visual_embed: bilinear, align_corners=True.
     """
-    side = config.spec.shortest_edge_px // config.spec.patch_px
+    side = round((positions.shape[1] - 1) ** 0.5)
     learned = positions[:, 1:].transpose(1, 2).unflatten(2, (side, side))  # (1, hidden, side, side)
     rows = [torch.zeros(1, positions.shape[2])]
     for grid in config.spec.grids:

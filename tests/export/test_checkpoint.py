@@ -71,20 +71,22 @@ def test_pretraining_checkpoint_agrees_with_transformers_trunk(tmp_path: Path) -
     assert parity.distance(found, expected) <= parity.FP32_TOLERANCE
 
 
+@pytest.mark.parametrize("shortest_edge_px", [384, 288])
 @pytest.mark.parametrize(
     ("model_class", "head"),
     [(ViltForQuestionAnswering, "vqa_logits"), (ViltForImageAndTextRetrieval, "rank_logits")],
     ids=["question answering", "retrieval"],
 )
 def test_folder_saved_by_transformers_answers_as_its_own_processor_and_class(
-    tmp_path: Path, model_class: type, head: str
+    tmp_path: Path, model_class: type, head: str, shortest_edge_px: int
 ) -> None:
-    """From a picture and a text to logits, with a mean and a deviation of the folder's own: nothing is assumed."""
+    """From a picture and a text to logits, with size, mean and deviation of the folder's own: nothing is assumed."""
     theirs = model_class(CONFIG).eval()
     theirs.load_state_dict(STATE, strict=False)
     theirs.save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join(factories.TOKENS) + "\n")
-    images = ViltImageProcessorPil(image_mean=[0.4, 0.5, 0.6], image_std=[0.3, 0.25, 0.2])
+    size = {"shortest_edge": shortest_edge_px}
+    images = ViltImageProcessorPil(size=size, image_mean=[0.4, 0.5, 0.6], image_std=[0.3, 0.25, 0.2])
     processor = ViltProcessor(images, BertTokenizer(str(tmp_path / "vocab.txt")))
     processor.save_pretrained(tmp_path)
     picture, text = factories.noise(500, 375), "What color is the cat?"
@@ -98,6 +100,29 @@ def test_folder_saved_by_transformers_answers_as_its_own_processor_and_class(
     found = parity.torch_runner(graph.build(loaded.config, loaded.state))(feeds)
 
     assert parity.distance(found, {head: expected}) <= parity.FP32_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("size", "shortest_edge_px"),
+    [({"shortest_edge": 160}, 160), (64, 64), (None, 384)],
+    ids=["larger", "smaller", "not said"],
+)
+def test_checkpoint_for_pictures_of_another_size_than_its_positions_agrees_with_transformers(
+    tmp_path: Path, size: object, shortest_edge_px: int
+) -> None:
+    """As fine-tuning at another resolution leaves it: the processor says the size, and positions are interpolated."""
+    config = factories.small_config(**SIZES, image_size=96)
+    folder = factories.write_checkpoint(tmp_path, config, factories.redrawn_state(config))
+    _edit("preprocessor_config.json", size=size)(folder)
+
+    loaded = checkpoint.load(str(folder))
+    ours = parity.torch_runner(graph.build(loaded.config, loaded.state))
+    oracle = parity.TransformersOracle(loaded)
+
+    assert loaded.config.spec == ViltSpec(shortest_edge_px=shortest_edge_px)
+    for samples in parity.cases(loaded.config, 64):
+        found = ours(collate([sample.features(loaded.config) for sample in samples]))
+        assert parity.distance(found, oracle.run(samples)) <= parity.FP32_TOLERANCE
 
 
 def test_layer_norm_epsilons_are_the_checkpoint_s(tmp_path: Path) -> None:
@@ -206,7 +231,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "another model": (_edit("config.json", model_type="vit"), "model_type is 'vit'"),
     "another activation": (_edit("config.json", hidden_act="relu"), "hidden_act is 'relu'"),
     "random patches": (_edit("config.json", max_image_length=200), "drops patches at random"),
-    "another size": (_edit("preprocessor_config.json", size={"shortest_edge": 224}), "resizes to 224"),
+    "a size of one patch": (_edit("preprocessor_config.json", size=63), "resizes to 63 pixels: fewer than two patches"),
     "a height and a width": (
         _edit("preprocessor_config.json", size={"height": 64, "width": 64}),
         r"size is {'height': 64, 'width': 64}; it must have a shortest_edge",
