@@ -5,6 +5,7 @@ original `.ckpt` files.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ FILES = (
 WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
 MODALITIES = "vilt.embeddings.token_type_embeddings.weight"
 FIRST_OF_CLASSIFIER = "classifier.0.weight"
+UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls an answer that nobody has named
 
 
 class CheckpointError(Exception):
@@ -246,19 +248,18 @@ def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenize
 def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict) -> tuple[str, ...] | None:
     if "classifier.3.weight" not in state:
         return None
-    named = config.get("id2label")
-    if override is None and named is None:
-        raise CheckpointError(
-            "The checkpoint names no answers: give --labels a JSON list, or object of index to answer."
-        )
     try:
-        named = json.loads(override.read_text()) if override else named
+        named = json.loads(override.read_text()) if override else config.get("id2label", {})
         in_order = named if isinstance(named, list) else [named[key] for key in sorted(named, key=int)]
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{override or 'id2label'} is neither a JSON list of answers nor an object of index to answer: {error}."
         ) from error
     labels = tuple(map(str, in_order))
+    if override is None and all(map(UNNAMED.fullmatch, labels)):
+        raise CheckpointError(
+            "The checkpoint names no answers: give --labels a JSON list, or object of index to answer."
+        )
     expected = len(state["classifier.3.weight"])
     if len(labels) != expected:
         raise CheckpointError(f"There are {len(labels)} labels for {expected} answers of the classifier.")

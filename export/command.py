@@ -154,7 +154,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what int8 or fp16 is asked, and has to answer as fp32 does before it is served unasked: see below",
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json or vocab.txt, if not beside it")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="JSON list of answers, if config.json has none")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="JSON list of answers, or object of index to answer as vqa_dict.json is, if config.json names none",
+    )
     parser.add_argument("--name", help="what requests call the model (default: the output folder's name)")
     parser.add_argument("--description", default="", help="a sentence for people, shown by GET /v1/models")
     return parser

@@ -223,6 +223,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "more tokens than the 64 of the model",
     ),
     "no labels": (_edit("config.json", id2label=None), "give --labels a JSON list"),
+    "labels that transformers made up": (
+        _edit("config.json", id2label={str(index): f"LABEL_{index}" for index in range(11)}),
+        "names no answers: give --labels a JSON list, or object of index to answer",
+    ),
     "too few labels": (_edit("config.json", id2label={"0": "yes"}), "1 labels for 11 answers"),
     "more layers than configured": (
         _edit("config.json", num_hidden_layers=1),
@@ -324,12 +328,17 @@ def test_artifact_of_weights_that_do_not_fit_is_refused(tmp_path: Path, change: 
         )
 
 
-def test_labels_and_tokenizer_can_be_given_apart(tmp_path: Path) -> None:
-    """What a folder lacks may lie elsewhere."""
+@pytest.mark.parametrize(
+    "labels",
+    [[f"it is {index}" for index in range(11)], {str(index): f"it is {index}" for index in range(10, -1, -1)}],
+    ids=["list", "object of index to answer"],
+)
+def test_labels_and_tokenizer_can_be_given_apart(tmp_path: Path, labels: object) -> None:
+    """What a folder lacks may lie elsewhere, answers in either form: the original vqa_dict.json is an object."""
     folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, factories.only(STATE, "vilt.", "classifier."))
     _edit("config.json", id2label=None)(folder)
     vocabulary = (folder / "vocab.txt").rename(tmp_path / "vocab.txt")
-    (tmp_path / "labels.json").write_text(json.dumps([f"it is {index}" for index in range(11)]))
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
 
     loaded = checkpoint.load(str(folder), tokenizer=vocabulary, labels=tmp_path / "labels.json")
 
