@@ -22,12 +22,12 @@ from models.spec import ViltSpec
 FILES = (
     "config.json",
     "model.safetensors",
-    "pytorch_model.bin",
     "preprocessor_config.json",
     "processor_config.json",
     "vocab.txt",
     "tokenizer*",
 )
+PICKLED = "pytorch_model.bin"  # read, and downloaded, where there are no safetensors
 WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
 MODALITIES = "vilt.embeddings.token_type_embeddings.weight"
 FIRST_OF_CLASSIFIER = "classifier.0.weight"
@@ -63,15 +63,19 @@ class Checkpoint:
     labels: tuple[str, ...] | None
 
 
-def load(source: str, *, tokenizer: Path | None = None, labels: Path | None = None) -> Checkpoint:
+def load(
+    source: str, *, tokenizer: Path | None = None, labels: Path | None = None, revision: str | None = None
+) -> Checkpoint:
     """Load a checkpoint from a `.ckpt` file, a folder or, where there is neither, from the hub.
 
     Raises: CheckpointError: it is not there, not a ViLT, or lacks something an export needs.
     """
-    if source.endswith(".ckpt"):
+    is_original, is_here = source.endswith(".ckpt"), Path(source).is_dir()
+    if revision and (is_original or is_here):
+        raise CheckpointError(f"{source} is not on the hub, so it has no revision {revision}: leave --revision out.")
+    if is_original:
         return _load_original(Path(source), tokenizer, labels)
-    is_here = Path(source).is_dir()
-    folder = Path(source) if is_here else _download(source)
+    folder = Path(source) if is_here else _download(source, revision)
     raw_config = _read_json(folder / "config.json")
     if raw_config is None:
         raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder.")
@@ -110,11 +114,14 @@ def _load_original(path: Path, tokenizer: Path | None, labels: Path | None) -> C
     )
 
 
-def _download(source: str) -> Path:
+def _download(source: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 only a hub id needs it
 
     try:
-        return Path(snapshot_download(source, allow_patterns=list(FILES)))
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
+        if not (folder / "model.safetensors").exists():
+            snapshot_download(source, revision=folder.name, allow_patterns=[PICKLED])  # into the same folder
+        return folder
     except Exception as error:  # the hub's client raises its own, httpx's and OSError
         raise DownloadError(source, _root_of(error)) from error
 
@@ -128,9 +135,9 @@ def _root_of(error: BaseException) -> str:
 
 
 def _load_state(folder: Path) -> StateDict:
-    safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    safetensors, pickled = folder / "model.safetensors", folder / PICKLED
     if not safetensors.exists() and not pickled.exists():
-        raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")
+        raise CheckpointError(f"{folder} has neither model.safetensors nor {PICKLED}.")
     try:
         if safetensors.exists():
             state = load_file(safetensors)

@@ -57,7 +57,9 @@ def export() -> None:
 
         bar.set_postfix_str(f"loading {options.checkpoint}")
         try:
-            loaded = checkpoint.load(options.checkpoint, tokenizer=options.tokenizer, labels=options.labels)
+            loaded = checkpoint.load(
+                options.checkpoint, tokenizer=options.tokenizer, labels=options.labels, revision=options.revision
+            )
             manifest = write_artifact(
                 loaded,
                 options.output,
@@ -126,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoint",
         help="a Hugging Face folder, a hub id such as dandelin/vilt-b32-finetuned-vqa, or an original .ckpt file",
+    )
+    parser.add_argument(
+        "--revision", help="commit, tag or branch of a hub id (default: main); the manifest has the commit"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the artifact folder to write")
     parser.add_argument(

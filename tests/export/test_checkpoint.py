@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from transformers import BertTokenizer, ViltForImageAndTextRetrieval, ViltForQue
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from export import artifact, checkpoint, graph, parity, random_checkpoint
-from export.checkpoint import CheckpointError
+from export.checkpoint import CheckpointError, DownloadError
 from models.batch import Features, collate
 from models.image import to_patches
 from models.manifest import load_artifact
@@ -357,14 +358,58 @@ def test_checkpoint_in_the_working_folder_has_that_folders_name(
     assert checkpoint.load(".").name == "mine"
 
 
-def test_checkpoint_of_the_hub_has_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name of its snapshot's folder: a hub id alone may be other weights tomorrow."""
-    folder = factories.write_checkpoint(tmp_path / "snapshots" / "d0a1f6a", CONFIG, STATE)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+COMMIT = "d0a1f6a"
 
-    loaded = checkpoint.load("dandelin/some-vilt")
 
-    assert (loaded.name, loaded.revision) == ("dandelin/some-vilt", "d0a1f6a")
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is on the hub as dandelin/some-vilt, tagged v1; whatever is asked of it lands in one snapshot's folder."""
+    repository, snapshot = factories.write_checkpoint(tmp_path / "hub", CONFIG, STATE), tmp_path / COMMIT
+
+    def download(source: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        if source != "dandelin/some-vilt" or revision not in {None, "v1", COMMIT}:
+            raise OSError("404")
+        snapshot.mkdir(exist_ok=True)
+        for path in repository.iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                shutil.copy(path, snapshot)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return repository
+
+
+@pytest.mark.parametrize("revision", [None, "v1"])
+@pytest.mark.usefixtures("repository")
+def test_checkpoint_of_the_hub_has_a_revision(revision: str | None) -> None:
+    """The name of its snapshot's folder: a hub id or a tag alone may be other weights tomorrow."""
+    loaded = checkpoint.load("dandelin/some-vilt", revision=revision)
+
+    assert (loaded.name, loaded.revision) == ("dandelin/some-vilt", COMMIT)
+
+
+@pytest.mark.usefixtures("repository")
+def test_revision_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """On the hub, and of what is not on it."""
+    with pytest.raises(DownloadError, match="404"):
+        checkpoint.load("dandelin/some-vilt", revision="v2")
+    for here in (str(tmp_path), "vilt.ckpt"):
+        with pytest.raises(CheckpointError, match="not on the hub, so it has no revision v1: leave --revision out"):
+            checkpoint.load(here, revision="v1")
+
+
+@pytest.mark.parametrize("safe", [True, False], ids=["both kinds", "pickled ones"])
+def test_weights_of_the_hub_are_downloaded_once(repository: Path, tmp_path: Path, safe: bool) -> None:
+    """The pickled ones only where there are no others: each is 450 MB at full size."""
+    torch.save(STATE, repository / "pytorch_model.bin")
+    if not safe:
+        (repository / "model.safetensors").unlink()
+
+    loaded = checkpoint.load("dandelin/some-vilt", revision="v1")
+
+    assert set(loaded.state) == set(STATE)
+    weights = {path.name for path in (tmp_path / COMMIT).glob("*model*")}
+    assert weights == {"model.safetensors" if safe else "pytorch_model.bin"}
 
 
 def export(*arguments: str) -> subprocess.CompletedProcess[str]:
