@@ -52,7 +52,7 @@ def write_artifact(
     """
     model = _build(checkpoint)
     keep_heads(model, checkpoint, tasks)
-    asked = gate.read(eval_data, model.interaction.heads) if eval_data else []
+    asked = gate.read(eval_data, model.interaction.heads, checkpoint.config.spec) if eval_data else []
     with output_folder.replacing(output) as folder:
         manifest = _write(checkpoint, model, folder, name=name, description=description, report=report)
         if precision != "fp32":
@@ -134,19 +134,22 @@ def _add(
         compared["max_logit_difference_to_fp32_as_rounded"] = rounded["max_logit_difference_to_fp32"]
     found: dict[str, Any] = gate.NOT_GATED
     if asked:
-        found = gate.check(
-            reference,
-            lower.judged or ours,
-            asked,
-            heads=manifest.heads,
-            spec=manifest.spec,
-            encoder=TextEncoder(folder / TOKENIZER, manifest.spec.max_text_tokens),
-            labels=checkpoint.labels or (),
-            limits=lower.limits,
-            progress=lambda rows: tqdm(
-                rows, desc=f"{lower.name} against fp32", unit="question", leave=False, disable=None
-            ),
-        )
+        try:
+            found = gate.check(
+                reference,
+                lower.judged or ours,
+                asked,
+                heads=manifest.heads,
+                spec=manifest.spec,
+                encoder=TextEncoder(folder / TOKENIZER, manifest.spec.max_text_tokens),
+                labels=checkpoint.labels or (),
+                limits=lower.limits,
+                progress=lambda rows: tqdm(
+                    rows, desc=f"{lower.name} against fp32", unit="question", leave=False, disable=None
+                ),
+            )
+        except gate.GateError as error:  # what is proven by now is not lost for one picture
+            found = {"status": "not gated", "why": str(error).rstrip(".")}
     precision = Precision(
         graphs={part: describe_file(folder, f"{lower.name}/{path.name}") for part, path in lower.graphs.items()},
         opset=to_onnx.OPSET,

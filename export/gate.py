@@ -21,9 +21,10 @@ from export.parity import Logits, Runner
 from models.answers import matching_score
 from models.batch import Features, collate
 from models.errors import InvalidInput
-from models.image import ImagePatches, decode, to_patches
+from models.image import ImagePatches, decode, identify, to_patches
 from models.spec import ViltSpec
 from models.text import TextEncoder
+from models.text import check as check_text
 
 RECORDS = """\
   {"image": "1.png", "question": "how many circles are there?", "answer": "2"}
@@ -114,11 +115,11 @@ class Tally:
         }
 
 
-def read(data: Path, heads: Iterable[str]) -> list[Asked]:
-    """Read what the heads can be asked.
+def read(data: Path, heads: Iterable[str], spec: ViltSpec) -> list[Asked]:
+    """Read what the heads can be asked, and the headers of the pictures: an export need not begin to find a flaw.
 
-    Raises: GateError: the file is not JSON lines, a line of it is of no known kind, a picture is not there, or nothing
-        is asked of these heads.
+    Raises: GateError: the file is not JSON lines, a line of it is of no known kind or has a text that no model reads, a
+        picture is not there or of no use, or nothing is asked of these heads.
     """
     try:
         lines = data.read_text().split("\n")
@@ -129,9 +130,16 @@ def read(data: Path, heads: Iterable[str]) -> list[Asked]:
     asked = [one for one in found if one.head in set(heads)]
     if not asked:
         raise GateError(f"--eval-data {data} asks nothing that this checkpoint answers.")
-    missing = [path for path in dict.fromkeys(path for one in asked for path, _ in one.pairs) if not path.is_file()]
+    pictures = dict.fromkeys(path for one in asked for path, _ in one.pairs)
+    missing = [path for path in pictures if not path.is_file()]
     if missing:
         raise GateError(f"--eval-data {data}: {len(missing):,} pictures are not there, the first is {missing[0]}.")
+    flaws = {path: flaw for path in pictures if (flaw := _flaw(path, spec))}
+    if flaws:
+        first = next(iter(flaws))
+        raise GateError(
+            f"--eval-data {data}: {len(flaws):,} pictures are of no use, the first is {first}: {flaws[first]}"
+        )
     return asked
 
 
@@ -190,8 +198,12 @@ def _parse(line: str, where: str, folder: Path) -> Asked:
         raise GateError(f"{where} is not a JSON object.")
     try:
         asked = _asked(record, folder)
+        for _, text in asked.pairs if asked else ():
+            check_text(text)
     except TypeError as error:
         raise GateError(f"{where} has a value of another type: {error}.") from error
+    except InvalidInput as error:
+        raise GateError(f"{where}: {error}") from error
     if asked is None:
         keys = ", ".join(record) or "nothing"
         raise GateError(f"{where} is no question, text or rank; it has {keys}. See vilt-export --help.")
@@ -209,11 +221,20 @@ def _asked(record: dict[str, Any], folder: Path) -> Asked | None:
             return Asked("vqa_logits", ((folder / image, question),), None if right is None else str(right))
         case {"images": [_, _, *_] as images, "text": str(text)}:
             return Asked("rank_logits", tuple((folder / image, text) for image in images), record.get("match"))
-        case {"image": image, "texts": [_, _, *_] as texts}:
+        case {"image": image, "texts": [_, _, *_] as texts} if all(isinstance(text, str) for text in texts):
             return Asked("rank_logits", tuple((folder / image, text) for text in texts), record.get("match"))
         case {"image": image, "text": str(text)}:
             return Asked("itm_logits", ((folder / image, text),), record.get("match"))
     return None
+
+
+def _flaw(picture: Path, spec: ViltSpec) -> str:
+    """Say why a picture cannot be asked about, as far as its header tells; nothing of one that can."""
+    try:
+        identify(picture.read_bytes(), max_pixels=MAX_PIXELS, max_aspect_ratio=spec.max_aspect_ratio)
+    except (OSError, InvalidInput) as error:
+        return str(error)
+    return ""
 
 
 def _without_too_many_ranks(asked: Sequence[Asked], most: int) -> list[Asked]:

@@ -84,7 +84,8 @@ def main() -> None:
     options = parser.parse_args()
     described = stamp()
     timed, trained = load_artifact(options.artifact, "fp32"), load_artifact(options.trained, "fp32")
-    asked = gate.read(options.eval_data, {*trained.manifest.heads} - {"rank_logits"})  # a rank is many runs
+    heads = {*trained.manifest.heads} - {"rank_logits"}  # a rank is many runs
+    asked = gate.read(options.eval_data, heads, trained.manifest.spec)
     asked = asked[:: max(1, len(asked) // options.questions)][: options.questions]
     found = weigh(timed, trained, asked, rounds=options.rounds, threads=options.threads)
     print(table(found))

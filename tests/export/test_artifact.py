@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import factories
 import onnxruntime
@@ -29,11 +30,11 @@ SHAPES = Path(models.__file__).parent / "artifacts" / "shapes"
 RANKING = factories.only(STATE, "vilt.", "rank_output.")
 
 
-def write(output: Path, state: factories.State, *tasks: str) -> None:
+def write(output: Path, state: factories.State, *tasks: str, **options: Any) -> None:
     """Export a checkpoint of some weights, which is written beside the output."""
     folder = factories.write_checkpoint(output.parent / "hf", CONFIG, state)
     loaded = checkpoint.load(str(folder))
-    artifact.write_artifact(loaded, output, name="x", description="", tasks=tasks, report=lambda _: None)
+    artifact.write_artifact(loaded, output, name="x", description="", tasks=tasks, report=lambda _: None, **options)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -105,6 +106,22 @@ def test_export_that_fails_parity_leaves_the_earlier_artifact(earlier: Path) -> 
         write(earlier, QUESTIONS | {"classifier.3.bias": torch.full((11,), torch.nan)})
 
     assert contents(earlier) == before
+
+
+@pytest.mark.slow
+def test_picture_that_turns_out_damaged_costs_the_gate_and_not_the_export(tmp_path: Path) -> None:
+    """Its header was whole; by then fp32 is proven, and who asked for int8 has it, not gated, with the reason."""
+    whole = factories.encoded(factories.noise(160, 160), "PNG")
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "data.jsonl").write_text(json.dumps({"image": "cut.png", "text": "a cat"}))
+    state = factories.only(STATE, "vilt.", "itm_score.")
+
+    write(tmp_path / "out", state, "itm", precision="int8", eval_data=tmp_path / "data.jsonl")
+
+    precisions = load_artifact(tmp_path / "out", "int8").manifest.precisions
+    why = f"--eval-data: {tmp_path}/cut.png: The PNG image could not be decoded: it is damaged or cut short"
+    assert precisions["int8"].gate == {"status": "not gated", "why": why}
+    assert precisions["fp32"].parity["max_logit_difference_to_transformers"] <= parity.FP32_TOLERANCE
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from models.manifest import load_artifact
 from server.settings import SHAPES
 
 ARTIFACT = load_artifact(SHAPES)
+SPEC = ARTIFACT.manifest.spec
 
 
 def always(answers: Sequence[int], score: float = 2.0) -> Runner:
@@ -55,7 +56,7 @@ def check_all(
         other,
         asked,
         heads=heads or ["vqa_logits"],
-        spec=ARTIFACT.manifest.spec,
+        spec=SPEC,
         encoder=ARTIFACT.text_encoder,
         labels=ARTIFACT.labels,
         limits=limits,
@@ -204,20 +205,20 @@ def test_records_are_for_the_head_that_answers_them_and_others_are_left_out(pict
         {"image": "1.png", "texts": ["a red circle", "a star"]},
     )
 
-    assert gate.read(data, ["vqa_logits"]) == [Asked("vqa_logits", ((picture, "how many?"),), "2")]
-    assert gate.read(data, ["itm_logits"]) == [Asked("itm_logits", ((picture, "a red circle"),), right=True)]
-    assert gate.read(data, ["rank_logits"]) == [
+    assert gate.read(data, ["vqa_logits"], SPEC) == [Asked("vqa_logits", ((picture, "how many?"),), "2")]
+    assert gate.read(data, ["itm_logits"], SPEC) == [Asked("itm_logits", ((picture, "a red circle"),), right=True)]
+    assert gate.read(data, ["rank_logits"], SPEC) == [
         Asked("rank_logits", ((picture, "a red circle"), (picture, "a red circle")), 1),
         Asked("rank_logits", ((picture, "a red circle"), (picture, "a star")), None),
     ]
-    assert len(gate.read(data, ARTIFACT.manifest.heads)) == 4
+    assert len(gate.read(data, ARTIFACT.manifest.heads, SPEC)) == 4
 
 
 def test_kinds_that_help_shows_are_those_that_are_read(picture: Path) -> None:
     """One of each, for every head there is."""
     Image.new("RGB", (160, 160)).save(picture.with_name("2.png"))
 
-    asked = gate.read(written(picture, *gate.RECORDS.splitlines()), ARTIFACT.manifest.heads)
+    asked = gate.read(written(picture, *gate.RECORDS.splitlines()), ARTIFACT.manifest.heads, SPEC)
 
     assert [one.head for one in asked] == ["vqa_logits", "itm_logits", "rank_logits", "rank_logits"]
 
@@ -228,29 +229,41 @@ REFUSED = {
     "no candidates": ({"text": "a", "images": []}, r"line 2 is no question, text or rank; it has text, images\."),
     "one candidate": ({"image": "1.png", "texts": ["a"]}, r"line 2 is no question, text or rank"),
     "mistyped": ({"image": "1.png", "qestion": "a", "answer": "b"}, r"line 2 .* it has image, qestion, answer\."),
+    "texts that are numbers": ({"image": "1.png", "texts": [1, 2]}, r"line 2 is no question, text or rank"),
+    "blank question": ({"image": "1.png", "question": " "}, r"line 2: The text is empty"),
+    "text with a NUL": ({"text": "a\0", "images": ["1.png", "1.png"]}, r"line 2: The text holds a NUL"),
     "picture that is a number": ({"image": 1, "question": "a"}, r"line 2 has a value of another type"),
     "match beyond the candidates": ({"image": "1.png", "texts": ["a", "b"], "match": 2}, r"line 2: match is 2"),
     "match that is a word": ({"image": "1.png", "text": "a", "match": "yes"}, r"line 2: match is 'yes'"),
     "missing picture": ({"image": "none.png", "question": "a"}, r"1 pictures are not there, the first is .*none\.png"),
+    "no picture": (
+        {"image": "data.jsonl", "question": "a"},
+        r"1 pictures are of no use, the first is .*data\.jsonl: The image could not be identified",
+    ),
+    "picture that is too long": (
+        {"image": "long.png", "question": "a"},
+        r"1 pictures are of no use, the first is .*long\.png: The image is 90 x 10 pixels; .* at most 8\.4 times",
+    ),
 }
 
 
 @pytest.mark.parametrize(("record", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_data_of_no_use_is_refused_with_a_sentence(picture: Path, record: object, sentence: str) -> None:
     """Before anything is exported, and with the line that is to be mended."""
+    Image.new("RGB", (90, 10)).save(picture.with_name("long.png"))
     data = written(picture, {"image": "1.png", "question": "what?"}, record)
 
     with pytest.raises(GateError, match=f"--eval-data.*{sentence}"):
-        gate.read(data, ["vqa_logits"])
+        gate.read(data, ["vqa_logits"], SPEC)
 
 
 @pytest.mark.parametrize("text", ["", '{"image": "1.png", "text": "a"}'], ids=["empty", "for another head"])
 def test_data_that_asks_nothing_is_refused_with_a_sentence(picture: Path, text: str) -> None:
     """As is a file that is not there."""
     with pytest.raises(GateError, match="asks nothing"):
-        gate.read(written(picture, text), ["vqa_logits"])
+        gate.read(written(picture, text), ["vqa_logits"], SPEC)
     with pytest.raises(GateError, match="cannot be read"):
-        gate.read(picture.with_name("none.jsonl"), ["vqa_logits"])
+        gate.read(picture.with_name("none.jsonl"), ["vqa_logits"], SPEC)
 
 
 def test_picture_that_is_missing_is_named(tmp_path: Path) -> None:
