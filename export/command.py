@@ -22,6 +22,7 @@ EPILOG = f"""--eval-data is JSON lines of these kinds, pictures beside the file;
   is kept has to be asked, and to answer as fp32 does:
   int8  {INT8.least_asked} times or more, {INT8.agreement:.1%} of its answers
   fp16  {FP16.least_asked} times or more, {FP16.agreement:.1%} of its answers, each score within {FP16.score_difference}
+  Where right answers are given, {INT8.loss:.1%} of them may be lost, or one.
 
 examples:
   vilt-export dandelin/vilt-b32-finetuned-vqa --output models/vqa     a public checkpoint, downloaded from the hub
@@ -114,7 +115,8 @@ def _exactness(name: str, precision: Precision) -> str:
         return f"not gated ({gate['why']}), so only vilt-serve --precision {name} serves it"
     known = gate["accuracy"] is not None
     accuracy = f", accuracy {gate['accuracy']:.2%} ({gate['accuracy_fp32']:.2%} in fp32)" if known else ""
-    return f"{gate['status']} its gate: {gate['agreement']:.2%} of answers as in fp32{accuracy}"
+    why = f" ({gate['why']})" if "why" in gate else ""
+    return f"{gate['status']} its gate{why}: {gate['agreement']:.2%} of answers as in fp32{accuracy}"
 
 
 def _parser() -> argparse.ArgumentParser:

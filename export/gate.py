@@ -2,7 +2,7 @@
 
 What is asked are JSON lines (RECORDS), as `vilt-bench accuracy` reads them, with pictures beside the file. Every head
 has to be asked enough and its answers have to agree; where the right one is known ("answer", "match") accuracy may
-fall by no more than so much.
+fall by no more than so much, or by one answer.
 
 Of a rank counts which candidate comes first. The ranking head is trained on differences between candidates: all its
 logits may lie far above zero, or far below, and their signs say nothing.
@@ -43,12 +43,12 @@ class Limits:
     """How far a precision may be from fp32."""
 
     agreement: float  # of a head's answers, at least
-    loss: float = 0.003  # of accuracy, at most: 0.3 points
+    loss: float = 0.003  # of accuracy, at most: 0.3 points, or one answer
     score_difference: float | None = None  # the largest of anything asked, at most
 
     @property
     def least_asked(self) -> int:
-        """How often a head has to be asked: 300 times without a difference support 99 %, at 95 % confidence."""
+        """How often a head has to be asked: so often that three answers may differ, and no single one decides."""
         return round(3 / (1 - self.agreement))
 
 
@@ -100,10 +100,16 @@ class Tally:
             self.right_in_fp32 += expected.answer == right
             self.right += found.answer == right
 
-    def passes(self, limits: Limits) -> bool:
-        loss = (self.right_in_fp32 - self.right) / max(1, self.known)
-        close = limits.score_difference is None or self.furthest <= limits.score_difference  # a NaN is not
-        return self.agreed >= limits.agreement * self.asked and loss <= limits.loss and close
+    def faults(self, limits: Limits) -> Iterator[str]:
+        """Say which limits it is beyond, with the figure and the limit."""
+        if self.agreed < limits.agreement * self.asked:
+            differ = self.asked - self.agreed
+            yield f"{differ} of {self.asked} answers differ from fp32's, {1 - limits.agreement:.1%} may"
+        lost = self.right_in_fp32 - self.right
+        if lost > 1 and lost / self.known > limits.loss:
+            yield f"{lost} of {self.known} right answers are lost, {limits.loss:.1%} or one may be"
+        if limits.score_difference is not None and not self.furthest <= limits.score_difference:  # a NaN is not
+            yield f"a score differs by {self.furthest:.4g} from fp32's, {limits.score_difference} is allowed"
 
     def figures(self) -> dict[str, float | None]:
         return {
@@ -179,10 +185,12 @@ def check(
 
 
 def _verdict(of_head: Mapping[str, Tally], limits: Limits) -> dict[str, str]:
-    """Pass if every head does; a head that was asked too little is not judged."""
+    """Pass if every head does, and say why not; a head that was asked too little is not judged."""
     few = {head: tally.asked for head, tally in of_head.items() if tally.asked < limits.least_asked}
-    if not all(tally.passes(limits) for head, tally in of_head.items() if head not in few):
-        return {"status": "failed"}
+    judged = {head: tally for head, tally in of_head.items() if head not in few}
+    faults = [f"{ASKED_OF[head]}: {fault}" for head, tally in judged.items() for fault in tally.faults(limits)]
+    if faults:
+        return {"status": "failed", "why": "; ".join(faults)}
     if few:
         counts = ", ".join(f"{count} {ASKED_OF[head]}" for head, count in few.items())
         return {"status": "not gated", "why": f"--eval-data has {counts}: {limits.least_asked} of each are needed"}

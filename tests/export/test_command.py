@@ -73,6 +73,7 @@ def test_help_shows_what_a_precision_is_asked(
     assert gate.RECORDS in said
     assert "int8  300 times or more, 99.0% of its answers" in said
     assert "fp16  600 times or more, 99.5% of its answers, each score within 0.005" in said
+    assert "Where right answers are given, 0.3% of them may be lost, or one." in said
 
 
 def with_int8(outcome: dict[str, Any]) -> Manifest:
@@ -91,11 +92,15 @@ def with_int8(outcome: dict[str, Any]) -> Manifest:
             "failed its gate: 50.00% of answers as in fp32, accuracy 0.00% (25.00% in fp32)",
         ),
         (
+            {"status": "failed", "why": "texts: why", "agreement": 0.5, "accuracy": None, "accuracy_fp32": None},
+            "failed its gate (texts: why): 50.00% of answers as in fp32",
+        ),
+        (
             {"status": "passed", "agreement": 1.0, "accuracy": None, "accuracy_fp32": None},
             "passed its gate: 100.00% of answers as in fp32",
         ),
     ],
-    ids=["not gated", "nothing right", "nothing known to be right"],
+    ids=["not gated", "nothing right, in an earlier artifact", "failed for a reason", "nothing known to be right"],
 )
 def test_summary_says_what_a_precision_costs(outcome: dict[str, Any], said: str) -> None:
     """An accuracy of zero is one, too."""
