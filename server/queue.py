@@ -97,19 +97,26 @@ class Queue:
             # A rank's queue is out of its place while this takes from it. Whoever is alone is dropped only where there
             # is no doubt, or a wrong estimate could never be corrected.
             alone = not queue and not len(self)
-            if not self._is_alive(first, 0.0 if alone else first.model.latency.run_s(1, first.tokens)):
-                continue
             model, grid = first.model, first.features.image.grid
+            run_s = model.latency.run_s(1, first.tokens)
+            if not self._is_alive(first, 0.0 if alone else run_s):
+                continue
             limit = size(model, first.tokens)
             others = [entry for entry in islice(queue, LOOK_AHEAD) if entry.model is model]
             others.sort(key=lambda entry: (entry.features.image.grid != grid, abs(entry.tokens - first.tokens)))
-            batch = [first]
+            batch, tokens, due_s = [first], first.tokens, first.due_s
             for entry in others:
                 if len(batch) == limit:
                     break
+                if not self._is_alive(entry, run_s):
+                    queue.remove(entry)
+                    continue
+                longest, soonest_s = max(tokens, entry.tokens), min(due_s, entry.due_s)
+                if self._clock() + model.latency.run_s(len(batch) + 1, longest) >= soonest_s:
+                    break  # together one of them would be late, one after the other perhaps none
                 queue.remove(entry)
-                if self._is_alive(entry, model.latency.run_s(len(batch) + 1, first.tokens)):
-                    batch.append(entry)
+                batch.append(entry)
+                tokens, due_s = longest, soonest_s
             return batch
         return []
 

@@ -167,6 +167,11 @@ class Entry:
         """Count the row's tokens: text, the picture's cls token, patches."""
         return len(self.features.text.input_ids) + 1 + len(self.features.image.patches)
 
+    @property
+    def due_s(self) -> float:
+        """Find the soonest deadline of those who still wait for it."""
+        return min(entry.deadline_s for entry in self.all() if not entry.future.done())
+
     def all(self) -> Iterator["Entry"]:
         """List the leader and those that follow it."""
         yield self

@@ -414,6 +414,49 @@ def test_entry_that_a_run_could_not_answer_in_time_is_dropped_before_it() -> Non
     assert bench.engine.batches == [[2]]
 
 
+TIGHT_S = 100.0155  # where a run of one takes 12 ms, of two 14, of three 16, of four 18
+
+
+@pytest.mark.parametrize("tight", [1, 2, 3])
+def test_batch_grows_until_one_of_those_in_it_would_be_late(tight: int) -> None:
+    """Whoever it is, and however much time the others have; who is left for the next run is not dropped either."""
+
+    async def scenario() -> tuple[Bench, list[object]]:
+        bench = Bench(per_token_s=0.0004)
+        entries = [bench.entry(n, deadline_s=TIGHT_S if n == tight else 1e9) for n in range(1, 5)]
+        return bench, await bench.run_all(entries)
+
+    bench, results = run(scenario)
+
+    assert bench.engine.batches == [[1, 2], [3, 4]]
+    assert all(isinstance(result, EntryResult) for result in results)
+
+
+def test_batch_grows_until_a_follower_would_be_late() -> None:
+    """One who joined may have less time than the one who leads, who is no measure once it has gone."""
+
+    async def scenario() -> Bench:
+        bench = Bench(per_token_s=0.0004)
+        leader = bench.entry(1, key="same", deadline_s=100.001)
+        asyncio.get_running_loop().call_soon(leader.future.cancel)
+        follower = bench.entry(1, key="same", deadline_s=TIGHT_S)
+        await bench.run_all([leader, follower, *[bench.entry(number) for number in (2, 3, 4)]])
+        return bench
+
+    assert run(scenario).engine.batches == [[1, 2], [3, 4]]
+
+
+def test_batch_takes_no_row_so_long_that_the_others_would_be_late() -> None:
+    """Every row is padded to the longest: two of 5 tokens take 14 ms, two of 13 take 20."""
+
+    async def scenario() -> Bench:
+        bench = Bench(per_token_s=0.0004)
+        await bench.run_all([bench.entry(1, deadline_s=TIGHT_S), bench.entry(2, columns=9)])
+        return bench
+
+    assert run(scenario).engine.batches == [[1], [2]]
+
+
 def test_rank_s_entries_that_a_run_could_not_answer_in_time_are_dropped_but_for_the_last() -> None:
     """Only who is alone is given the benefit of the doubt."""
 
