@@ -11,7 +11,7 @@ from server.errors import DeadlineExceeded
 from server.metrics import Metrics
 from server.types import Clock, Entry, ServedModel, Urgency
 
-LOOK_AHEAD = 64  # entries considered for a batch: enough to find equal grids, little to sort
+LOOK_AHEAD = 64  # entries considered for a batch, or as many as it may have: enough for equal grids, little to sort
 RANK_TURN = 8  # interactive runs after which a rank that waits gets a slice, so that a flood of questions starves none
 
 
@@ -102,7 +102,7 @@ class Queue:
             if not self._is_alive(first, 0.0 if alone else run_s):
                 continue
             limit = size(model, first.tokens)
-            others = [entry for entry in islice(queue, LOOK_AHEAD) if entry.model is model]
+            others = [entry for entry in islice(queue, max(LOOK_AHEAD, limit)) if entry.model is model]
             others.sort(key=lambda entry: (entry.features.image.grid != grid, abs(entry.tokens - first.tokens)))
             batch, tokens, due_s = [first], first.tokens, first.due_s
             for entry in others:

@@ -12,7 +12,7 @@ from fakes import FakeClock, HeldEngine, features, latency, served
 from server.batcher import BETWEEN_S, Batcher
 from server.errors import DeadlineExceeded, EngineFault, Unavailable
 from server.metrics import Metrics
-from server.queue import RANK_TURN
+from server.queue import LOOK_AHEAD, RANK_TURN
 from server.types import Entry, EntryResult, Urgency
 
 T = TypeVar("T")
@@ -113,6 +113,17 @@ def test_batch_of_limit_one_runs_entries_alone() -> None:
         return bench
 
     assert run(scenario).engine.batches == [[1], [2], [3]]
+
+
+def test_batch_is_as_large_as_the_limit_however_large_that_is() -> None:
+    """Admission, calibration and a GPU's shapes believe the setting."""
+
+    async def scenario() -> Bench:
+        bench = Bench(max_batch_size=2 * LOOK_AHEAD)
+        await bench.run_all([bench.entry(number) for number in range(2 * LOOK_AHEAD)])
+        return bench
+
+    assert [len(batch) for batch in run(scenario).engine.batches] == [2 * LOOK_AHEAD]
 
 
 def test_batch_prefers_equal_grids_then_near_lengths() -> None:
