@@ -40,7 +40,10 @@ class Queue:
 
     def is_full(self) -> bool:
         """Tell whether a whole batch waits, which can grow no more."""
-        return bool(self._interactive) and len(self._interactive) >= self._interactive[0].model.max_batch_size
+        if not self._interactive:
+            return False
+        model = self._interactive[0].model
+        return len(_in_reach(self._interactive, model)) >= model.max_batch_size
 
     def form(self, between_s: float) -> list[Entry]:
         """Take the next batch; an empty list means that nothing is waiting.
@@ -102,7 +105,7 @@ class Queue:
             if not self._is_alive(first, 0.0 if alone else run_s):
                 continue
             limit = size(model, first.tokens)
-            others = [entry for entry in islice(queue, max(LOOK_AHEAD, limit)) if entry.model is model]
+            others = _in_reach(queue, model)
             others.sort(key=lambda entry: (entry.features.image.grid != grid, abs(entry.tokens - first.tokens)))
             batch, tokens, due_s = [first], first.tokens, first.due_s
             for entry in others:
@@ -134,3 +137,8 @@ class Queue:
             self._forget(leader)
             return False
         return True
+
+
+def _in_reach(queue: deque[Entry], model: ServedModel) -> list[Entry]:
+    """List the model's entries among those that are considered for a batch of it."""
+    return [entry for entry in islice(queue, max(LOOK_AHEAD, model.max_batch_size)) if entry.model is model]

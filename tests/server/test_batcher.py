@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import threading
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -537,19 +538,27 @@ def test_one_that_joins_during_a_run_is_given_what_is_left_of_its_parts() -> Non
     assert joined.ended_s - joined.started_s == pytest.approx(0.0015)
 
 
-@pytest.mark.parametrize(("overlapping", "waiting", "left"), [(1, 8, 8), (2, 8, 4), (2, 3, 3)])
+@pytest.mark.parametrize(
+    ("overlapping", "waiting", "of_another", "left"), [(1, 8, 0, 8), (2, 8, 0, 4), (2, 3, 0, 3), (2, 3, 3, 6)]
+)
 def test_whole_batch_is_given_to_an_engine_that_copies_ahead_while_another_runs(
-    overlapping: int, waiting: int, left: int
+    overlapping: int, waiting: int, of_another: int, left: int
 ) -> None:
-    """A smaller one waits in the queue, where it can still grow; so does the one after, and all of a CPU's."""
+    """A smaller one waits in the queue, where it can still grow; so does the one after, and all of a CPU's.
+
+    Those who wait for another model are no part of it.
+    """
 
     async def scenario() -> tuple[Bench, int]:
         bench = Bench(max_batch_size=4, overlapping=overlapping)
+        other = served(HeldEngine(), name="other")
         bench.engine.may_run.clear()
         loop = asyncio.create_task(bench.batcher.run())
         asked = [asyncio.create_task(bench.batcher.submit(bench.entry(1)))]
         await bench.until_under_way(1)
-        asked += [asyncio.create_task(bench.batcher.submit(bench.entry(n))) for n in range(2, 2 + waiting)]
+        entries = [bench.entry(number) for number in range(2, 2 + waiting)]
+        entries += [replace(bench.entry(0), model=other) for _ in range(of_another)]
+        asked += [asyncio.create_task(bench.batcher.submit(entry)) for entry in entries]
         for _ in range(20):  # turns of the event loop, which is all that forming takes
             await asyncio.sleep(0)
         in_queue = len(bench.batcher.queue)
