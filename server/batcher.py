@@ -44,6 +44,7 @@ class Batcher:
         self._report = report
         self._leaders: dict[Hashable, Entry] = {}
         self.queue = Queue(clock, metrics, self._forget)
+        self._keeps_logits = kept_logits > 0
         self._logits: Cache[Logits] = Cache(kept_logits, lambda _: 1)
         self._between_s = BETWEEN_S
         self._ended_s: float | None = None  # of the last run, if there has been something to run ever since
@@ -132,8 +133,8 @@ class Batcher:
             self._forget(leader)
             if isinstance(outcome, EntryResult):
                 self._metrics.engine_seconds.labels(_use(leader, outcome)).inc(ran_s / len(batch))
-                if leader.key is not None:
-                    self._logits.keep(leader.key, outcome.logits)
+                if leader.key is not None and self._keeps_logits:  # a copy: a row of an array keeps all of it
+                    self._logits.keep(leader.key, {head: row.copy() for head, row in outcome.logits.items()})
             for entry in leader.all():
                 entry.resolve(outcome)
 

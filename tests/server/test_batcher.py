@@ -387,6 +387,24 @@ def test_same_again_after_its_answer_runs_again_unless_logits_are_kept() -> None
     assert kept.hits("logits") == 1
 
 
+def test_logits_that_are_kept_keep_no_others() -> None:
+    """A row is a view of its whole batch, which would stay in memory for as long as one row of it."""
+
+    async def scenario() -> EntryResult:
+        bench = Bench(kept_logits=1)
+        loop = asyncio.create_task(bench.batcher.run())
+        await asyncio.gather(*(bench.batcher.submit(bench.entry(number, key=number)) for number in range(3)))
+        kept = await bench.batcher.submit(bench.entry(2, key=2))
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+        return kept
+
+    kept = run(scenario)
+
+    assert kept.batch_size == 0
+    assert all(row.base is None for row in kept.logits.values())
+
+
 def test_row_that_is_not_a_number_fails_alone() -> None:
     """NaN never reaches an answer, and takes no neighbour with it."""
 
