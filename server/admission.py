@@ -7,6 +7,7 @@ from server.errors import DeadlineExceeded, Overloaded, ServerError, Unavailable
 from server.metrics import Metrics
 from server.promises import SHARE, Promises
 from server.types import Clock, Mean, ServedModel, Urgency
+from server.watchdog import Watchdog
 
 FAULTS_IN_A_ROW = 3  # runs that fail one after the other, until the server no longer calls itself ready
 FAULTY_S = 10.0  # after the last of them it is ready for another try: whom a balancer leaves out has no run to succeed
@@ -45,6 +46,7 @@ class Admission:
         self._prepare_s = Mean()  # what decoding and the like have taken of late
         self._is_open = False
         self._faults, self._fault_s = 0, 0.0  # in a row, and the instant of the last
+        self.watchdog = Watchdog()
         self._promises = Promises(clock)
         self.is_draining = False
         metrics.ready.set_function(lambda: self.is_ready)
@@ -53,12 +55,14 @@ class Admission:
     def is_ready(self) -> bool:
         """Whether the server wants requests; those that arrive all the same are answered."""
         is_faulty = self._faults >= FAULTS_IN_A_ROW and self._clock() < self._fault_s + FAULTY_S
-        return self._is_open and not is_faulty
+        return self._is_open and not is_faulty and not self.watchdog.is_stuck
 
     @property
     def status(self) -> str:
         """Say the same in a word, and why not."""
-        return "ready" if self.is_ready else "draining" if self.is_draining else "faulty"
+        if self.is_ready:
+            return "ready"
+        return "draining" if self.is_draining else "stuck" if self.watchdog.is_stuck else "faulty"
 
     def open(self) -> None:
         """Become ready, unless told to end before."""

@@ -34,7 +34,7 @@ from server.version import own_version
 
 log = logging.getLogger(__name__)
 NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"description": "starting, draining, or the model fails again and again, or its process does not answer"}
+    503: {"description": "starting, draining, or the model goes on failing, or hangs, or its process does not answer"}
 }
 
 

@@ -6,6 +6,7 @@ Either all of that is in this process, or in the engine process that fronts shar
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -22,6 +23,8 @@ from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
 from server.version import own_version
 
 log = logging.getLogger(__name__)
+
+LAST_WORDS_S = 1.0  # for responses to those who waited, when the process ends in spite of them
 
 
 class Permit(Protocol):
@@ -123,6 +126,7 @@ class LocalBackend:
             overlapping=models[0].engine.overlapping,  # all models have the same provider
             kept_logits=settings.logits_cache_entries,
             report=admission.report,
+            watching=admission.watchdog.watching,
         )
         self.places = Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock)
         self._metrics = metrics
@@ -141,10 +145,27 @@ class LocalBackend:
         """Be ready, and empty the queue until the end."""
         batching = asyncio.create_task(self.batcher.run())
         batching.add_done_callback(_end_if_it_failed)
+        watching = asyncio.create_task(self._end_if_hopeless(batching))
         self.admission.open()
         yield
+        is_stuck = self.admission.watchdog.is_stuck
         batching.cancel()
-        await asyncio.gather(batching, return_exceptions=True)
+        watching.cancel()
+        await asyncio.gather(batching, watching, return_exceptions=True)
+        if is_stuck:
+            log.critical("a run of the model does not end: ending in spite of it")
+            os._exit(1)  # for whose thread Python would wait
+
+    async def _end_if_hopeless(self, batching: asyncio.Task[None]) -> None:
+        """End the process when a run will never end, once those who wait have been told."""
+        await self.admission.watchdog.until_hopeless()
+        log.critical("a run of the model does not end: ending, to be started again")
+        self.admission.close()
+        batching.cancel()
+        try:
+            await asyncio.sleep(LAST_WORDS_S)
+        finally:  # even if told to end meanwhile
+            os._exit(1)
 
     def close(self) -> None:
         self.admission.close()

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -34,14 +35,16 @@ class Batcher:
         overlapping: int = 1,
         kept_logits: int = 0,
         report: Callable[[bool], None] = lambda _: None,
+        watching: Callable[[float], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         """Have so many batches under way at once, all but one being copied; keep the logits of so many entries.
 
-        Each run is reported of: whether the engine was sound.
+        Each run is reported of: whether the engine was sound. While it is under way it is watched, by its estimate.
         """
         self._clock = clock
         self._metrics = metrics
         self._report = report
+        self._watching = watching
         self._leaders: dict[Hashable, Entry] = {}
         self.queue = Queue(clock, metrics, self._forget)
         self._keeps_logits = kept_logits > 0
@@ -113,7 +116,8 @@ class Batcher:
         model = batch[0].model
         self.under_way += 1
         try:
-            ran = await loop.run_in_executor(self._threads, self._run, model, batch)
+            with self._watching(model.latency.run_s(len(batch), max(entry.tokens for entry in batch))):
+                ran = await loop.run_in_executor(self._threads, self._run, model, batch)
         except asyncio.CancelledError:
             for entry in batch:
                 self._fail(entry, _shutting_down())

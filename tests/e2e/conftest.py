@@ -28,9 +28,10 @@ class Running:
     reader: threading.Thread | None = None  # of its log
 
 
-def start(*flags: str, executable: str = sys.executable) -> Running:
-    """Start vilt-serve on a free port and read the port off its log."""
-    process = subprocess.Popen([executable, *COMMAND[1:], *flags], stderr=subprocess.PIPE, text=True)
+def start(*flags: str, executable: str = sys.executable, module: str = "server") -> Running:
+    """Start vilt-serve, or a module that is one, on a free port and read the port off its log."""
+    command = [executable, "-m", module, *COMMAND[3:], *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     seen = []
     for line in process.stderr:

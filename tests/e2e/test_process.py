@@ -226,11 +226,12 @@ def until_refused(running: Running) -> None:
 
 
 def until_not_ready(running: Running) -> None:
-    """Ask until the signal has arrived; every answer on the way is a good one."""
-    for _ in range(1000):
+    """Ask until it is so; every answer on the way is a good one."""
+    until_s = time.monotonic() + 10
+    while time.monotonic() < until_s:
         if running.client.get("/readyz").status_code == 503:
             return
-    raise AssertionError("the server never said that it was draining")
+    raise AssertionError("the server never said that it was not ready")
 
 
 @pytest.mark.parametrize("own_server", [["--drain-pause-s", "60"]], indirect=True, ids=["long pause"])
@@ -285,6 +286,30 @@ def test_second_sigterm_ends_at_once_with_a_request_in_flight(
         answer = connection.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b'"shutting_down"' in answer
+
+
+def test_run_that_never_ends_ends_the_process_once_whoever_waits_is_told() -> None:
+    """Not ready, but alive, for as long as there is hope; a thread that is left does not keep the process."""
+    running = start(module="tests.stuck")
+    drain(running)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask, running.client)
+            until_not_ready(running)
+            found = [httpx.get(running.url + path) for path in ("/readyz", "/health", "/livez")]
+            ended = running.process.wait(timeout=20)
+            told = asked.result()
+    finally:
+        stop(running)
+
+    assert [(one.status_code, one.json()["status"]) for one in found] == [
+        (503, "stuck"),
+        (503, "stuck"),
+        (200, "alive"),
+    ]
+    assert (told.status_code, told.json()["code"]) == (503, "shutting_down")
+    assert ended == 1
+    assert sum("does not end: ending" in line for line in running.log) == 1
 
 
 @pytest.mark.parametrize("own_server", [["--deadline-ms", "1"]], indirect=True, ids=["1 ms"])

@@ -1,19 +1,25 @@
 """The engine's side in one process: what becomes of the process without its loop."""
 
 import asyncio
+import os
+from collections.abc import Iterator
 
 import pytest
-from fakes import FakeClock, FakeEngine, served
+from fakes import FakeClock, FakeEngine, HeldEngine, features, served
 
+from server import backend as module
+from server import watchdog
 from server.admission import Admission
 from server.backend import LocalBackend
+from server.errors import Unavailable
 from server.metrics import Metrics
 from server.settings import Settings
+from server.types import Entry, EntryResult, Urgency
 
 
-def local_backend() -> LocalBackend:
+def local_backend(engine: FakeEngine | None = None) -> LocalBackend:
     metrics, clock = Metrics(), FakeClock()
-    return LocalBackend(Settings(), [served(FakeEngine())], Admission(16, metrics, clock), metrics, clock)
+    return LocalBackend(Settings(), [served(engine or FakeEngine())], Admission(16, metrics, clock), metrics, clock)
 
 
 def test_process_ends_when_the_loop_that_empties_the_queue_fails(
@@ -47,3 +53,92 @@ def test_process_goes_on_when_its_backend_has_ended_in_order() -> None:
             return await backend.status()
 
     assert asyncio.run(scenario()) == "ready"
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldEngine]:
+    """Make an engine whose runs do not end before they may, and are taken for stuck at the first turn of the loop."""
+    for constant, value in {"TURN_S": 0.001, "STUCK_S": 0.0, "STUCK_FACTOR": 0.0}.items():
+        monkeypatch.setattr(watchdog, constant, value)
+    monkeypatch.setattr(module, "LAST_WORDS_S", 0.05)
+    held = HeldEngine()
+    held.may_run.clear()
+    yield held
+    held.may_run.set()
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """List the statuses with which the process would have ended at once."""
+    statuses: list[int] = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    return statuses
+
+
+def ask(backend: LocalBackend, engine: FakeEngine, number: int) -> "asyncio.Task[EntryResult]":
+    entry = Entry(
+        model=served(engine), features=features(number), urgency=Urgency.INTERACTIVE, deadline_s=1e9, key=number
+    )
+    return asyncio.create_task(backend.batcher.submit(entry))
+
+
+async def until(backend: LocalBackend, status: str) -> None:
+    while await backend.status() != status:  # noqa: ASYNC110 a loop that turns is what is waited for
+        await asyncio.sleep(0)
+
+
+def test_server_is_stuck_while_a_run_does_not_end_and_ready_when_it_has(engine: HeldEngine) -> None:
+    """Whoever balances leaves it out in the meantime, and those who wait are answered after all."""
+
+    async def scenario() -> float:
+        backend = local_backend(engine)
+        async with backend.running():
+            asked = ask(backend, engine, 7)
+            await until(backend, "stuck")
+            assert b"\nvilt_ready 0.0" in await backend.report("metrics")
+            engine.may_run.set()
+            result = await asked
+            await until(backend, "ready")
+            return float(result.logits["rank_logits"][0])
+
+    assert asyncio.run(scenario()) == 7
+
+
+def test_process_ends_when_a_run_never_does_once_all_who_wait_are_told(
+    engine: HeldEngine, exits: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only who has ended is started again."""
+    monkeypatch.setattr(watchdog, "HOPELESS_S", 0.01)
+
+    async def scenario() -> list[BaseException | EntryResult]:
+        backend = local_backend(engine)
+        async with backend.running():
+            asked = [ask(backend, engine, number) for number in range(9)]
+            while not exits:  # noqa: ASYNC110 the process is what would end
+                await asyncio.sleep(0)
+            assert all(one.done() for one in asked)
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    told = asyncio.run(scenario())
+
+    assert [type(one) for one in told] == [Unavailable] * 9
+    assert exits == [1]
+    assert caplog.messages == ["a run of the model does not end: ending, to be started again"]
+
+
+def test_process_that_is_told_to_end_does_not_wait_for_a_run_that_does_not(
+    engine: HeldEngine, exits: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Python would wait for its thread until somebody kills the process."""
+
+    async def scenario() -> None:
+        backend = local_backend(engine)
+        async with backend.running():
+            asked = ask(backend, engine, 1)
+            await until(backend, "stuck")
+        await asyncio.gather(asked, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+    assert exits == [1]
+    assert caplog.messages == ["a run of the model does not end: ending in spite of it"]

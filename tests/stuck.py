@@ -1,0 +1,27 @@
+"""vilt-serve whose engine never ends a run, but for those that warm it up: `python -m tests.stuck`.
+
+It is noticed within a second, and all hope is given up a second later.
+"""
+
+import threading
+
+from models.batch import Feeds
+from server import __main__ as command
+from server import loading, watchdog
+from server.engine import OrtEngine
+from server.types import EngineOutput
+
+
+class StuckEngine(OrtEngine):
+    """Waits for what never comes, on the thread that answers requests."""
+
+    def run(self, feeds: Feeds) -> EngineOutput:
+        if threading.current_thread() is not threading.main_thread():
+            threading.Event().wait()
+        return super().run(feeds)
+
+
+if __name__ == "__main__":
+    watchdog.TURN_S, watchdog.STUCK_S, watchdog.HOPELESS_S = 0.1, 0.9, 1.0
+    loading.OrtEngine = StuckEngine  # type: ignore[misc]
+    command.main()
