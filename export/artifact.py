@@ -171,7 +171,7 @@ def _build(checkpoint: Checkpoint) -> Fused:
 def keep_heads(model: Fused, checkpoint: Checkpoint, tasks: Sequence[str]) -> None:
     """Drop the heads that no wanted task reads. What ranks also matches, so it keeps the head that was trained to.
 
-    Raises: CheckpointError: no head serves one of the tasks.
+    Raises: CheckpointError: no head serves one of the tasks, or one that is kept has answers without names.
     """
     found = heads_of(checkpoint.state)
     if not found:
@@ -185,6 +185,10 @@ def keep_heads(model: Fused, checkpoint: Checkpoint, tasks: Sequence[str]) -> No
     kept = {next(head for head in TASKS[task] if head in found) for task in tasks} or set(found)
     if "rank_logits" in kept:
         kept.add("itm_logits")
+    if "vqa_logits" in kept and checkpoint.labels is None:
+        raise CheckpointError(
+            "The checkpoint names no answers: give --labels a JSON list, or object of index to answer."
+        )
     for head in set(found) - kept:
         del model.interaction.heads[head]
 

@@ -44,8 +44,8 @@ class DownloadError(CheckpointError):
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(
             f"{source} is neither a folder here nor a checkpoint that could be downloaded from the hub ({reason}):"
-            " check the name and the network, set HF_ENDPOINT to a mirror, or give the path of a folder downloaded"
-            " elsewhere."
+            " check the name, --revision and the network, set HF_ENDPOINT to a mirror, or give the path of a folder"
+            " downloaded elsewhere."
         )
         self.reason = reason
 
@@ -123,7 +123,7 @@ def _download(source: str, revision: str | None) -> Path:
             snapshot_download(source, revision=folder.name, allow_patterns=[PICKLED])  # into the same folder
         return folder
     except Exception as error:  # the hub's client raises its own, httpx's and OSError
-        raise DownloadError(source, _root_of(error)) from error
+        raise DownloadError(f"{source} of {revision}" if revision else source, _root_of(error)) from error
 
 
 def _root_of(error: BaseException) -> str:
@@ -264,9 +264,7 @@ def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict
         ) from error
     labels = tuple(map(str, in_order))
     if override is None and all(map(UNNAMED.fullmatch, labels)):
-        raise CheckpointError(
-            "The checkpoint names no answers: give --labels a JSON list, or object of index to answer."
-        )
+        return None  # which matters only if the head is kept
     expected = len(state["classifier.3.weight"])
     if len(labels) != expected:
         raise CheckpointError(f"There are {len(labels)} labels for {expected} answers of the classifier.")

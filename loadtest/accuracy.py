@@ -120,22 +120,33 @@ def read_lines(data: Path, *, answers_needed: bool = False) -> list[Record]:
     for number, line in enumerate(data.read_text().splitlines(), start=1):
         if line.strip():
             try:
-                records.append(record := json.loads(line))
-                kind_of(record)
-                images_of(record)
-                is_read = is_answered(record) or not answers_needed
-                if record.get("answer") is not None:
-                    record["answer"] = str(record["answer"])  # as a server says it, though it may be a number
-                if "answers" in record:
-                    record["answers"] = [str(answer) for answer in record["answers"]]
-            except (ValueError, KeyError, TypeError, AttributeError):
-                is_read = False
-            if not is_read:
+                records.append(_record(json.loads(line), answers_needed))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 what = "a question, a match or a rank" + (" with its answer" if answers_needed else "")
-                raise ValueError(f"{data}, line {number}: not {what} (see vilt-bench accuracy --help)")
+                raise ValueError(f"{data}, line {number}: not {what} (see vilt-bench accuracy --help)") from error
     if not records:
         raise ValueError(f"{data} is empty")
     return records
+
+
+def _record(record: Record, answer_needed: bool) -> Record:
+    """Pass on a record of some kind; its answers become text, as a server says them, though they may be numbers.
+
+    Raises: KeyError, TypeError, AttributeError: it is of none.
+    """
+    kind_of(record)
+    asked = [record["image"], record["question"]] if "question" in record else images_of(record)
+    lists = [record[name] for name in ("images", "texts") if name in record]
+    texts = [*asked, *record.get("texts", ()), record.get("text", "")]
+    if not (all(isinstance(one, list) for one in lists) and all(isinstance(one, str) for one in texts)):
+        raise TypeError("a list, or a text, is something else")
+    if answer_needed and not is_answered(record):
+        raise KeyError("answer")
+    if record.get("answer") is not None:
+        record["answer"] = str(record["answer"])
+    if "answers" in record:
+        record["answers"] = [str(answer) for answer in record["answers"]]
+    return record
 
 
 def questions(data: Path) -> list[Record]:

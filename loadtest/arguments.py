@@ -12,8 +12,8 @@ def at_least(least: Number) -> Callable[[str], Number]:
 
     def number(text: str) -> Number:
         value = type(least)(text)
-        if not value >= least:  # nor is nan
-            raise argparse.ArgumentTypeError(f"{text} is not at least {least:g}")
+        if not least <= value < float("inf"):  # nor is nan
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {least:g}")
         return value
 
     return number

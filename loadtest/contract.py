@@ -26,9 +26,11 @@ def models(url: str) -> list[dict[str, Any]]:
 
     Raises: ValueError, httpx.HTTPError: it does not.
     """
-    found: list[dict[str, Any]] = accepted(httpx.get(f"{url}/v1/models", headers=credentials.headers())).json()[
-        "models"
-    ]
+    response = accepted(httpx.get(f"{url}/v1/models", headers=credentials.headers()))
+    try:
+        found: list[dict[str, Any]] = response.json()["models"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"what answers at {url} is no ViLT server: /v1/models lists none as one would") from error
     return found
 
 
@@ -37,7 +39,7 @@ def model_for(url: str, task: str) -> dict[str, Any]:
 
     Raises: ValueError: none does, or the server refused; httpx.HTTPError: it failed.
     """
-    found = next((model for model in models(url) if task in model["tasks"]), None)
+    found = next((model for model in models(url) if task in model.get("tasks", ())), None)
     if found is None:
         raise ValueError(f"no model at {url} serves {task}")
     return found

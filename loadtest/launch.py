@@ -32,8 +32,9 @@ class Started:
 
 def bypass_proxy() -> None:
     """Ask servers of this machine directly: a proxy that the environment names would look for them on its own."""
-    others = urllib.request.getproxies_environment().get("no", "").split(",")
-    os.environ["no_proxy"] = ",".join(name for name in dict.fromkeys([*others, *THIS_MACHINE]) if name)
+    others = urllib.request.getproxies_environment().get("no", "")
+    if others.strip() != "*":  # which means everybody only if it is alone
+        os.environ["no_proxy"] = ",".join(name for name in dict.fromkeys([*others.split(","), *THIS_MACHINE]) if name)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.runners import MasterRunner
 
 from loadtest import credentials, rows, workload
+from loadtest.arguments import at_least
 from loadtest.launch import bypass_proxy
 from loadtest.rows import REFUSED, Reply, Row
 from loadtest.workload import Request
@@ -121,7 +122,9 @@ def failure_of(row: Row) -> str | None:
 def declare(parser: LocustArgumentParser, **_: Any) -> None:
     """Declare what is asked, as `vilt-bench load` does."""
     parser.add_argument("--data", type=Path, default=workload.SAMPLES, help="JSON lines (default: loadtest/samples)")
-    parser.add_argument("--deadline-ms", type=float, default=0.0, help="sent as X-Deadline-Ms; 0: none (default)")
+    parser.add_argument(
+        "--deadline-ms", type=at_least(0.0), default=0.0, help="sent as X-Deadline-Ms; 0: none (default)"
+    )
     parser.add_argument("--identical", action="store_true", help="send pictures as they are: the server's caches help")
     parser.add_argument("--rows", type=Path, help="write a line of JSON for each request, when the test stops")
 

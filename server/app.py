@@ -68,6 +68,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         receive_timeout_s=settings.receive_timeout_s,
         max_body_bytes=settings.max_body_bytes,
         max_candidates=settings.max_candidates,
+        clock=clock,
     )
 
     @contextlib.asynccontextmanager

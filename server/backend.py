@@ -148,6 +148,7 @@ class LocalBackend:
         watching = asyncio.create_task(self._end_if_hopeless(batching))
         self.admission.open()
         yield
+        await self.admission.watchdog.until_idle_or_stuck()
         is_stuck = self.admission.watchdog.is_stuck
         batching.cancel()
         watching.cancel()

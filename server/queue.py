@@ -100,28 +100,38 @@ class Queue:
             # A rank's queue is out of its place while this takes from it. Whoever is alone is dropped only where there
             # is no doubt, or a wrong estimate could never be corrected.
             alone = not queue and not len(self)
-            model, grid = first.model, first.features.image.grid
-            run_s = model.latency.run_s(1, first.tokens)
-            if not self._is_alive(first, 0.0 if alone else run_s):
-                continue
-            limit = size(model, first.tokens)
-            others = _in_reach(queue, model)
-            others.sort(key=lambda entry: (entry.features.image.grid != grid, abs(entry.tokens - first.tokens)))
-            batch, tokens, due_s = [first], first.tokens, first.due_s
-            for entry in others:
-                if len(batch) == limit:
-                    break
-                if not self._is_alive(entry, run_s):
-                    queue.remove(entry)
-                    continue
-                longest, soonest_s = max(tokens, entry.tokens), min(due_s, entry.due_s)
-                if self._clock() + model.latency.run_s(len(batch) + 1, longest) >= soonest_s:
-                    break  # together one of them would be late, one after the other perhaps none
-                queue.remove(entry)
-                batch.append(entry)
-                tokens, due_s = longest, soonest_s
-            return batch
+            if self._is_alive(first, 0.0 if alone else first.model.latency.run_s(1, first.tokens)):
+                return self._grow(first, queue, size(first.model, first.tokens))
         return []
+
+    def _grow(self, first: Entry, queue: deque[Entry], limit: int) -> list[Entry]:
+        """Add to the first entry those that fit it best, up to the limit.
+
+        Who is due before the batch would end is left, to be the first of the next run. So is who can wait for a whole
+        batch, where one in this batch would be late with them: in a backlog nobody can, and batches stay whole, or what
+        waits would grow faster than it is answered.
+        """
+        model, grid, now_s = first.model, first.features.image.grid, self._clock()
+        run_s = model.latency.run_s
+        others = _in_reach(queue, model)
+        others.sort(key=lambda entry: (entry.features.image.grid != grid, abs(entry.tokens - first.tokens)))
+        batch, tokens, due_s = [first], first.tokens, first.due_s
+        for entry in others:
+            if len(batch) == limit:
+                break
+            if not self._is_alive(entry, run_s(1, entry.tokens)):
+                queue.remove(entry)
+                continue
+            longest = max(tokens, entry.tokens)
+            ends_s = now_s + run_s(len(batch) + 1, longest)
+            if ends_s >= entry.due_s:
+                continue
+            if ends_s >= due_s and now_s + run_s(len(batch), tokens) + run_s(limit, longest) < entry.due_s:
+                break
+            queue.remove(entry)
+            batch.append(entry)
+            tokens, due_s = longest, min(due_s, entry.due_s)
+        return batch
 
     def _is_alive(self, leader: Entry, run_s: float) -> bool:
         """Drop, and count, whoever has gone or cannot be answered in time by a run that begins now."""

@@ -37,7 +37,7 @@ from server.schemas import (
 )
 from server.slowest import SlowRequest
 from server.threads import run_on
-from server.types import Timings
+from server.types import Clock, Timings
 
 log = logging.getLogger(__name__)
 BodyT = TypeVar("BodyT", bound=Body)
@@ -60,6 +60,7 @@ class TaskRoutes:
         receive_timeout_s: float,
         max_body_bytes: int,
         max_candidates: int,
+        clock: Clock,
     ) -> None:
         self._pipeline = pipeline
         self._backend = backend
@@ -69,6 +70,7 @@ class TaskRoutes:
         self._receive_timeout_s = receive_timeout_s
         self._max_body_bytes = max_body_bytes
         self._max_candidates = max_candidates
+        self._clock = clock
 
     def router(self) -> APIRouter:
         """Route the tasks, with bodies described for OpenAPI: they are read here, not by FastAPI."""
@@ -118,12 +120,14 @@ class TaskRoutes:
         """
         timings, connection = timings_of(request), Connection(request)
         deadline_s = deadline_of(request, self._deadline_ms)
+        began_s = deadline_s
         try:
             async with self._backend.place(client_of(request), task), connection:
+                began_s = self._clock()
                 with self._room.body() as take:
                     return await walk(self._receiver(request, schema, connection, take), timings, deadline_s)
         except DeadlineExceeded as error:
-            if connection.is_watched:
+            if connection.is_watched or began_s >= deadline_s:  # it was there, or nobody looked in time
                 raise
             within_s = min(self._receive_timeout_s, deadline_s - timings.started_s)
             raise DeadlineExceeded("receive_timeout", f"The body did not arrive within {within_s:g} s.") from error

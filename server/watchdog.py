@@ -43,6 +43,11 @@ class Watchdog:
         """Whether a run takes so long that it may never end."""
         return self._are_over_by(0.0)
 
+    async def until_idle_or_stuck(self) -> None:
+        """Wait for the runs under way, as long as they may take."""
+        while self._runs and not self.is_stuck:  # noqa: ASYNC110 turns are what is counted
+            await asyncio.sleep(TURN_S)
+
     async def until_hopeless(self) -> None:
         """Watch for as long as there is hope that every run ends."""
         while not self._are_over_by(HOPELESS_S):

@@ -1,8 +1,8 @@
 """Requests that cannot be answered in time: each is told so within 5 ms, and the model does not run.
 
 One's body never comes: 504, so long after the deadline, which counts from the head. The other, sent whole, asks for an
-answer sooner than the model runs: 503, so long after the request; or 504 where a small model leaves no more than the
-shortest deadline that there is, which may pass on the way.
+answer sooner than the model runs: 503, so long after the request; or 504 where a small model leaves no more time than a
+response may take, so that the deadline may pass on the way.
 """
 
 import asyncio
@@ -74,8 +74,8 @@ def impossible_of(alone_ms: float) -> tuple[float, tuple[int, ...]]:
 
     Units: milliseconds.
     """
-    deadline_ms = alone_ms / 4
-    return (deadline_ms, (503,)) if deadline_ms > SHORTEST_MS else (SHORTEST_MS, (503, 504))
+    deadline_ms = max(SHORTEST_MS, alone_ms / 4)
+    return deadline_ms, (503,) if deadline_ms > WITHIN_MS else (503, 504)
 
 
 def statuses_of(asked: Sequence[Asked]) -> str:

@@ -18,6 +18,7 @@ import torch
 
 import models
 from export import artifact, checkpoint, graph, parity
+from export.checkpoint import CheckpointError
 from export.output_folder import OutputError, replacing
 from models.errors import ArtifactError
 from models.manifest import LABELS, MANIFEST, TOKENIZER, load_artifact
@@ -221,6 +222,23 @@ def test_tasks_keep_the_heads_that_answer_them(
     artifact.keep_heads(model, loaded, tasks)
 
     assert set(model.interaction.heads) == heads
+
+
+@pytest.mark.parametrize(
+    "id2label", [None, {str(index): f"LABEL_{index}" for index in range(11)}], ids=["none", "transformers' own"]
+)
+def test_answers_without_names_are_refused_only_where_they_are_served(
+    tmp_path: Path, id2label: dict[str, str] | None
+) -> None:
+    """A head that is dropped needs none."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", "classifier.", "itm_score."))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": id2label}))
+    loaded = checkpoint.load(str(folder))
+
+    artifact.keep_heads(graph.build(loaded.config, loaded.state), loaded, ["rank"])
+    with pytest.raises(CheckpointError, match="names no answers: give --labels a JSON list, or object of index to"):
+        artifact.keep_heads(graph.build(loaded.config, loaded.state), loaded, [])
 
 
 def _unlist(name: str) -> Callable[[Path], object]:

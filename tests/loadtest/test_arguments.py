@@ -34,15 +34,15 @@ def test_count_of_nothing_is_refused(
     with pytest.raises(SystemExit):
         main()
 
-    assert re.search(rf"argument --{count}: 0 is not at least \d$", capsys.readouterr().err)
+    assert re.search(rf"argument --{count}: 0 is not a number of at least \d$", capsys.readouterr().err)
 
 
 def test_number_is_no_smaller_than_it_may_be() -> None:
     """Whole, unless the least is not."""
     assert at_least(2)("2") == 2
     assert at_least(0.0)("0.5") == 0.5
-    for least, text in ((2, "1"), (0.0, "-0.1"), (0.0, "nan")):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"^{text} is not at least {least:g}$"):
+    for least, text in ((2, "1"), (0.0, "-0.1"), (0.0, "nan"), (0.0, "inf")):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"^{text} is not a number of at least {least:g}$"):
             at_least(least)(text)
     with pytest.raises(ValueError, match="invalid literal"):
         at_least(2)("2.5")

@@ -48,6 +48,15 @@ def test_task_that_no_model_serves_is_told(fake_server: Any) -> None:
         model_for(fake_server.url, "vqa")
 
 
+@pytest.mark.parametrize("body", ['{"object": "list", "data": []}', "[]", "<h1>It works!</h1>"])
+def test_server_that_is_no_vilt_server_is_told(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that lists models as OpenAI does."""
+    monkeypatch.setattr("httpx.get", lambda *_, **__: httpx.Response(200, text=body, request=REQUEST))
+
+    with pytest.raises(ValueError, match=r"what answers at http://127\.0\.0\.1:80 is no ViLT server"):
+        model_for("http://127.0.0.1:80", "vqa")
+
+
 def test_answer_is_passed_on() -> None:
     """As it is."""
     response = httpx.Response(200, request=REQUEST)

@@ -57,12 +57,19 @@ def test_answer_that_is_a_number_is_read_as_the_server_says_it(tmp_path: Path) -
         ),
         ('{"image": "1.png", "question": "what?", "answer": null}\n', "line 1: not a question"),
         ('{"image": "1.png", "text": "a"}\n', "line 1: not a question"),
+        ('{"image": 5, "question": "what?", "answer": "x"}\n', "line 1: not a question"),
+        ('{"images": ["1.png"], "question": "what?", "answer": "x"}\n', "line 1: not a question"),
+        ('{"images": ["1.png", 3], "text": "a", "match": 0}\n', "line 1: not a question"),
+        ('{"image": "1.png", "texts": "red", "match": 0}\n', "line 1: not a question"),
         ('{"question": "what?", "answer": "x"}\n', "line 1: not a question"),
         ('{"image": "1.png", "question": "what?", "answer": "x"}\nnonsense\n', "line 2: not a question"),
         ('{"questions": []}', "give --annotations"),
         ('{"annotations": [], "info": {}}', "not a caption file"),
     ],
-    ids=["empty", "no answer", "null", "no match", "no picture", "no JSON", "questions alone", "annotations alone"],
+    ids=[
+        *("empty", "no answer", "null", "no match", "a number", "two pictures", "a number among pictures", "one text"),
+        *("no picture", "no JSON", "questions alone", "annotations alone"),
+    ],
 )
 def test_data_that_cannot_be_measured_is_refused_with_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     """Before a server is started: what is wrong, and where."""

@@ -126,16 +126,25 @@ def test_process_ends_when_a_run_never_does_once_all_who_wait_are_told(
     assert caplog.messages == ["a run of the model does not end: ending, to be started again"]
 
 
+@pytest.mark.parametrize("is_stuck", [False, True], ids=["not stuck yet", "stuck"])
 def test_process_that_is_told_to_end_does_not_wait_for_a_run_that_does_not(
-    engine: HeldEngine, exits: list[int], caplog: pytest.LogCaptureFixture
+    engine: HeldEngine,
+    exits: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_stuck: bool,
 ) -> None:
     """Python would wait for its thread until somebody kills the process."""
+    if not is_stuck:
+        monkeypatch.setattr(watchdog, "TURN_S", 0.05)
 
     async def scenario() -> None:
         backend = local_backend(engine)
         async with backend.running():
             asked = ask(backend, engine, 1)
-            await until(backend, "stuck")
+            while not engine.has_begun.is_set():  # noqa: ASYNC110 a thread is waited for
+                await asyncio.sleep(0)
+            await until(backend, "stuck" if is_stuck else "ready")
         await asyncio.gather(asked, return_exceptions=True)
 
     asyncio.run(scenario())

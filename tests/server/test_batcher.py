@@ -447,8 +447,8 @@ def test_entry_that_a_run_could_not_answer_in_time_is_dropped_before_it() -> Non
 TIGHT_S = 100.0155  # where a run of one takes 12 ms, of two 14, of three 16, of four 18
 
 
-@pytest.mark.parametrize("tight", [1, 2, 3])
-def test_batch_grows_until_one_of_those_in_it_would_be_late(tight: int) -> None:
+@pytest.mark.parametrize(("tight", "batches"), [(1, [[1, 2], [3, 4]]), (2, [[1, 2], [3, 4]]), (3, [[1, 2, 4], [3]])])
+def test_batch_grows_until_one_of_those_in_it_would_be_late(tight: int, batches: list[list[int]]) -> None:
     """Whoever it is, and however much time the others have; who is left for the next run is not dropped either."""
 
     async def scenario() -> tuple[Bench, list[object]]:
@@ -458,8 +458,19 @@ def test_batch_grows_until_one_of_those_in_it_would_be_late(tight: int) -> None:
 
     bench, results = run(scenario)
 
-    assert bench.engine.batches == [[1, 2], [3, 4]]
+    assert bench.engine.batches == batches
     assert all(isinstance(result, EntryResult) for result in results)
+
+
+def test_batch_stays_whole_where_nobody_can_wait() -> None:
+    """In a backlog the first has least time: were batches small for its sake, those behind it would be late in turn."""
+
+    async def scenario() -> Bench:
+        bench = Bench(per_token_s=0.0004)  # a run of four takes 18 ms, and one behind it 18 more
+        await bench.run_all([bench.entry(n, deadline_s=TIGHT_S if n == 1 else 100.03) for n in range(1, 9)])
+        return bench
+
+    assert run(scenario).engine.batches[0] == [1, 2, 3, 4]
 
 
 def test_batch_grows_until_a_follower_would_be_late() -> None:

@@ -33,8 +33,9 @@ MUTATIONS = {
     "a failed batch answers nobody": Mutation("ran = [_fault() for _ in batch], 0.0", "return"),
     "a row gets its neighbour's logits": Mutation("values[row] for head", "values[0] for head"),
     "a batch is one too large": Mutation("if len(batch) == limit:", "if len(batch) == limit + 1:", "queue.py"),
-    "a batch grows until some are late": Mutation(
-        "if self._clock() + model.latency.run_s(len(batch) + 1, longest) >= soonest_s:", "if False:", "queue.py"
+    "a batch grows until some are late": Mutation("if ends_s >= due_s and", "if False and", "queue.py"),
+    "a backlog makes batches small": Mutation(
+        "now_s + run_s(len(batch), tokens) + run_s(limit, longest) < entry.due_s", "True", "queue.py"
     ),
     "expiry is forgotten": Mutation("elif now_s + run_s >= entry.deadline_s:", "elif False:", "queue.py"),
     "expiry is late by an instant": Mutation(

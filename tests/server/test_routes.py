@@ -1,6 +1,7 @@
 """The task routes: who is told that it was a body that took too long, and who that it was we."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -50,6 +51,21 @@ def test_body_that_stalls_is_the_client_s_whichever_limit_ends_it(limits: dict[s
 
     assert (refused.status_code, refused.json()["code"]) == (504, "receive_timeout")
     assert refused.json()["error"] == "The body did not arrive within 0.05 s."
+
+
+def test_deadline_that_passes_before_the_body_is_looked_at_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it may while a front asks the engine process for one of the client's places."""
+
+    @contextlib.asynccontextmanager
+    async def place(*_: object) -> AsyncIterator[None]:
+        await asyncio.sleep(0.05)
+        yield
+
+    monkeypatch.setattr(LocalBackend, "place", place)
+
+    refused = ask(b"{}", deadline_ms=20)
+
+    assert (refused.status_code, refused.json()["code"]) == (504, "deadline_exceeded")
 
 
 def test_deadline_that_passes_behind_a_whole_body_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ LATE_S = 0.1
 def test_deadline_that_may_pass_on_the_way_is_told_by_either_status() -> None:
     """With shapes; a model of full size leaves time to refuse, and has to be refused."""
     assert impossible_of(1.5) == (1.0, (503, 504))
+    assert impossible_of(12.0) == (3.0, (503, 504))
     assert impossible_of(112.0) == (28.0, (503,))
 
 
