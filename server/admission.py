@@ -1,17 +1,32 @@
 """Yes or no before any work is done: readiness, a bound on the work in flight, and whether there is time for more."""
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
 from server.errors import DeadlineExceeded, Overloaded, ServerError, Unavailable
 from server.metrics import Metrics
 from server.promises import SHARE, Promises
-from server.types import Clock, Mean, ServedModel, Urgency
+from server.types import Clock, Entry, Mean, ServedModel, Urgency
 from server.watchdog import Watchdog
 
 FAULTS_IN_A_ROW = 3  # runs that fail one after the other, until the server no longer calls itself ready
 FAULTY_S = 10.0  # after the last of them it is ready for another try: whom a balancer leaves out has no run to succeed
 BEYOND_DOUBT = 0.5  # of a run as it took at warm-up: an idle engine refuses only what has even less time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A run under way."""
+
+    batch: Sequence[Entry]
+    began_s: float
+    estimate_s: float
+
+    def done_s(self, now_s: float) -> float:
+        """Tell how much less is ahead than the work in flight, of which those are no part who have gone meanwhile."""
+        share_gone = sum(not leader.is_wanted for leader in self.batch) / len(self.batch)
+        return min(now_s - self.began_s, self.estimate_s) - share_gone * self.estimate_s
 
 
 class Ticket:
@@ -46,6 +61,7 @@ class Admission:
         self._prepare_s = Mean()  # what decoding and the like have taken of late
         self._is_open = False
         self._faults, self._fault_s = 0, 0.0  # in a row, and the instant of the last
+        self._runs: list[Run] = []  # under way, the oldest first
         self.watchdog = Watchdog()
         self._promises = Promises(clock)
         self.is_draining = False
@@ -78,6 +94,17 @@ class Admission:
             self._faults = 0
         else:
             self._faults, self._fault_s = self._faults + 1, self._clock()
+
+    @contextlib.contextmanager
+    def following(self, batch: Sequence[Entry], estimate_s: float) -> Iterator[None]:
+        """Follow a run from its beginning to its end: what it has done by now is ahead of nobody."""
+        run = Run(batch, self._clock(), estimate_s)
+        self._runs.append(run)
+        try:
+            with self.watchdog.watching(estimate_s):
+                yield
+        finally:
+            self._runs.remove(run)
 
     @contextlib.contextmanager
     def admit(
@@ -155,6 +182,8 @@ class Admission:
         else:
             together = latency.batch_size(self._entries[urgency] + entries, most)
             queued_s += latency.run_s(1) if self._work_s[Urgency.RANK] else 0.0  # the slice that is running
+        if self._runs:  # those behind the oldest wait for it
+            queued_s = max(0.0, queued_s - self._runs[0].done_s(self._clock()))
         return queued_s, latency.run_s(together) / together
 
     def prepared(self, seconds: float) -> None:

@@ -126,7 +126,7 @@ class LocalBackend:
             overlapping=models[0].engine.overlapping,  # all models have the same provider
             kept_logits=settings.logits_cache_entries,
             report=admission.report,
-            watching=admission.watchdog.watching,
+            following=admission.following,
         )
         self.places = Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock)
         self._metrics = metrics

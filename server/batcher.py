@@ -35,16 +35,16 @@ class Batcher:
         overlapping: int = 1,
         kept_logits: int = 0,
         report: Callable[[bool], None] = lambda _: None,
-        watching: Callable[[float], AbstractContextManager[None]] = lambda _: nullcontext(),
+        following: Callable[[list[Entry], float], AbstractContextManager[None]] = lambda *_: nullcontext(),
     ) -> None:
         """Have so many batches under way at once, all but one being copied; keep the logits of so many entries.
 
-        Each run is reported of: whether the engine was sound. While it is under way it is watched, by its estimate.
+        Each run is reported of: whether the engine was sound. While it is under way it is followed, by its estimate.
         """
         self._clock = clock
         self._metrics = metrics
         self._report = report
-        self._watching = watching
+        self._following = following
         self._leaders: dict[Hashable, Entry] = {}
         self.queue = Queue(clock, metrics, self._forget)
         self._keeps_logits = kept_logits > 0
@@ -116,7 +116,7 @@ class Batcher:
         model = batch[0].model
         self.under_way += 1
         try:
-            with self._watching(model.latency.run_s(len(batch), max(entry.tokens for entry in batch))):
+            with self._following(batch, model.latency.run_s(len(batch), max(entry.tokens for entry in batch))):
                 ran = await loop.run_in_executor(self._threads, self._run, model, batch)
         except asyncio.CancelledError:
             for entry in batch:
@@ -149,7 +149,7 @@ class Batcher:
 
         Units: seconds of the engine's that no other batch is counted with.
         """
-        if all(entry.future.done() for leader in batch for entry in leader.all()):
+        if not any(leader.is_wanted for leader in batch):
             return None
         started_s = self._clock()
         before_s = self._ended_s
@@ -198,7 +198,7 @@ def _padding_ratio(model: ServedModel, feeds: Feeds) -> float:
 
 def _use(leader: Entry, result: EntryResult) -> str:
     """Tell what became of the time that an entry took."""
-    if any(not entry.future.done() for entry in leader.all()):
+    if leader.is_wanted:
         return "answered"
     return "late" if any(entry.deadline_s <= result.ended_s for entry in leader.all()) else "abandoned"
 

@@ -168,6 +168,11 @@ class Entry:
         return len(self.features.text.input_ids) + 1 + len(self.features.image.patches)
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether somebody still waits for it."""
+        return any(not entry.future.done() for entry in self.all())
+
+    @property
     def due_s(self) -> float:
         """Find the soonest deadline of those who still wait for it."""
         return min(entry.deadline_s for entry in self.all() if not entry.future.done())

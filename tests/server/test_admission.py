@@ -1,14 +1,15 @@
 """Yes or no before any work: room, time, readiness."""
 
+import asyncio
 import itertools
 
 import pytest
-from fakes import FakeClock, FakeEngine, latency, served
+from fakes import FakeClock, FakeEngine, features, latency, served
 
 from server.admission import FAULTS_IN_A_ROW, FAULTY_S, Admission
 from server.errors import DeadlineExceeded, Overloaded, Unavailable
 from server.metrics import Metrics
-from server.types import Urgency
+from server.types import Entry, ServedModel, Urgency
 
 ONE_RUN_S = 0.1
 LATER = 1e9
@@ -39,6 +40,10 @@ class Desk:
 
     def in_flight(self) -> float | None:
         return self.metrics.registry.get_sample_value("vilt_in_flight_entries")
+
+
+def entry(model: ServedModel) -> Entry:
+    return Entry(model=model, features=features(1), urgency=Urgency.INTERACTIVE, deadline_s=LATER)
 
 
 def test_idle_server_admits_more_than_its_capacity() -> None:
@@ -76,6 +81,26 @@ def test_answer_that_would_come_too_late_is_refused_at_once_with_the_reason() ->
     assert refused.code == "deadline_unreachable"
     assert refused.details == {"queued_ms": 500, "estimate_ms": 600, "deadline_ms": 400}
     assert refused.retry_after_s == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("passed_s", "gone", "queued_ms"),
+    [(0.0, 0, 300), (0.06, 0, 240), (0.5, 0, 200), (0.06, 1, 290), (0.06, 2, 340)],
+    ids=["just begun", "half done", "overdue", "one of two has gone", "both have gone"],
+)
+def test_of_a_run_under_way_what_is_left_is_ahead(passed_s: float, gone: int, queued_ms: float) -> None:
+    """Of three entries' 0.3 s, of which 0.1 are run; it goes on though some have gone, who are counted no more."""
+
+    async def scenario() -> Unavailable | Overloaded:
+        desk = Desk()
+        batch = [entry(desk.model) for _ in range(2)]
+        with desk.admit(3), desk.admission.following(batch, ONE_RUN_S), desk.admission.following([], ONE_RUN_S):
+            desk.clock.now_s += passed_s
+            for one in batch[:gone]:
+                one.future.cancel()
+            return desk.refusal(within_s=0.2)
+
+    assert asyncio.run(scenario()).details["queued_ms"] == pytest.approx(queued_ms)
 
 
 def test_request_that_has_expired_on_arrival_is_told_so() -> None:
