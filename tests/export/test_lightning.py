@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from export import checkpoint, graph, lightning, parity
+from export import artifact, checkpoint, graph, lightning, parity
 
 CONFIG = factories.small_config(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
 STATE = factories.redrawn_state(CONFIG)
@@ -160,19 +160,21 @@ def test_ckpt_with_something_else_in_a_weights_place_names_it(tmp_path: Path, na
         checkpoint.load(str(path), labels=tmp_path / "labels.json")
 
 
-@pytest.mark.parametrize(
-    ("missing", "sentence"),
-    [("vocab.txt", "give --tokenizer"), ("labels", "give --labels")],
-    ids=["tokenizer", "labels"],
-)
-def test_ckpt_without_tokenizer_or_labels_asks_for_them(tmp_path: Path, missing: str, sentence: str) -> None:
-    """The file carries neither: the message names the flag."""
+def test_ckpt_without_tokenizer_asks_for_it(tmp_path: Path) -> None:
+    """The file carries none: the message names the flag."""
     path = write(tmp_path / "vilt.ckpt")
-    if missing == "vocab.txt":
-        (tmp_path / missing).unlink()
+    (tmp_path / "vocab.txt").unlink()
 
-    with pytest.raises(checkpoint.CheckpointError, match=sentence):
+    with pytest.raises(checkpoint.CheckpointError, match="give --tokenizer"):
         checkpoint.load(str(path))
+
+
+def test_ckpt_without_labels_asks_for_them_where_its_answers_are_served(tmp_path: Path) -> None:
+    """The file carries none."""
+    loaded = checkpoint.load(str(write(tmp_path / "vilt.ckpt")))
+
+    with pytest.raises(checkpoint.CheckpointError, match="give --labels"):
+        artifact.keep_heads(graph.build(loaded.config, loaded.state), loaded, [])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", None], ids=["empty", "noise", "no ViLT"])
