@@ -92,17 +92,25 @@ def started(root: Path, config: Mapping[str, Any], *, ready: bool = True, log: P
                 _wait(container, log)
             yield container
         finally:
+            for child in _children(runner):  # --kill-child means nothing to who has changed its user
+                os.kill(child, signal.SIGKILL)
             runner.kill()
 
 
 def _child(runner: "subprocess.Popen[bytes]") -> int:
-    children = Path(f"/proc/{runner.pid}/task/{runner.pid}/children")
     until_s = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < until_s:
-        if found := children.read_text().split():
-            return int(found[0])
+        if found := _children(runner):
+            return found[0]
         time.sleep(POLL_S)
     raise AssertionError("unshare started nothing")
+
+
+def _children(runner: "subprocess.Popen[bytes]") -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
 
 
 def _wait(container: Container, log: Path) -> None:
