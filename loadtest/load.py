@@ -1,9 +1,9 @@
 """Open-loop load test: latency, goodput and refusals at several request rates, each answer timed from its schedule.
 
 Each sample is first asked alone; answers under load are compared with the one it gets then. The default deadline of a
-kind is four times its median latency alone. Then requests are sent at each rate for a fixed time, whether or not earlier
-ones have been answered. Before the next rate the run waits, up to a minute, until every client that was told to retry
-would have done so, because the server keeps room for them.
+kind is four times its median latency alone. Then requests are sent at each rate for a fixed time, whether or not
+earlier ones have been answered. Before the next rate the run waits, up to a minute, until every client that was told to
+retry would have done so, because the server keeps room for them.
 
 Without --rate, the capacity is found first and shares of it are offered. It is the highest rate at which 99 % of
 requests are answered in time, searched by runs of at least 100 requests and 20 deadlines, and confirmed by 500

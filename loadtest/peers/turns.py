@@ -61,9 +61,7 @@ async def take(
             found = {name: Timed() for name in urls}
             for concurrency, count in REQUESTS.items():
                 for name in order:
-                    await clients[name].answered(
-                        next(requests[name])
-                    )  # not counted, as it follows another server's turn
+                    await clients[name].answered(next(requests[name]))  # not counted: it follows another's turn
                     began_s = time.perf_counter()
                     latencies_ms = await _turn(clients[name], requests[name], concurrency, count)
                     found[name].rates_per_s[concurrency].append(count / (time.perf_counter() - began_s))

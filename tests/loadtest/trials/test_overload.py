@@ -21,9 +21,9 @@ def row(status: int, number: int, latency_ms: float, **changes: Any) -> Row:
     return row_of(request, reply, scheduled_s=at_s, sent_s=at_s, done_s=done_s, deadline_ms=DEADLINE_MS)
 
 
-def checks(*, answered: int = 580, told_late: int = 0, refused_after_ms: float = 5.0) -> dict[str, Check]:
+def checks(*, answered: int = 580, expired: int = 0, refused_after_ms: float = 5.0) -> dict[str, Check]:
     """Check a server that answers so many of 1,200, at 100 ms each, and refuses the others."""
-    statuses = [200] * answered + [504] * told_late + [503] * (1200 - answered - told_late)
+    statuses = [200] * answered + [504] * expired + [503] * (1200 - answered - expired)
     latency_ms = {200: 300.0, 504: DEADLINE_MS, 503: refused_after_ms}
     rows = [row(status, number, latency_ms[status]) for number, status in enumerate(statuses)]
     spent_s = {"answered": 58.0, "late": 0.0, "abandoned": 0.0}
@@ -36,15 +36,15 @@ def test_server_that_does_what_its_engine_can_passes() -> None:
     found = checks()
 
     assert all(check.holds for check in found.values()), found
-    assert found["goodput over one after the other"].figure == pytest.approx(0.967, abs=0.001)
+    assert found["goodput over the rate of one client alone"].figure == pytest.approx(0.967, abs=0.001)
 
 
 @pytest.mark.parametrize(
     ("changes", "fails"),
     [
-        ({"answered": 360}, "goodput over one after the other"),
+        ({"answered": 360}, "goodput over the rate of one client alone"),
         ({"refused_after_ms": 390.0}, "p99 of refusals"),
-        ({"told_late": 20}, "share that was told only after the deadline (504)"),
+        ({"expired": 20}, "share that failed after the deadline (504)"),
     ],
     ids=["idle for 40 %", "refused late", "told after the deadline"],
 )
