@@ -1,17 +1,18 @@
 """How often a served model is right.
 
-The data is one of:
+--data is one of:
 
-JSON lines, images relative to the file: questions, texts that match an image or not, candidates of which one is right:
+JSON lines, with image paths relative to the file: questions, texts to match with an image, candidates to rank:
 
     {"image": "1.png", "question": "how many circles are there?", "answer": "2", "kind": "count"}
     {"image": "1.png", "text": "a red circle", "match": true}
     {"text": "a red circle", "images": ["1.png", "2.png"], "match": 0}
     {"image": "1.png", "texts": ["a red circle", "a blue star"], "match": 0}
 
-VQAv2's questions (v2_OpenEnded_mscoco_val2014_questions.json), with --annotations and --images: scored by its own rule.
+VQAv2's questions (v2_OpenEnded_mscoco_val2014_questions.json), with --annotations and --images: scored by its official
+rule.
 
-Captions as COCO has them (captions_val2017.json, with --images): every image with every caption, recall both ways.
+COCO's captions (captions_val2017.json), with --images: every image with every caption, recall both ways.
 """
 
 import argparse
@@ -19,31 +20,30 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-from tqdm import tqdm
 
-from loadtest import credentials, recall, vqav2
-from loadtest.arguments import at_least
+from loadtest import contract, recall, vqav2
+from loadtest.arguments import add_command, add_output, add_server, at_least
 from loadtest.contract import accepted
 from loadtest.launch import server
-from loadtest.stamp import stamp
+from loadtest.stamp import save, stamp
 
 ALL_QUESTIONS = "all questions"
 MATCHING = "matching"
 IMAGE_FOR_TEXT = "image for text"
 TEXT_FOR_IMAGE = "text for image"
-TIMEOUT_S = 120.0
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: how many were asked, and the sum of their scores, 0 to 1 each."""
+    """One line of the table: how many were asked, and the sum of their scores of 0 to 1."""
 
     kind: str
     count: int
@@ -56,45 +56,37 @@ class Row:
 
 def add_to(commands: Any) -> None:
     """Declare `vilt-bench accuracy`."""
-    parser = commands.add_parser(
-        "accuracy",
-        help="how often a model is right: questions, matching, ranking; VQAv2 and COCO captions, too",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = add_command(commands, "accuracy", "how often a model answers, matches and ranks rightly", __doc__, run)
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="one of the three forms above")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="VQAv2's annotations of the questions in --data"
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="one of the above")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="VQAv2's answers to the questions in --data")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: where --data lies)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images (default: that of --data)")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N questions, or images to rank")
-    parser.add_argument("--url", help="of a running server (default: start vilt-serve for the occasion)")
-    parser.add_argument("--model", metavar="DIR", help="artifact that the started server serves (default: shapes)")
+    add_server(parser)
     parser.add_argument("--concurrency", type=at_least(1), default=4, help="requests in flight (default %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table as JSON, too")
-    parser.set_defaults(run=run)
+    add_output(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    described = stamp()  # as it is now: a run takes a while
+    described = stamp()
     folder = options.images or options.data.parent
     data = load(options.data, options.annotations, options.limit)
     check_images(data, folder)
-    flags = ["--model", options.model] if options.model else []
-    with server(options.url, flags) as url:
+    with server(options.url, options.model) as url:
         if isinstance(data, recall.Collection):
             rows: Sequence[Any] = asyncio.run(recall.measure(url, folder, data, options.concurrency))
             print(recall.text_of(rows))
         else:
-            rows = table(data, asyncio.run(ask_all(url, folder, data, options.concurrency)))
+            ask = partial(score, folder=folder)
+            rows = table(data, asyncio.run(contract.each(url, data, ask, concurrency=options.concurrency)))
             for row in rows:
                 print(f"{row.kind:14} {row.count:7,} {100 * row.accuracy:6.2f} %")
-    if options.output:
-        result = {"benchmark": "vilt-bench accuracy", **described, "rows": [asdict(row) for row in rows]}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    save(options.output, "accuracy", described, rows=rows)
 
 
 def load(data: Path, annotations: Path | None, limit: int | None = None) -> list[Record] | recall.Collection:
-    """Read what to measure, or the first of it, in whichever of the three forms it is.
+    """Read the data, or the first `limit` of it, in any of the three forms.
 
     Raises: ValueError: it is in none of them; OSError: a file cannot be read.
     """
@@ -112,12 +104,12 @@ def load(data: Path, annotations: Path | None, limit: int | None = None) -> list
 
 
 def read_lines(data: Path, *, answers_needed: bool = False) -> list[Record]:
-    """Read JSON lines; without answers where nothing is counted by them.
+    """Read JSON lines; they need answers only if these are to be counted.
 
-    Raises: ValueError: a line is of none of the four kinds, or there is none; OSError: the file cannot be read.
+    Raises: ValueError: a line is of none of the four kinds, or there is no line; OSError: the file cannot be read.
     """
     records = []
-    for number, line in enumerate(data.read_text().splitlines(), start=1):
+    for number, line in enumerate(data.read_text().split("\n"), start=1):
         if line.strip():
             try:
                 records.append(_record(json.loads(line), answers_needed))
@@ -130,16 +122,16 @@ def read_lines(data: Path, *, answers_needed: bool = False) -> list[Record]:
 
 
 def _record(record: Record, answer_needed: bool) -> Record:
-    """Pass on a record of some kind; its answers become text, as a server says them, though they may be numbers.
+    """Check a record, and turn answers that are numbers into text, as a server gives them.
 
-    Raises: KeyError, TypeError, AttributeError: it is of none.
+    Raises: KeyError, TypeError, AttributeError: it is of no known kind.
     """
     kind_of(record)
     asked = [record["image"], record["question"]] if "question" in record else images_of(record)
     lists = [record[name] for name in ("images", "texts") if name in record]
     texts = [*asked, *record.get("texts", ()), record.get("text", "")]
     if not (all(isinstance(one, list) for one in lists) and all(isinstance(one, str) for one in texts)):
-        raise TypeError("a list, or a text, is something else")
+        raise TypeError("not a list, or not a text")
     if answer_needed and not is_answered(record):
         raise KeyError("answer")
     if record.get("answer") is not None:
@@ -162,9 +154,9 @@ def questions(data: Path) -> list[Record]:
 
 
 def check_images(data: list[Record] | recall.Collection, folder: Path) -> None:
-    """Make sure that every image is there before a long run begins.
+    """Check that every image exists, before a long run begins.
 
-    Raises: ValueError: one is not.
+    Raises: ValueError: an image is missing.
     """
     names = data.images if isinstance(data, recall.Collection) else [name for one in data for name in images_of(one)]
     missing = [name for name in dict.fromkeys(names) if not (folder / name).is_file()]
@@ -175,7 +167,7 @@ def check_images(data: list[Record] | recall.Collection, folder: Path) -> None:
 def kind_of(record: Record) -> str:
     """Name the row of the table that a record counts in.
 
-    Raises: KeyError, TypeError: it is none that is known.
+    Raises: KeyError, TypeError: it is of no known kind.
     """
     if "question" in record:
         return str(record.get("kind", "question"))
@@ -185,7 +177,7 @@ def kind_of(record: Record) -> str:
 
 
 def is_answered(record: Record) -> bool:
-    """Tell whether a record says what is right."""
+    """Tell whether a record has its right answer."""
     return any(record.get(name) is not None for name in (("answer", "answers") if "question" in record else ("match",)))
 
 
@@ -197,28 +189,8 @@ def images_of(record: Record) -> list[str]:
     return list(record["images"]) if "images" in record else [record["image"]]
 
 
-async def ask_all(url: str, folder: Path, records: Sequence[Record], concurrency: int) -> list[float]:
-    """Ask about every record; tell of each how right the answer was, 0 to 1.
-
-    Raises: ValueError, httpx.HTTPError: the server refused one, or failed.
-    """
-    scores = [0.0] * len(records)
-    remaining = iter(range(len(records)))
-    bar = tqdm(total=len(records), unit="request", disable=None)
-
-    async def work(client: httpx.AsyncClient) -> None:
-        for index in remaining:
-            scores[index] = await score(client, folder, records[index])
-            bar.update()
-
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, headers=credentials.headers()) as client:
-        await asyncio.gather(*(work(client) for _ in range(concurrency)))
-    bar.close()
-    return scores
-
-
-async def score(client: httpx.AsyncClient, folder: Path, record: Record) -> float:
-    """Ask about one record and score the answer."""
+async def score(client: httpx.AsyncClient, record: Record, *, folder: Path) -> float:
+    """Ask about one record and score the answer, 0 to 1."""
     field = "images" if "images" in record else "query_image" if "texts" in record else "image"
     files = [(field, (folder / name).read_bytes()) for name in images_of(record)]
     if "question" in record:
@@ -234,7 +206,7 @@ async def score(client: httpx.AsyncClient, folder: Path, record: Record) -> floa
 
 
 def table(records: Sequence[Record], scores: Sequence[float]) -> list[Row]:
-    """Sum up per kind of question, over all questions, and over texts to match and candidates to rank."""
+    """Summarise each kind of question, all questions, matching, and ranking in both directions."""
     by_kind: dict[str, list[float]] = defaultdict(list)
     for record, value in zip(records, scores, strict=True):
         by_kind[kind_of(record)].append(value)

@@ -1,6 +1,6 @@
-"""What one request's time is made of: the server's stages and what is beside them, as figures, text and bars."""
+"""What one request's time is made of: the server's stages and the time beside them, as figures, text and bars."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -9,11 +9,10 @@ from matplotlib.figure import Figure
 
 from loadtest.plots import BLUE, OUTSIDE
 from loadtest.rows import Row
-from loadtest.summary import TOTAL, quartiles
+from loadtest.summary import INFERENCE, PARTS, TOTAL, Spread
 
-INFERENCE, REST = "inference", "rest of inference"
+REST = "rest of inference"
 VISUAL = "visual_embedding"
-PARTS = ("text_embedding", VISUAL, "interaction")  # of inference
 COLOURS = {
     "receive": "#d5dae0",
     "admit": "#9aa5b1",
@@ -32,45 +31,27 @@ COLOURS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """A figure over all requests."""
-
-    median: float
-    p25: float
-    p75: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Self:
-        """Take the quartiles."""
-        p25, median, p75 = quartiles(values)
-        return cls(median=median, p25=p25, p75=p75)
-
-    def __str__(self) -> str:
-        return f"{self.median:8.2f} ({self.p25:.2f} to {self.p75:.2f})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Breakdown:
-    """What the requests to one server took.
+    """How long the requests to one server took.
 
     Units: milliseconds.
     """
 
-    model: dict[str, Any]  # as /v1/models describes it
+    model: dict[str, Any]  # from /v1/models
     http_ms: Spread  # from sending to the last byte, on the client's clock
-    outside_ms: Spread  # of that, what the server's stages do not account for
+    outside_ms: Spread  # of that, not in the server's stages
     beside_inference_ms: Spread  # of that, all but inference
     visual_embedding_share: Spread | None  # of inference
     stages_ms: dict[str, Spread]
 
     @classmethod
     def of(cls, model: dict[str, Any], rows: Sequence[Row]) -> Self:
-        """Sum up rows, all of them answered.
+        """Summarise rows that were all answered.
 
-        Raises: ValueError: the server tells no stages.
+        Raises: ValueError: the server reports no stages.
         """
         if any({TOTAL, INFERENCE} - row.stages_ms.keys() for row in rows):
-            raise ValueError("the server tells no stages: its answers lack Server-Timing")
+            raise ValueError("the server reports no stages: its answers lack Server-Timing")
         names = dict.fromkeys(name for row in rows for name in row.stages_ms)
         shares = [row.stages_ms[VISUAL] / row.stages_ms[INFERENCE] for row in rows if VISUAL in row.stages_ms]
         return cls(
@@ -83,7 +64,7 @@ class Breakdown:
         )
 
     def layers(self) -> Mapping[str, float]:
-        """List what an answer's time is made of, nothing twice: inference as its parts, where it has any.
+        """Split an answer's time into layers that do not overlap: inference as its parts, if it has any.
 
         Units: milliseconds, medians.
         """
@@ -105,7 +86,7 @@ class Breakdown:
 
 
 def draw(found: Sequence[Breakdown], title: str, path: Path) -> None:
-    """Draw a bar for each server: above the whole, below all but inference, which hides the rest."""
+    """Draw a bar for each server: above the whole request, below all but inference, which dwarfs the rest."""
     figure = Figure(figsize=(9, 1.8 + 1.1 * len(found)), layout="constrained")
     whole, beside = figure.subplots(2, 1)
     bars = [one.layers() for one in found]

@@ -1,7 +1,7 @@
-"""A closed loop: clients who each ask again as soon as they are answered. It shows throughput, `openloop` latency.
+"""A closed loop: clients who ask again as soon as they are answered. It shows throughput, `openloop` latency.
 
-The clients share processes of their own, because one process of Python asks some thousand times a second and no more.
-Each tells what share of a core it took, so that it is seen where the clients were the limit and not the server.
+The clients are spread over several processes, because one Python process sends about a thousand requests per second.
+Each process reports its share of a core, which shows when the clients were the limit, and not the server.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import uvloop
 
 from loadtest import photo
@@ -23,26 +22,26 @@ from loadtest.rows import Row
 from loadtest.summary import percentile, tail
 from loadtest.workload import Request
 
-STARTED_WITHIN_S = 120.0  # all processes, before any asks
+STARTED_WITHIN_S = 120.0  # all processes, before any of them asks
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the clients of one process were answered."""
+    """The answers to the clients of one process."""
 
     rows: list[Row]
     taken_s: float
-    cpu_share: float  # of one core, which is all that a process of Python uses
+    cpu_share: float  # of one core, the most that a Python process uses
 
 
 def drive(url: str, clients: int, processes: int, seconds: float) -> dict[str, Any]:
-    """Let so many clients ask from so many processes, and sum up.
+    """Run so many clients in so many processes, and summarise.
 
     Raises: ValueError, or a group of them: the server refused, or failed.
     """
     processes = min(clients, processes)
     shares = [clients // processes + (number < clients % processes) for number in range(processes)]
-    context = multiprocessing.get_context("spawn")  # a fork would take the event loop's threads for its own
+    context = multiprocessing.get_context("spawn")  # a fork would copy the event loop without its threads
     together = context.Barrier(processes)
     with ProcessPoolExecutor(
         processes, mp_context=context, initializer=together.wait, initargs=(STARTED_WITHIN_S,)
@@ -51,12 +50,12 @@ def drive(url: str, clients: int, processes: int, seconds: float) -> dict[str, A
 
 
 def ask(url: str, seconds: float, clients: int) -> Asked:
-    """Let the clients of one process ask."""
+    """Run the clients of one process."""
     return uvloop.run(loop(url, seconds, clients))
 
 
 async def loop(url: str, seconds: float, clients: int) -> Asked:
-    """Let so many clients ask, after one has for a tenth of the time; every picture is a new one.
+    """Run so many clients, after one has warmed up for a tenth of the time; every picture is a new one.
 
     Raises: ValueError, or a group of them: the server refused, or failed.
     """
@@ -75,20 +74,17 @@ async def loop(url: str, seconds: float, clients: int) -> Asked:
 
 async def _ask(client: Client, requests: Iterator[Request], rows: list[Row], until_s: float) -> None:
     while client.now_s() < until_s:
-        row = await client.send(next(requests))
-        if row.status != httpx.codes.OK:
-            raise ValueError(f"the server did not answer: {row.status or ''} {row.code}".strip())
-        rows.append(row)
+        rows.append(await client.answered(next(requests)))
 
 
 def summarise(asked: Sequence[Asked], clients: int) -> dict[str, Any]:
-    """Take the figures of one closed loop: all answers, the rates together, and the process that had most to do.
+    """Summarise a closed loop: all answers, the sum of the rates, and the busiest client process.
 
-    Raises: ValueError: there is no answer.
+    Raises: ValueError: there are no answers.
     """
     rows = [row for one in asked for row in one.rows]
     if not rows:
-        raise ValueError("no client was answered in so little time")
+        raise ValueError("no client was answered in the time given")
     latencies_ms = [row.latency_ms for row in rows]
     return {
         "clients": clients,

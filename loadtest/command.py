@@ -1,4 +1,4 @@
-"""What vilt-bench does: every measurement, and every trial."""
+"""The command vilt-bench: every measurement and every trial."""
 
 import argparse
 import sys
@@ -16,9 +16,9 @@ from loadtest.trials import abandon, blocking, chaos, deadline, drain, overload,
 def measure() -> None:
     parser = argparse.ArgumentParser(
         prog="vilt-bench",
-        description="Measure a server from outside, over HTTP; without --url, one is started for the occasion."
-        " A key that the server at --url wants is read from VILT_API_KEY. claims needs no server: it times ViLT beside"
-        " the designs it is compared with.",
+        description="Measure a server from outside, over HTTP. Without --url, a server is started and stopped again."
+        " If the server at --url requires a key, set VILT_API_KEY. claims needs no server: it times ViLT beside the"
+        " designs that the paper compares it with.",
     )
     commands = parser.add_subparsers(required=True, dest="benchmark", metavar="BENCHMARK")
     measurements = (accuracy, claims, decode, gpu, length, load, oracle, peers, retrieval, stages, workers)
@@ -30,5 +30,5 @@ def measure() -> None:
     try:
         options.run(options)
     except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError) as error:
-        reason = str(error) or type(error).__name__  # a timeout has no words
+        reason = str(error) or type(error).__name__  # a timeout has no message
         sys.exit(f"vilt-bench {options.benchmark}: {reason}")

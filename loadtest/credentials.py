@@ -1,4 +1,4 @@
-"""The key that a server may want of whoever measures it: the first of VILT_API_KEY, as the server itself reads it."""
+"""The key that a measured server may require: the first in VILT_API_KEY, which the server itself reads, too."""
 
 import os
 
@@ -6,11 +6,11 @@ VARIABLE = "VILT_API_KEY"
 
 
 def headers() -> dict[str, str]:
-    """Make the header that carries it; where there is no key, none."""
+    """Return the header that carries the key, or no header if there is no key."""
     key = os.environ.get(VARIABLE, "").partition(",")[0]
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def without() -> dict[str, str]:
-    """Copy the environment for a server of our own, which shall want none."""
+    """Copy the environment without the key: a server that we start requires none."""
     return {name: value for name, value in os.environ.items() if name.upper() != VARIABLE}

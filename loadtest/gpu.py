@@ -1,8 +1,8 @@
-"""What a GPU makes of the server: the model alone, torch beside it, HTTP in front of it, and which is the limit.
+"""The server on a GPU: the model alone, torch beside it, HTTP in front of it, and which part is the limit.
 
-The model is timed by `python -m server.gpu`, which first compares its answers with fp32 on the CPU; torch by
-`python -m export.gpu_peers`. What fails is noted, and the rest goes on. HTTP is a closed loop of clients on this
-machine, which take cores from the server: give it its own with --server-cpus, and the clients have the others.
+The model is timed by `python -m server.gpu`, which first compares its answers with fp32 on the CPU; torch is timed by
+`python -m export.gpu_peers`. If a part fails, that is recorded and the others still run. HTTP is measured by a closed
+loop of clients on this machine, which take cores from the server unless --server-cpus gives it its own.
 """
 
 import argparse
@@ -18,60 +18,56 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import closedloop
-from loadtest.arguments import at_least, positive
+from loadtest.arguments import add_command, at_least, positive
 from loadtest.launch import started
-from loadtest.stamp import stamp
+from loadtest.stamp import save, stamp
 from loadtest.summary import or_dash
 
 PROVIDERS = ("cuda", "tensorrt")
 CLIENTS = (1, 16, 64, 256)
-WAYS = ("eager", "graph", "compile")  # of torch's
-READY_WITHIN_S = 3600.0  # TensorRT builds its engines first
-TIMED_WITHIN_S = 2 * READY_WITHIN_S  # the same, and then some thousand runs on the CPU and the GPU
-NEARLY = 0.8  # of what a part could do: it is the limit
+WAYS = ("eager", "graph", "compile")  # to run torch
+READY_WITHIN_S = 3600.0  # TensorRT first builds its engines
+TIMED_WITHIN_S = 2 * READY_WITHIN_S  # as above, then thousands of runs on the CPU and the GPU
+NEARLY = 0.8  # of its capacity: a part this busy is the limit
 PREPARING = ("decode", "preprocess", "tokenize")
-PATCHES = 192  # of the picture that is asked about, and of the peers'
+PATCHES = 192  # of the picture that is sent, here and by the peers
 Found = dict[str, Any]
 Step = Callable[[Found], None]
 
 
 def add_to(commands: Any) -> None:
     """Declare `vilt-bench gpu`."""
-    parser = commands.add_parser(
-        "gpu",
-        help="an NVIDIA GPU: the model alone, torch beside it, HTTP, and what limits it",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "gpu", "the model on a GPU, torch beside it, HTTP, and the limit", __doc__, run)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="artifact with fp32 and fp16")
+    parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint of the artifact, to time torch as well")
     parser.add_argument(
-        "--checkpoint", metavar="DIR", help="what it was made of, for torch (default: torch is left out)"
-    )
-    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS), metavar="NAME")
-    parser.add_argument("--shapes", type=at_least(1), default=1000, help="random ones to compare (default %(default)s)")
-    parser.add_argument(
-        "--repeat", type=at_least(0), default=200, help="timed runs of each shape (default %(default)s)"
-    )
-    parser.add_argument("--seconds", type=positive, default=15, help="of each number of clients (default %(default)s)")
-    parser.add_argument("--server-cpus", type=cores, metavar="LIST", help="cores of the server: 0-11,14 (default: all)")
-    parser.add_argument(
-        "--workers", type=at_least(1), default=1, metavar="N", help="of the server (default %(default)s)"
+        "--providers", nargs="+", choices=PROVIDERS, default=PROVIDERS, help="what to measure (default: both)"
     )
     parser.add_argument(
-        "--client-processes",
+        "--shapes",
         type=at_least(1),
-        default=2,
-        metavar="N",
-        help="that the clients share (default %(default)s)",
+        default=1000,
+        help="random shapes to compare with fp32 on the CPU (default %(default)s)",
+    )
+    parser.add_argument("--repeat", type=at_least(0), default=200, help="timed runs per shape (default %(default)s)")
+    parser.add_argument(
+        "--seconds", type=positive, default=15, help="seconds to measure each number of clients (default %(default)s)"
+    )
+    parser.add_argument("--server-cpus", type=cores, metavar="LIST", help="the server's cores: 0-11,14 (default: all)")
+    parser.add_argument("--workers", type=at_least(1), default=1, help="the server's --workers (default %(default)s)")
+    parser.add_argument(
+        "--client-processes", type=at_least(1), default=2, help="processes that run the clients (default %(default)s)"
     )
     parser.add_argument(
-        "--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help="of torch's: eager graph compile"
+        "--ways", nargs="+", choices=WAYS, default=WAYS, help="how torch runs the model (default: all three)"
     )
     parser.add_argument(
-        "--torch-within-s", type=positive, default=1200, metavar="S", help="it is cut off after (default %(default)s)"
+        "--torch-within-s",
+        type=positive,
+        default=1200,
+        help="seconds after which torch is stopped (default %(default)s)",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="write the result as JSON")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -81,38 +77,38 @@ def run(options: argparse.Namespace) -> None:
         steps[f"HTTP on {name}"] = functools.partial(time_http, options, name)
     if options.checkpoint:
         steps["torch"] = functools.partial(time_torch, options)
-    begun = {"benchmark": "vilt-bench gpu", **stamp(), "model": {}, "http": {}, "limit": {}, "torch": None, "used": {}}
+    begun = {**stamp(), "model": {}, "http": {}, "limit": {}, "torch": None, "used": {}}
     found = take(steps, begun, options.output)
     print(*lines(found), sep="\n")
     if found["failed"]:
-        sys.exit(f"vilt-bench gpu: {', '.join(found['failed'])} failed; what was found is in {options.output}")
+        sys.exit(f"vilt-bench gpu: {', '.join(found['failed'])} failed; the rest is in {options.output}")
 
 
 def take(steps: Mapping[str, Step], found: Found, output: Path) -> Found:
-    """Take one step after the other, and write what each has found by then: none takes another's result with it."""
+    """Take one step after the other and write the result after each, so that no failure costs another step's result."""
     output.parent.mkdir(parents=True, exist_ok=True)
     found["failed"] = {}
     for name, step in steps.items():
         try:
             step(found)
-        except (Exception, SystemExit) as error:  # whatever it is, an hour on a GPU is worth more
+        except (Exception, SystemExit) as error:  # no error is worth losing an hour on a GPU
             traceback.print_exc()
             found["failed"][name] = why(error)
-        output.write_text(json.dumps(found, indent=1) + "\n")
+        save(output, "gpu", found)
     return found
 
 
 def why(error: BaseException) -> str:
-    """Say what an error is, or the first of a group."""
+    """Describe an error, or the first of a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"
 
 
 def time_model(options: argparse.Namespace, name: str, found: Found) -> None:
-    """Time a provider without a server; what was found is kept even if its answers are not fp32's.
+    """Time a provider without a server; the times are kept even if its answers are not those of fp32.
 
-    Raises: SystemExit: they are not, or it does not run.
+    Raises: SystemExit: they are not, or the provider does not run.
     """
     said = options.output.with_suffix(f".{name}.json")
     command = ["server.gpu", str(options.model), "--provider", name, "--shapes", str(options.shapes)]
@@ -124,28 +120,19 @@ def time_model(options: argparse.Namespace, name: str, found: Found) -> None:
 
 
 def time_http(options: argparse.Namespace, name: str, found: Found) -> None:
-    """Time HTTP in front of a provider with more and more clients, and say what is the limit.
+    """Time HTTP in front of a provider with more and more clients, and name the limit.
 
-    Raises: SystemExit: the model did not run, or there is no server. ExceptionGroup: it refused a request.
+    Raises: SystemExit: the model or the server did not run. ExceptionGroup: the server refused a request.
     """
     if name not in found["model"]:
-        sys.exit("the model alone did not run, so no server was started")
-    flags = [
-        "--model",
-        str(options.model),
-        "--provider",
-        name,
-        "--precision",
-        "fp16",
-        "--workers",
-        str(options.workers),
-    ]
+        sys.exit("the model did not run alone, so no server was started")
+    flags = ["--provider", name, "--precision", "fp16", "--workers", str(options.workers)]
     loops = found["http"][name] = []
     everything = os.sched_getaffinity(0)
     own = options.server_cpus or everything
     with contextlib.ExitStack() as stack:
         with on_cores(own):
-            server = stack.enter_context(started(flags, ready_within_s=READY_WITHIN_S))
+            server = stack.enter_context(started(flags, model=options.model, ready_within_s=READY_WITHIN_S))
         stack.enter_context(on_cores(everything - own or everything))
         for clients in CLIENTS:
             figures = closedloop.drive(server.url, clients, options.client_processes, options.seconds)
@@ -156,9 +143,9 @@ def time_http(options: argparse.Namespace, name: str, found: Found) -> None:
 
 
 def time_torch(options: argparse.Namespace, found: Found) -> None:
-    """Time torch beside it, and say what share of the GPU's rates each provider reaches.
+    """Time torch, and compute what share of the GPU's rates each provider reaches.
 
-    Raises: SystemExit: there is no GPU, or it took too long; what it had told by then is kept.
+    Raises: SystemExit: there is no GPU, or it took too long; the complete rows are kept.
     """
     said = options.output.with_suffix(".torch.jsonl")
     command = ["export.gpu_peers", options.checkpoint, "--ways", *options.ways]
@@ -173,20 +160,20 @@ def time_torch(options: argparse.Namespace, found: Found) -> None:
 
 
 def run_module(module: Sequence[str], said: Path, within_s: float) -> str | None:
-    """Run a module of another package, with its standard output in a file, and tell how it failed, if it did."""
+    """Run a module of another package with its standard output in a file; return how it failed, if it did."""
     name = f"python -m {' '.join(module)}"
     with said.open("w") as file:
         try:
             done = subprocess.run([sys.executable, "-m", *module], stdout=file, check=False, timeout=within_s)  # noqa: S603
         except subprocess.TimeoutExpired:
-            return f"{name} was cut off after {within_s:g} s"
-    return f"{name} failed: the lines above say why" if done.returncode else None
+            return f"{name} was stopped after {within_s:g} s"
+    return f"{name} failed: see the lines above" if done.returncode else None
 
 
 def cores(text: str) -> set[int]:
-    """Read a list of cores: 0-11,14.
+    """Read a list of cores, such as 0-11,14.
 
-    Raises: ValueError: it is none.
+    Raises: ValueError: it is not a list of cores.
     """
     ends = [part.partition("-") for part in text.split(",")]
     return {core for first, _, last in ends for core in range(int(first), int(last or first) + 1)}
@@ -194,9 +181,9 @@ def cores(text: str) -> set[int]:
 
 @contextlib.contextmanager
 def on_cores(own: set[int]) -> Iterator[None]:
-    """Keep this thread to some cores, and with it for good every process that it starts meanwhile.
+    """Keep this thread to some cores; processes that it starts meanwhile stay on them for good.
 
-    Raises: OSError: the machine has none of them.
+    Raises: OSError: the machine has none of these cores.
     """
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, own)
@@ -207,9 +194,9 @@ def on_cores(own: set[int]) -> Iterator[None]:
 
 
 def limit(loops: Sequence[dict[str, Any]], model_per_s: float, cpus: int) -> dict[str, Any]:
-    """Name what keeps the server from more: the model at its best, preparing on all cores, the clients, or HTTP.
+    """Name the limit of the server: the model at its best, preparing on all cores, the clients, or HTTP.
 
-    What preparing takes is told by the fewest clients: among many, decode is mostly the wait for a thread.
+    The time to prepare is taken from one client: with many, decode is mostly the wait for a thread.
     """
     alone, busiest = loops[0], max(loops, key=lambda one: float(one["answers_per_s"]))
     preparing_ms = sum(alone["stages_ms"][stage] for stage in PREPARING)
@@ -228,7 +215,7 @@ def limit(loops: Sequence[dict[str, Any]], model_per_s: float, cpus: int) -> dic
 
 
 def used(runs: Sequence[dict[str, Any]], torch: dict[str, Any]) -> dict[str, float]:
-    """Say what share of the GPU's measured rates the model reaches: of products when full, of memory when alone."""
+    """Compute the share of the GPU's measured rates: of matrix products for a full batch, of memory for one image."""
     full = max((row for row in runs if row["patches"] == PATCHES), key=lambda row: float(row["images_per_s"]))
     alone = next(row for row in runs if row["patches"] == PATCHES and row["batch"] == 1)
     return {
@@ -238,7 +225,7 @@ def used(runs: Sequence[dict[str, Any]], torch: dict[str, Any]) -> dict[str, flo
 
 
 def lines(found: Found) -> Iterator[str]:
-    """Say what was found."""
+    """Format the result for a terminal, line by line."""
     for name, model in found["model"].items():
         yield f"{name} on {model['gpu']}: answers as fp32 on the CPU: {model['parity']['status']}"
         for row in model["runs"]:

@@ -1,10 +1,9 @@
-"""What a longer text costs: inference time over the number of text tokens, of one image, as the server reports it.
+"""What a longer text costs: the inference time that the server reports for one image, over the number of text tokens.
 
-A model exported with a fixed text length would show a flat line at its longest.
+A model exported with a fixed text length would show a flat line.
 """
 
 import argparse
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from loadtest import contract, credentials, photo
-from loadtest.arguments import at_least
-from loadtest.contract import accepted
+from loadtest.arguments import add_command, add_output, add_server, at_least
+from loadtest.contract import TIMEOUT_S, accepted
 from loadtest.launch import server
-from loadtest.stamp import stamp
+from loadtest.stamp import save, stamp
 from loadtest.summary import quartiles
+from loadtest.workload import nonces
 
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 WORD = "a"  # one token in BERT's vocabulary and in that of shapes
@@ -26,44 +26,40 @@ WORD = "a"  # one token in BERT's vocabulary and in that of shapes
 
 def add_to(commands: Any) -> None:
     """Declare `vilt-bench length`."""
-    parser = commands.add_parser("length", help="latency over text length", description=__doc__)
-    parser.add_argument("--url", help="of a running, otherwise idle server (default: start vilt-serve)")
-    parser.add_argument("--model", metavar="DIR", help="artifact that the started server serves (default: shapes)")
+    parser = add_command(commands, "length", "inference time over text length", __doc__, run)
+    add_server(parser)
     parser.add_argument(
-        "--rounds", type=at_least(1), default=15, help="of every length, shuffled (default %(default)s)"
+        "--rounds", type=at_least(1), default=15, help="measurements of each text length (default %(default)s)"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON, and a plot beside it")
-    parser.set_defaults(run=run)
+    add_output(parser, ", with a plot beside it")
 
 
 def run(options: argparse.Namespace) -> None:
-    described = stamp()  # as it is now: a run takes a while
-    flags = ["--model", options.model] if options.model else []
+    described = stamp()
     with (
-        server(options.url, flags) as url,
-        httpx.Client(base_url=url, timeout=120, headers=credentials.headers()) as client,
+        server(options.url, options.model) as url,
+        httpx.Client(base_url=url, timeout=TIMEOUT_S, headers=credentials.headers()) as client,
     ):
         model = contract.model_for(url, "vqa")
         samples = measure(client, model["max_text_tokens"], options.rounds)
-    result = {**described, **summarise(model, samples, options.rounds)}
+    result = summarise(model, samples, options.rounds)
     for row in result["curve"]:
         print(
             f"{row['text_tokens']:3} tokens  {row['median_ms']:8.2f} ms  ({row['p25_ms']:.2f} to {row['p75_ms']:.2f})"
         )
+    save(options.output, "length", described, **result)
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
         plot(result, options.output.with_suffix(".png"))
 
 
 def measure(client: httpx.Client, longest: int, rounds: int) -> dict[int, list[float]]:
-    """Ask with every length in every round, in an order shuffled anew, so that drift falls on all alike.
+    """Ask with every text length in every round, shuffled each time so that drift affects all alike.
 
     Units: milliseconds of inference, by text tokens.
 
     Raises: ValueError, httpx.HTTPError: the server refused, or failed.
     """
-    picture = photo.draw()
+    picture, nonce = photo.draw(), nonces()  # a repeated question could be answered from the logits cache
     lengths = list(range(SPECIAL_TOKENS + 1, longest + 1))
     samples: dict[int, list[float]] = {length: [] for length in lengths}
     shuffler = random.Random(0)  # noqa: S311 an order, not a secret
@@ -74,7 +70,7 @@ def measure(client: httpx.Client, longest: int, rounds: int) -> dict[int, list[f
             response = client.post(
                 "/v1/vqa",
                 params={"question": text, "top_k": 1},
-                content=picture,
+                content=picture + next(nonce),
                 headers={"Content-Type": "image/jpeg"},
             )
             inference_ms = accepted(response).json()["timing_ms"]["inference"]
@@ -84,18 +80,12 @@ def measure(client: httpx.Client, longest: int, rounds: int) -> dict[int, list[f
 
 
 def summarise(model: dict[str, Any], samples: dict[int, list[float]], rounds: int) -> dict[str, Any]:
-    """Take medians and quartiles."""
+    """Compute medians and quartiles."""
     curve = []
     for length, values in samples.items():
         p25, median, p75 = quartiles(values)
         curve.append({"text_tokens": length, "median_ms": median, "p25_ms": p25, "p75_ms": p75})
-    return {
-        "benchmark": "vilt-bench length",
-        "model": model,
-        "image": "640x480 JPEG",
-        "rounds": rounds,
-        "curve": curve,
-    }
+    return {"model": model, "image": "640x480 JPEG", "rounds": rounds, "curve": curve}
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

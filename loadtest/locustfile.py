@@ -1,16 +1,16 @@
-"""Locust: users who ask a server about pictures, and look at the answers.
+"""Locust users who ask a server about pictures and check the answers.
 
-    locust -f loadtest/locustfile.py                                  its page on port 8089; asks the mix
-    locust -f loadtest/locustfile.py --headless -u 50 -r 25 -t 30s    50 users, so 50 requests a second
+    locust -f loadtest/locustfile.py                                  web page on port 8089; asks the mix
+    locust -f loadtest/locustfile.py --headless -u 50 -r 25 -t 30s    50 users, so 50 requests per second
     locust -f loadtest/locustfile.py VqaUser                          or ItmUser, RankUser, MixUser
 
-Each user asks once a second, so the number of users is the offered load, as long as answers take less than a second:
-after that users wait for them (a closed loop), and what they would have asked meanwhile is not in the figures. Where
-that matters, measure with `vilt-bench load`.
+Each user asks once per second, so the number of users is the offered load as long as answers take less than a second.
+If they take longer, users wait for them (a closed loop), and the requests that this delays are missing from the
+figures. Where that matters, measure with `vilt-bench load`.
 
-Every sample is asked alone first. An answer that differs from the one given then is a failure, and so is any status but
-200, 429 and 503; these two are rows of their own, "vqa refused: overloaded". The stages of Server-Timing are rows, too,
-but no requests: Aggregated leaves them out.
+Every sample is first asked alone. An answer that differs from the one given then is a failure, and so is any status but
+200, 429 and 503; these two get lines of their own, "vqa refused: overloaded". The stages of Server-Timing are lines,
+too, but not requests: Aggregated leaves them out.
 """
 
 import random
@@ -33,7 +33,7 @@ from loadtest.workload import Request
 
 
 class Asker(FastHttpUser):
-    """Asks what its scenario has, once a second."""
+    """Sends the requests of its scenario, one per second."""
 
     abstract = True
     host = "http://127.0.0.1:8000"
@@ -43,19 +43,19 @@ class Asker(FastHttpUser):
     rows: ClassVar[list[Row]] = []  # of all users
 
     def on_start(self) -> None:
-        """Begin at any time within a second, or all who are spawned together would ask together for ever."""
+        """Start at a random time within a second: users that are spawned together would otherwise stay in step."""
         time.sleep(random.random())  # noqa: S311
 
     @task
     def ask(self) -> None:
-        """Send a request, look at the answer, and note the stages."""
+        """Send a request, check the answer, and record the stages."""
         request = next(self.requests)
         headers = {"Content-Type": request.content_type, **credentials.headers()}
         deadline_ms = self.environment.parsed_options.deadline_ms
         if deadline_ms:
             headers["X-Deadline-Ms"] = f"{deadline_ms:g}"
-        body: Any = request.body  # bytes are right, though declared otherwise
-        sent_s = time.perf_counter()  # a clock of our own: Locust's table is checked against the rows
+        body: Any = request.body  # bytes are accepted, though declared otherwise
+        sent_s = time.perf_counter()  # not Locust's clock: its table is checked against the rows
         with self.client.post(request.path, data=body, headers=headers, catch_response=True) as response:
             done_s = time.perf_counter()
             row = rows.row_of(
@@ -71,7 +71,7 @@ class Asker(FastHttpUser):
                 done_s=done_s,
                 deadline_ms=deadline_ms or None,
             )
-            response.request_meta["name"] = name_of(row)
+            response.request_meta["name"] = row.line
             failure = failure_of(row)
             if failure:
                 response.failure(failure)
@@ -107,32 +107,29 @@ class MixUser(Asker):
     scenario = "mix"
 
 
-def name_of(row: Row) -> str:
-    """Name the row of Locust's table that a request counts in."""
-    return f"{row.kind} refused: {row.code}" if row.status in REFUSED else row.kind
-
-
 def failure_of(row: Row) -> str | None:
-    """Say what is wrong with a reply. A refusal is not: the server said no, and nothing false."""
+    """Describe what is wrong with a reply, if anything is; a refusal is not wrong."""
     if row.correct is False:
         return f"under load: {row.answer}; alone: {row.expected}"
-    return None if row.status == 200 or row.status in REFUSED else f"{row.status or ''} {row.code}".strip()
+    return None if row.status == 200 or row.status in REFUSED else row.outcome
 
 
 def declare(parser: LocustArgumentParser, **_: Any) -> None:
-    """Declare what is asked, as `vilt-bench load` does."""
-    parser.add_argument("--data", type=Path, default=workload.SAMPLES, help="JSON lines (default: loadtest/samples)")
+    """Declare the options that `vilt-bench load` has, too."""
     parser.add_argument(
-        "--deadline-ms", type=at_least(0.0), default=0.0, help="sent as X-Deadline-Ms; 0: none (default)"
+        "--data", type=Path, default=workload.SAMPLES, help="what to ask, as JSON lines (default: loadtest/samples)"
     )
-    parser.add_argument("--identical", action="store_true", help="send pictures as they are: the server's caches help")
-    parser.add_argument("--rows", type=Path, help="write a line of JSON for each request, when the test stops")
+    parser.add_argument(
+        "--deadline-ms", type=at_least(0.0), default=0.0, help="deadline of every request; 0 sends none (default)"
+    )
+    parser.add_argument("--identical", action="store_true", help="send the same pictures repeatedly")
+    parser.add_argument("--rows", type=Path, help="write one line of JSON per request to this file when the test stops")
 
 
 def prepare(environment: Any, **_: Any) -> None:
-    """Take the mix where no user class was named: all four together would be another one.
+    """Use the mix if no user class was named: all four together would be another mix.
 
-    Without the page, samples are learned now: once the test has started, its time runs.
+    Without the web page, samples are learned here: once the test has started, its clock runs.
     """
     options = environment.parsed_options
     if not options.user_classes and not options.class_picker:
@@ -142,7 +139,7 @@ def prepare(environment: Any, **_: Any) -> None:
 
 
 def learn_again(environment: Any, **_: Any) -> None:
-    """Ask every sample alone, before each test that the page starts: it may name another host."""
+    """Ask every sample alone before each test that the web page starts, as it may name another host."""
     if not environment.parsed_options.headless:
         learn(environment)
 
@@ -150,7 +147,7 @@ def learn_again(environment: Any, **_: Any) -> None:
 def learn(environment: Any) -> None:
     """Ask every sample alone."""
     if isinstance(environment.runner, MasterRunner):
-        return  # its workers do
+        return  # its workers ask
     options = environment.parsed_options
     Asker.rows.clear()
     bypass_proxy()
@@ -159,13 +156,13 @@ def learn(environment: Any) -> None:
             samples = workload.read(options.data, user.scenario)
             learned = workload.learn(environment.host or user.host, samples)
             user.requests = workload.stream(learned.samples, user.scenario, distinct=not options.identical)
-            print(f"{user.__name__}: alone, {learned.right} of {learned.known} answers are right")
+            print(f"{user.__name__}: alone, {learned.right} of {learned.known} answers were right")
     except (OSError, ValueError, httpx.HTTPError) as error:
         sys.exit(f"locustfile: {environment.host or Asker.host}: {error}")
 
 
 def write_rows(environment: Any, **_: Any) -> None:
-    """Write the raw rows, where they were asked for."""
+    """Write the raw rows, if they were asked for."""
     if environment.parsed_options.rows and not isinstance(environment.runner, MasterRunner):
         rows.write(environment.parsed_options.rows, Asker.rows)
 

@@ -1,19 +1,20 @@
 """An open loop: every request is sent at its scheduled time, however slowly earlier ones are answered.
 
 A client that waits for an answer before it sends again asks less of a server that stalls, and so leaves out the very
-requests that would have been slow (coordinated omission). Here latency counts from the scheduled time, on the client's
-clock, to the last byte. That the generator itself was late is recorded too, and spoils a run.
+requests that would have been slow (coordinated omission). Here latency counts from the scheduled time to the last byte,
+on the client's clock. Requests that the generator itself sends late are recorded, and too many spoil a run.
 
     samples = workload.learn(url, workload.read(workload.SAMPLES, "mix")).samples
     schedule = openloop.poisson(rate_per_s=50, seconds=10)
     rows = await openloop.run(url, workload.stream(samples, "mix"), schedule, deadline_ms=100)
     summary = summarise(rows, seconds=10)
 
-aiohttp, because the client's own time counts here: against a server that answers after 20 ms, 800 requests a second
-cost it 0.2 ms each and the median was 20 ms; they cost httpx 5 ms each, and the median was 9 s.
+It uses aiohttp because the client's own time counts: at 800 requests per second to a server that answers after 20 ms,
+aiohttp took 0.2 ms per request and the median was 20 ms; httpx took 5 ms per request and the median was 9 s.
 """
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,21 +25,23 @@ import aiohttp
 from tqdm import tqdm
 
 from loadtest import credentials
-from loadtest.rows import ABANDONED, CONNECTION_FAILED, NOT_SENT, TIMED_OUT, Reply, Row, row_of
+from loadtest.rows import ABANDONED, CONNECTION_FAILED, LEAD_S, NOT_SENT, TIMED_OUT, Reply, Row, row_of
+from loadtest.summary import Percentiles
 from loadtest.workload import Request
 
 MAX_IN_FLIGHT = 1_000
 TIMEOUT_S = 30.0
-LEAD_S = 0.05  # from a run's first instant to its first scheduled time
-PAUSE_S = 1.0  # between runs, at least: what one has left behind is not the next one's
-LATE_S = 1.5  # for so long after the time that it named a server keeps room: Retry-After has whole seconds
-LONGEST_S = 60.0  # waited for: no server of ours names a later time
+ALONE = 60  # requests, to time what one takes alone
+DEADLINE_FACTOR = 4  # times what one takes alone
+PAUSE_S = 1.0  # between runs, at least: what one leaves behind must not disturb the next
+LATE_S = 1.5  # a server keeps room for so long after the time that it named, as Retry-After has whole seconds
+LONGEST_S = 60.0  # our server never names a later time
 
-Deadline = float | Mapping[str, float] | None  # of all requests, or by kind
+Deadline = float | Mapping[str, float] | None  # for all requests, or by kind
 
 
 def constant(rate_per_s: float, seconds: float) -> list[float]:
-    """Schedule requests evenly, at least one.
+    """Schedule requests at even intervals, at least one.
 
     Units: seconds from the start.
     """
@@ -46,10 +49,9 @@ def constant(rate_per_s: float, seconds: float) -> list[float]:
 
 
 def poisson(rate_per_s: float, seconds: float, seed: int = 0) -> list[float]:
-    """Schedule requests as many clients that know nothing of each other do: at random, so sometimes close together.
+    """Draw the send times of a Poisson process, given their count: so many independent uniform times, sorted.
 
-    They are as many as at the rate are to be expected, at least one, at independent, even times: a Poisson process of
-    which the count is given, so that also a short run offers the rate that it is named after.
+    The count is what the rate leads one to expect, so that even a short run offers exactly the rate it is named after.
 
     Units: seconds from the start.
     """
@@ -62,16 +64,18 @@ def _count(rate_per_s: float, seconds: float) -> int:
 
 
 class Client:
-    """Sends requests and tells what became of each. Its clock starts when it is entered."""
+    """Sends requests and makes a row of each. Its clock starts when it is entered."""
 
-    def __init__(self, url: str, *, deadline_ms: Deadline = None, timeout_s: float = TIMEOUT_S) -> None:
-        self._url = url
+    def __init__(
+        self, url: str, *, name: str = "the server", deadline_ms: Deadline = None, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self._url, self._name = url, name
         self._deadline_ms = deadline_ms
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),  # as many as are needed
+            connector=aiohttp.TCPConnector(limit=0),  # no limit
             headers=credentials.headers(),
         )
         self._start_s = time.perf_counter()
@@ -90,7 +94,7 @@ class Client:
             await asyncio.sleep(left_s)
 
     async def send(self, request: Request, scheduled_s: float | None = None) -> Row:
-        """Send a request now and wait for what becomes of it; without a scheduled time, now was the time."""
+        """Send a request now and wait for its end; without a scheduled time, it was scheduled for now."""
         deadline_ms = self._deadline_of(request)
         timeout_s = self._timeout_s if request.abandon_after_s is None else request.abandon_after_s
         headers = {"Content-Type": request.content_type}
@@ -119,6 +123,16 @@ class Client:
             deadline_ms=deadline_ms,
         )
 
+    async def answered(self, request: Request) -> Row:
+        """Send a request that has to be answered.
+
+        Raises: ValueError: the server refused it, or failed.
+        """
+        row = await self.send(request)
+        if row.status != 200:
+            raise ValueError(f"{self._name} did not answer: {row.outcome}".rstrip())
+        return row
+
     def leave_out(self, request: Request, scheduled_s: float) -> Row:
         """Make the row of a request that is not sent."""
         now_s, deadline_ms, reply = self.now_s(), self._deadline_of(request), Reply(code=NOT_SENT)
@@ -138,10 +152,10 @@ async def run(
     max_in_flight: int = MAX_IN_FLIGHT,
     label: str | None = None,
 ) -> list[Row]:
-    """Send a request at each scheduled time, and wait until every one has been answered or has timed out.
+    """Send a request at each scheduled time, and wait until each has been answered or has timed out.
 
-    The deadline goes along as X-Deadline-Ms. A request that would be one too many in flight is not sent, and its row
-    says so. A label shows a progress bar of that name.
+    The deadline is sent as X-Deadline-Ms. Requests beyond `max_in_flight` are not sent, and their rows say so.
+    A label shows a progress bar of that name.
     """
     sent: list[asyncio.Task[Row]] = []
     left_out: list[Row] = []
@@ -154,12 +168,12 @@ async def run(
         bar.update()
 
     async with Client(url, deadline_ms=deadline_ms, timeout_s=timeout_s) as client:
-        for at_s, request in zip(schedule, requests, strict=False):  # there may be requests without end
+        for at_s, request in zip(schedule, requests, strict=False):  # requests may be endless
             scheduled_s = LEAD_S + at_s
             await client.sleep_until(scheduled_s)
             if in_flight >= max_in_flight:
                 left_out.append(client.leave_out(request, scheduled_s))
-                await asyncio.sleep(0)  # or one that is late for many sends no answer through
+                await asyncio.sleep(0)  # let answers in, even if many requests in a row are left out
                 continue
             in_flight += 1
             sent.append(asyncio.create_task(client.send(request, scheduled_s)))
@@ -169,19 +183,22 @@ async def run(
     return sorted(rows, key=lambda row: row.scheduled_s)
 
 
-async def alone(url: str, requests: Iterable[Request], *, timeout_s: float = TIMEOUT_S) -> list[Row]:
-    """Send requests one after the other: what each takes when nobody else asks."""
-    async with Client(url, timeout_s=timeout_s) as client:
-        return [await client.send(request) for request in requests]
+async def alone(url: str, requests: Iterable[Request]) -> Percentiles:
+    """Time requests that are sent one after the other: the latency, in milliseconds, without load.
+
+    Raises: ValueError: one was not answered.
+    """
+    async with Client(url) as client:
+        return Percentiles.of([(await client.answered(one)).latency_ms for one in itertools.islice(requests, ALONE)])
 
 
 async def until_quiet(rows: Sequence[Row]) -> None:
-    """Wait after a run until nobody is expected any more: a server keeps room for those whom it told to come back."""
+    """Wait until every client that was told to retry would have done so: the server keeps room for them until then."""
     await asyncio.sleep(quiet_after_s(rows))
 
 
 def quiet_after_s(rows: Sequence[Row]) -> float:
-    """Tell how long after a run's end the last of those who were told to come back may still come."""
+    """Compute how long after a run's end the last client that was told to retry may still do so."""
     ended_s = max((row.done_s for row in rows), default=0.0)
     told_s = [row.done_s + row.retry_after_ms / 1000 for row in rows if row.retry_after_ms is not None]
     left_s = min(LONGEST_S, max(told_s) - ended_s) + LATE_S if told_s else 0.0

@@ -1,4 +1,4 @@
-"""What benchmarks ask that compare servers, or look at one request: one 640x480 JPEG, questions of 6 to 14 words."""
+"""A 640x480 JPEG and questions of 6 to 14 words, for benchmarks that compare servers or look at single requests."""
 
 import io
 import itertools
@@ -10,7 +10,7 @@ from PIL import Image
 
 from loadtest.workload import Request, Sample, nonces
 
-QUESTIONS = (  # one of each length, of words that are one token each, in BERT's vocabulary and in random_checkpoint's
+QUESTIONS = (  # one of each length; every word is one token, in BERT's vocabulary and random_checkpoint's
     "what color is the big bus?",
     "is there a dog on the table?",
     "how many people are sitting on the couch?",
@@ -24,7 +24,7 @@ QUESTIONS = (  # one of each length, of words that are one token each, in BERT's
 
 
 def draw() -> bytes:
-    """Draw a JPEG that compresses as a photo does: smooth colours and a little grain, 80 kB."""
+    """Draw a JPEG that compresses like a photo: smooth colours and a little grain, 80 kB."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     smooth = coarse.resize((640, 480), Image.Resampling.BICUBIC)
@@ -35,7 +35,7 @@ def draw() -> bytes:
 
 
 def read(path: Path | None) -> bytes:
-    """Read a JPEG, or draw one where none is given.
+    """Read a JPEG, or draw one if no path is given.
 
     Raises: OSError: there is no such file; ValueError: it is not a JPEG.
     """
@@ -48,13 +48,13 @@ def read(path: Path | None) -> bytes:
 
 
 def size_of(data: bytes) -> str:
-    """Tell width and height."""
+    """Format a picture's width and height."""
     with Image.open(io.BytesIO(data)) as image:
         return "{}x{}".format(*image.size)
 
 
 def requests(data: bytes, *, multipart: bool = False) -> Iterator[Request]:
-    """Ask the questions in turn, without end; no two pictures are the same bytes, so that no cache helps."""
+    """Make requests without end: the questions in turn, each picture with different bytes so that no cache helps."""
     samples = [
         Sample(kind="vqa", fields=(("question", text),), images=(("image", "image/jpeg", data),), multipart=multipart)
         for text in QUESTIONS

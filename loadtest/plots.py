@@ -1,4 +1,4 @@
-"""The plots of a load report, each an SVG file in a data: URI."""
+"""The plots of a load report, each an SVG in a data: URI."""
 
 import base64
 import functools
@@ -12,9 +12,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from loadtest.result import PERCENTILES, Result
 from loadtest.rows import OK
-from loadtest.summary import TOTAL, is_refusal
+from loadtest.summary import PARTS, TOTAL, is_refusal
 
-PARTS = {"text_embedding", "visual_embedding", "interaction"}  # of inference
 OUTSIDE = "outside the server"
 BLUE, RED, GREY = "#1f5ca8", "#c0392b", "#9aa5b1"
 STAGE_COLOURS = (BLUE, "#e08e2b", "#3d9970", "#b5446e", "#7a5cc0", "#2ba3b8", "#8a6d3b", "#d95f4c")
@@ -26,7 +25,7 @@ OUTCOME_COLOURS = {  # of answers, refusals, failures
 
 
 def latency(result: Result) -> str:
-    """Draw percentiles over offered load and the deadline, of each kind apart: a rank takes longer than a question."""
+    """Draw percentiles over offered load, and the deadline, in a panel per kind: ranks take longer than questions."""
 
     def draw(axes: Axes, kind: str) -> None:
         found = [(load.rate_per_s, load.by_kind[kind].latency_ms) for load in result.loads if kind in load.by_kind]
@@ -49,12 +48,12 @@ def latency(result: Result) -> str:
 
 
 def goodput(result: Result) -> str:
-    """Draw what was answered, and what in time, over offered load."""
+    """Draw answers per second, and those in time, over offered load."""
 
     def draw(axes: Axes) -> None:
-        rates = [load.summary.offered_per_s for load in result.loads]  # in whole requests
-        axes.plot([0, max(rates)], [0, max(rates)], color=GREY, linewidth=1, linestyle=":", label="all that is offered")
-        answered = [load.summary.answered / load.seconds for load in result.loads]
+        rates = [load.summary.offered_per_s for load in result.loads]  # as whole requests were sent
+        axes.plot([0, max(rates)], [0, max(rates)], color=GREY, linewidth=1, linestyle=":", label="offered")
+        answered = [load.summary.answered_per_s for load in result.loads]
         in_time = [load.summary.goodput_per_s for load in result.loads]
         axes.plot(rates, answered, "o-", markersize=3.5, color=GREY, label="answered")
         axes.plot(rates, in_time, "o-", markersize=3.5, color=BLUE, label="in time")
@@ -68,7 +67,7 @@ def goodput(result: Result) -> str:
 
 
 def stages(result: Result) -> str:
-    """Stack the means of the stages, and what is outside the server, for each offered load and kind."""
+    """Stack the mean stages, and the time outside the server, for each offered load and kind."""
     found = [summary for load in result.loads for summary in load.by_kind.values()]
     names = dict.fromkeys(name for one in found for name in one.stages_ms if name not in {*PARTS, TOTAL})
 
@@ -84,7 +83,7 @@ def stages(result: Result) -> str:
 
 
 def outcomes(result: Result) -> str:
-    """Stack the shares of the codes for each offered load."""
+    """Stack the shares of the outcomes for each offered load."""
 
     def draw(axes: Axes) -> None:
         found = [load.summary for load in result.loads]
@@ -98,26 +97,26 @@ def outcomes(result: Result) -> str:
 
 
 def _drawn(panels: Sequence[Callable[[Axes], None]]) -> str:
-    """Draw panels side by side, with one legend. Letters become outlines, so that they look the same everywhere."""
+    """Draw panels side by side, with one legend. Text becomes outlines, so that it looks the same everywhere."""
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}):
         figure = Figure(figsize=(6.4 if len(panels) == 1 else 4.4 * len(panels), 4.2), layout="constrained")
         for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             draw(axes)
         axes.legend(
             reverse=True, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8
-        )  # of all panels
+        )  # for all panels
         file = io.BytesIO()
         figure.savefig(file, format="svg")
     return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _sort_of(code: str) -> int:
-    """Tell answers, refusals and failures apart."""
+    """Return 0 for answers, 1 for refusals, 2 for failures."""
     return 0 if code == OK else 1 if is_refusal(code) else 2
 
 
 def _stack(axes: Axes, result: Result, layers: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
-    """Draw one bar a load."""
+    """Draw one bar per load."""
     places = range(len(result.loads))
     base = [0.0] * len(result.loads)
     for (name, values), colour in zip(layers.items(), colours, strict=True):

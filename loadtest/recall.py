@@ -1,28 +1,25 @@
 """Retrieval over a collection of captioned images: every image with every caption, recall both ways.
 
-One logit decides both directions, so each image is sent once for every few captions, and no pair is computed twice.
+One logit serves both directions, so each image is sent once per batch of captions, and no pair is computed twice.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-from tqdm import tqdm
 
-from loadtest import credentials
+from loadtest import contract
 from loadtest.contract import accepted
 
 TOP = (1, 5, 10)
-CAPTIONS_A_REQUEST = 50
-TIMEOUT_S = 300.0
+CAPTIONS_PER_REQUEST = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """Image files, captions, and the image that each caption is of."""
+    """Image files, captions, and the image that each caption belongs to."""
 
     images: list[str]
     captions: list[str]
@@ -38,7 +35,7 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """One direction: how many queries, and the share whose right candidate is among the first 1, 5 and 10."""
+    """One direction: the share of queries whose right candidate is among the first 1, 5 and 10."""
 
     direction: str
     queries: int
@@ -47,9 +44,9 @@ class Recall:
 
 
 def read(file: dict[str, Any]) -> Collection:
-    """Read COCO's caption file; images without a caption are left out.
+    """Read COCO's caption file, without the images that have no caption.
 
-    Raises: ValueError: it is not of that form.
+    Raises: ValueError: it is in another form.
     """
     try:
         captions = [(note["image_id"], str(note["caption"]).strip()) for note in file["annotations"]]
@@ -60,37 +57,35 @@ def read(file: dict[str, Any]) -> Collection:
             list(files.values()), [caption for _, caption in captions], [index_of[image] for image, _ in captions]
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"not a caption file as COCO has them: no {error}") from error
+        raise ValueError(f"not a caption file in COCO's form: no {error}") from error
 
 
 async def measure(url: str, folder: Path, data: Collection, concurrency: int) -> list[Recall]:
-    """Rank every caption for every image and sum up both directions.
+    """Rank every caption for every image and compute recall in both directions.
 
     Raises: ValueError, httpx.HTTPError: the server refused a request, or failed.
     """
+
+    async def ask(client: httpx.AsyncClient, pairs: tuple[int, int]) -> list[dict[str, Any]]:
+        image, start = pairs
+        files = {"query_image": (folder / data.images[image]).read_bytes()}
+        texts = data.captions[start : start + CAPTIONS_PER_REQUEST]
+        response = await client.post("/v1/rank", files=files, data={"texts": texts})
+        results: list[dict[str, Any]] = accepted(response).json()["results"]
+        return results
+
+    starts = range(0, len(data.captions), CAPTIONS_PER_REQUEST)
+    asked = [(image, start) for image in range(len(data.images)) for start in starts]
     logits = [[0.0] * len(data.captions) for _ in data.images]  # (images, captions)
-    starts = range(0, len(data.captions), CAPTIONS_A_REQUEST)
-    remaining = iter([(image, start) for image in range(len(data.images)) for start in starts])
-    bar = tqdm(total=len(data.images) * len(data.captions), unit="pair", disable=None)
-
-    async def work(client: httpx.AsyncClient) -> None:
-        for image, start in remaining:
-            texts = data.captions[start : start + CAPTIONS_A_REQUEST]
-            response = await client.post(
-                "/v1/rank", files={"query_image": (folder / data.images[image]).read_bytes()}, data={"texts": texts}
-            )
-            for result in accepted(response).json()["results"]:
-                logits[image][start + result["index"]] = result["logit"]
-            bar.update(len(texts))
-
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, headers=credentials.headers()) as client:
-        await asyncio.gather(*(work(client) for _ in range(concurrency)))
-    bar.close()
+    found = await contract.each(url, asked, ask, concurrency=concurrency)
+    for (image, start), results in zip(asked, found, strict=True):
+        for result in results:
+            logits[image][start + result["index"]] = result["logit"]
     return both_ways(logits, data.image_of)
 
 
 def both_ways(logits: Sequence[Sequence[float]], image_of: Sequence[int]) -> list[Recall]:
-    """Compute recall from the logits of all pairs: of a caption's image, and of any caption of an image.
+    """Compute recall from the logits of all pairs: image for caption, and any of its captions for an image.
 
     Shapes: logits (images, captions), image_of (captions,). A tie counts as a miss.
     """
@@ -104,7 +99,7 @@ def both_ways(logits: Sequence[Sequence[float]], image_of: Sequence[int]) -> lis
 
 
 def text_of(rows: Sequence[Recall]) -> str:
-    """Lay out the table."""
+    """Format the table."""
     lines = [f"{'':14} {'queries':>8} {'candidates':>11}" + "".join(f"{f'R@{top}':>9}" for top in TOP)]
     for row in rows:
         shares = "".join(f"{100 * row.at[top]:7.2f} %" for top in TOP)
@@ -113,7 +108,7 @@ def text_of(rows: Sequence[Recall]) -> str:
 
 
 def _rank(scores: Sequence[float], right: Sequence[int]) -> int:
-    """Count the wrong candidates that come before, or level with, the best right one."""
+    """Count the wrong candidates that score at least as high as the best right one."""
     best, among = max(scores[index] for index in right), set(right)
     return sum(score >= best for index, score in enumerate(scores) if index not in among)
 

@@ -1,4 +1,4 @@
-"""The report of a load run: one HTML file that needs nothing else, and a few lines for the terminal."""
+"""The report of a load run: a self-contained HTML file, and a few lines for the terminal."""
 
 import html
 
@@ -9,7 +9,7 @@ from loadtest.summary import LATE_MS, LATE_SHARE, Percentiles, Summary
 
 
 def text_of(result: Result) -> str:
-    """Lay out the table for a terminal."""
+    """Format the table for a terminal."""
     heads = {"offered/s": 9, "goodput/s": 9, "in time": 8, "p50 ms": 8, "p99 ms": 8, "max ms": 8}
     heads |= dict.fromkeys(("refused", "failed", "wrong"), 8)
     lines = [" ".join(f"{head:>{width}}" for head, width in heads.items())]
@@ -27,25 +27,25 @@ def text_of(result: Result) -> str:
 
 
 def page_of(result: Result) -> str:
-    """Write the page."""
-    wide = len(result.alone_ms) > 1  # a panel for each kind
+    """Make the HTML page."""
+    wide = len(result.alone_ms) > 1  # one panel per kind
     models = ", ".join(f"{model['name']} ({model['precision']}, {model['provider']})" for model in result.models)
     flaws = [f"{load.rate_per_s:g}/s: {flaw}" for load in result.loads for flaw in load.summary.flaws]
     sections = [
         f"<h1>Load on {_text(models)}</h1>",
         f'<p class="lead">{_lead(result)}</p>',
-        *(f'<p class="flaw">Do not trust {_text(flaw)}.</p>' for flaw in flaws),
+        *(f'<p class="flaw">Do not trust the figures at {_text(flaw)}.</p>' for flaw in flaws),
         '<div class="plots">',
-        _figure("Latency", "of answers with 200, from their scheduled time", plots.latency(result), wide=wide),
+        _figure("Latency", "answers with 200, from their scheduled time", plots.latency(result), wide=wide),
         _figure("Goodput", "answers in time, per second", plots.goodput(result)),
-        _figure("What became of the requests", "share of each code", plots.outcomes(result)),
-        _figure("Where the time went", "mean of answers with 200", plots.stages(result), wide=wide),
+        _figure("Outcomes", "share of each code", plots.outcomes(result)),
+        _figure("Where the time went", "means of answers with 200", plots.stages(result), wide=wide),
         "</div>",
         "<h2>Figures</h2>",
         _table(result),
         "<h2>How this was measured</h2>",
         *(f"<p>{paragraph}</p>" for paragraph in _method(result)),
-        "<h2>Where and with what</h2>",
+        "<h2>Setup</h2>",
         _facts(result),
     ]
     title = _text(f"Load on {models}")
@@ -83,21 +83,21 @@ def _lead(result: Result) -> str:
     sentences = [f"Without load: {alone} (median)."]
     if result.capacity:
         sentences.append(
-            f"<b>Capacity: {result.capacity.rate_per_s:.1f} requests a second</b>, the highest rate at which 99 % of"
-            f" requests were answered in time: {_confirmed(result.capacity)}."
+            f"<b>Capacity: {result.capacity.rate_per_s:.1f} requests per second</b>, the highest rate at which"
+            f" {100 * result.capacity.share:g} % of requests were answered in time: {_confirmed(result.capacity)}."
         )
         sentences += [f"It may be higher: {_text(_limit(result.capacity))}."] if result.capacity.flaws else []
     wrong = sum(load.summary.wrong for load in result.loads)
     checked = sum(load.summary.checked for load in result.loads)
     sentences.append(
         f"Of {checked:,} answers under load, " + (f"<b>{wrong:,} differ</b>" if wrong else "none differs")
-        + " from the one given alone."
+        + " from the answer given without load."
     )  # fmt: skip
     return " ".join(sentences)
 
 
 def _confirmed(found: Capacity) -> str:
-    return f"of {found.confirmed_requests:,} requests at it {100 * found.confirmed_share:.1f} % were in time"
+    return f"of {found.confirmed_requests:,} requests at this rate {100 * found.confirmed_share:.1f} % were in time"
 
 
 def _limit(found: Capacity) -> str:
@@ -105,30 +105,32 @@ def _limit(found: Capacity) -> str:
 
 
 def _method(result: Result) -> list[str]:
-    """Say in plain words how the figures came about."""
-    arrivals = "at random, as clients that know nothing of each other do (Poisson)"
+    """Describe in plain words how the figures were obtained."""
+    arrivals = "at random times, as independent clients do (Poisson)" if result.arrivals == "poisson" else "evenly"
     deadlines = ", ".join(f"{kind} {value:.1f} ms" for kind, value in result.deadline_ms.items())
     if deadlines:
         in_time = f"In time: 200 within the deadline that each request carries in X-Deadline-Ms ({deadlines})."
     else:
-        in_time = "No deadline was sent, the server's own held: any 200 counts as in time."
-    pictures = "No two requests have the same picture, so the server finds nothing of one in its caches."
+        in_time = "No deadline was sent, so the server's own applied: any 200 counts as in time."
+    pictures = "No two requests have the same picture, so the server's caches do not help."
     return [
         "An open loop: each request is sent at its scheduled time, however slowly earlier ones are answered. They come"
-        f" {arrivals if result.arrivals == 'poisson' else 'evenly'}. <b>Latency counts from the scheduled time</b> to"
-        " the last byte of the response, on the generator's clock: where a server stalls, the requests that pile up"
-        " meanwhile count as slow, as they are for whoever sent them.",
-        f"{in_time} Goodput: answers in time, divided by the seconds of the schedule. Percentiles are of answers with"
-        " 200 only, and each is a value that was measured (nearest rank), where there are enough to show it: for p99 a"
-        " hundred. Refused: 429 and 503. Failed: all else.",
-        f"Lag: how late the generator sent a request; it is a part of the latency. Where over {100 * LATE_SHARE:g} %"
-        f" were sent more than {LATE_MS:g} ms late, the run is marked: it says more of the generator than the server."
-        + (" Here the two shared the processors of one machine." if result.same_machine else ""),
-        f"{result.samples:,} samples were first asked alone, and each must be answered under load as it was then. (Of"
+        f" {arrivals}. <b>Latency counts from the scheduled time</b> to the last byte of the response, on the"
+        " generator's clock: when a server stalls, the requests that pile up meanwhile count as slow, as they are for"
+        " whoever sent them.",
+        f"{in_time} Goodput: answers in time per second, until the schedule ends or the last of them arrives, whichever"
+        " is later; so it never exceeds what the server can sustain. Percentiles are of answers with 200 only. Each is"
+        " a value that was measured (nearest rank), and is left out where there are too few: p99 needs a hundred."
+        " Refused: 429 and 503. Failed: everything else.",
+        f"Lag: how late the generator sent a request; it is part of the latency. Where over {100 * LATE_SHARE:g} % of"
+        f" requests were sent more than {LATE_MS:g} ms late, the run is marked: its figures say more about the"
+        " generator than about the server."
+        + (" Here both shared the processors of one machine." if result.same_machine else ""),
+        f"{result.samples:,} samples were first asked alone, and each must get the same answer under load. (Of"
         f" {result.known:,} whose right answer is known, {result.right:,} were answered rightly.) "
         + ("Samples were sent as they are, so the server's caches help." if result.identical else pictures),
-        "Outside the server: latency less the total of Server-Timing. It is the network, the server's HTTP layer before"
-        " a request's head is read and after its answer is written, and the lag.",
+        "Outside the server: latency minus the total of Server-Timing. It is the network, the server's HTTP layer"
+        " before it has read a request's head and after it has written the answer, and the lag.",
     ]
 
 
@@ -165,7 +167,7 @@ def _facts(result: Result) -> str:
         "commit": result.commit or "not a clone",
         "command": result.command,
         "generator": ", ".join(f"{name} {value}" for name, value in result.machine.items()),
-        "server": "started for the occasion, on the same machine" if result.same_machine else "ran already",
+        "server": "started for this run, on the same machine" if result.same_machine else "already running",
         "models": "; ".join(", ".join(f"{name} {value}" for name, value in model.items()) for model in result.models),
         "versions": ", ".join(f"{name} {value}" for name, value in result.versions.items()),
         "scenario": f"{result.scenario}, {result.arrivals} arrivals, seed {result.seed}",

@@ -1,4 +1,4 @@
-"""All that a load run found, as load.json has it and the report shows it."""
+"""The result of a load run, as it is written to load.json and shown by the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,17 +13,17 @@ PERCENTILES = {"p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "p99_9": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What one offered rate brought."""
+    """The figures of one offered rate."""
 
     rate_per_s: float
     seconds: float
-    rows: str  # file, beside the report
+    rows: str  # name of their file, beside the report
     summary: Summary
     by_kind: dict[str, Summary]
 
     @classmethod
     def of(cls, rate_per_s: float, seconds: float, file: str, rows: Sequence[Row]) -> Self:
-        """Sum up a run."""
+        """Summarise a run."""
         return cls(
             rate_per_s=rate_per_s,
             seconds=seconds,
@@ -35,27 +35,27 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """All that a report says."""
+    """Everything that a report shows."""
 
     benchmark: str = "vilt-bench load"
     date: str
     commit: str | None
-    uncommitted: bool | None = None  # changes to the sources; None: nobody knows
+    uncommitted: bool | None = None  # changes to the sources; None: not a clone
     command: str
-    environment: dict[str, str] = field(default_factory=dict)  # variables that matter
+    environment: dict[str, str] = field(default_factory=dict)  # variables that may matter
     machine: dict[str, Any]
     versions: dict[str, str]
-    models: list[dict[str, Any]]  # as GET /v1/models has them
-    same_machine: bool  # server and generator share its processors
+    models: list[dict[str, Any]]  # from GET /v1/models
+    same_machine: bool  # server and generator share processors
     scenario: str
     arrivals: str
     identical: bool
     seed: int
     samples: int
-    right: int  # answers given alone
-    known: int  # samples whose right answer is known
+    right: int  # of the answers given alone
+    known: int  # number of samples with a known answer
     alone_ms: dict[str, float]  # median latency without load, by kind
-    deadline_ms: dict[str, float]  # by kind; empty is none
+    deadline_ms: dict[str, float]  # by kind; empty: none
     capacity: Capacity | None
     loads: list[Load]
-    ended_early: str | None = None  # why, if not all rates are there
+    ended_early: str | None = None  # why, if rates are missing

@@ -1,4 +1,4 @@
-"""What became of each request, one row each: the raw result from which every figure is computed."""
+"""One row for each request: the raw result from which every figure is computed."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,17 +8,18 @@ from typing import Any
 
 from loadtest.workload import Request, answer_of
 
-REFUSED = {429, 503}  # statuses: the server said no, and nothing false
+REFUSED = {429, 503}  # statuses: the server declined, which is not a wrong answer
 OK = "ok"
 TIMED_OUT = "timed_out"
 ABANDONED = "abandoned"
 CONNECTION_FAILED = "connection_failed"
 NOT_SENT = "not_sent"  # too many were in flight
+LEAD_S = 0.05  # from a run's first instant to the beginning of its schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What came back, if anything did."""
+    """The response, if there was one."""
 
     status: int = 0  # no response
     code: str = ""  # why there is none
@@ -30,26 +31,26 @@ class Reply:
 class Row:
     """A request and its reply.
 
-    Units: seconds since the run's first instant, on one monotonic clock.
+    Units: seconds since the run's first instant, on a monotonic clock.
     """
 
     kind: str
     scheduled_s: float
     sent_s: float
-    done_s: float  # the last byte was here, or there was nothing more to wait for
+    done_s: float  # the last byte had arrived, or the wait was over
     status: int  # 0: no response
-    code: str  # ok, the server's code, or one of the above
+    code: str  # ok, the server's code, or one of those above
     deadline_ms: float | None
-    stages_ms: dict[str, float]  # as Server-Timing has them
+    stages_ms: dict[str, float]  # from Server-Timing
     retry_after_ms: float | None
     expected: str | None
     answer: str | None
-    correct: bool | None  # None: not a 200, or nobody knows
+    correct: bool | None  # None: not a 200, or the right answer is unknown
     request_id: str | None
 
     @property
     def latency_ms(self) -> float:
-        """From the scheduled time, not from the sending."""
+        """From the scheduled time, not from when it was sent."""
         return 1000 * (self.done_s - self.scheduled_s)
 
     @property
@@ -59,14 +60,24 @@ class Row:
 
     @property
     def in_time(self) -> bool:
-        """Answered with 200, and before the deadline if there was one."""
+        """Answered with 200, and within the deadline if there was one."""
         return self.status == 200 and (self.deadline_ms is None or self.latency_ms <= self.deadline_ms)
+
+    @property
+    def outcome(self) -> str:
+        """The code; errors carry their status."""
+        return self.code if self.status in {0, 200} else f"{self.status} {self.code}"
+
+    @property
+    def line(self) -> str:
+        """The line of Locust's table that the request counts in."""
+        return f"{self.kind} refused: {self.code}" if self.status in REFUSED else self.kind
 
 
 def row_of(
     request: Request, reply: Reply, *, scheduled_s: float, sent_s: float, done_s: float, deadline_ms: float | None
 ) -> Row:
-    """Read a reply: its answer, or its code; its stages."""
+    """Make the row of a request from its reply."""
     content = _json(reply.body)
     refusal = content if isinstance(content, dict) and reply.status != 200 else {}
     answer = answer_of(request.kind, content) if reply.status == 200 else None
@@ -101,7 +112,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Read rows as they were written."""
+    """Read rows that `write` has written."""
     names = [field.name for field in fields(Row)]
     records = (json.loads(line) for line in path.read_text().splitlines())
     return [Row(**{name: record[name] for name in names}) for record in records]

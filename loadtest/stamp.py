@@ -1,10 +1,13 @@
 """Where, when and with what a result was measured: every recorded result carries it."""
 
+import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,17 +15,17 @@ from typing import Any
 
 PACKAGES = (
     *("vilt-server", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "uvicorn"),
-    *("fastapi", "torch", "torchvision", "transformers", "litserve"),  # what servers that we compare with are made of
+    *("fastapi", "torch", "torchvision", "transformers", "litserve"),  # of servers that ours is compared with
 )
-VARIABLES = ("VILT_", "OMP_", "ONEDNN_", "MKL_", "ORT_", "MALLOC_")  # settings, and what threads and memory obey
+VARIABLES = ("VILT_", "OMP_", "ONEDNN_", "MKL_", "ORT_", "MALLOC_")  # settings, and what controls threads and memory
 SECRETS = "VILT_API_KEY"
-INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"}  # that products are made of, on x86
+INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"}  # for matrix products on x86
 
 
 def stamp() -> dict[str, Any]:
     """Describe this run: date, commit, command, environment, machine, versions.
 
-    Call it when a run begins: the tree may be another one by its end.
+    Call it first: the working tree may have changed by the end of a run.
     """
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)docs")
     return {
@@ -45,8 +48,16 @@ def stamp() -> dict[str, Any]:
     }
 
 
+def save(path: Path | None, benchmark: str, described: Mapping[str, Any], **found: Any) -> None:
+    """Write a result with its stamp as JSON, if a file was asked for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"benchmark": f"vilt-bench {benchmark}", **described, **found}
+        path.write_text(json.dumps(content, indent=2, default=asdict) + "\n")
+
+
 def _program() -> list[str]:
-    """Name the program as it was called: a command, or a module."""
+    """Name the program as it was called: a command or a module."""
     module = sys.modules["__main__"].__spec__
     if module is None:
         return [Path(sys.argv[0]).name]
@@ -54,7 +65,7 @@ def _program() -> list[str]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Ask git about the clone that this is in, if it is in one."""
+    """Ask git about the clone that contains this file; None if there is none."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
@@ -63,7 +74,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _of_processor(name: str) -> str:
-    """Read what Linux says of the first processor."""
+    """Read what Linux says about the first processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == name), "")

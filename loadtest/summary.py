@@ -1,23 +1,25 @@
-"""Rows to figures: percentiles, goodput, refusals, stages, and whether the generator kept its schedule."""
+"""Figures from rows: percentiles, goodput, refusals, stages, and whether the generator kept its schedule."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, quantiles
+from typing import Self
 
-from loadtest.rows import NOT_SENT, OK, REFUSED, Row
+from loadtest.rows import LEAD_S, NOT_SENT, OK, REFUSED, Row
 
 LATE_MS = 10.0
 LATE_SHARE = 0.01
-TOTAL = "total"  # of the stages
+TOTAL, INFERENCE = "total", "inference"  # stages of Server-Timing
+PARTS = ("text_embedding", "visual_embedding", "interaction")  # of inference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Percentiles:
-    """Values that such a share of all do not exceed; each is one that was measured (nearest rank).
+    """Percentiles by nearest rank, so that each is a value that was measured.
 
-    None where there are too few to show it: fewer than 10 for p90, 20 for p95, 100 for p99, 1,000 for p99.9.
+    None where there are too few values: fewer than 10 for p90, 20 for p95, 100 for p99, 1,000 for p99.9.
     """
 
     p50: float
@@ -27,24 +29,49 @@ class Percentiles:
     p99_9: float | None
     max: float
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Compute the percentiles of one value or more."""
+        p90, p95, p99, p99_9 = (tail(values, share) for share in (0.9, 0.95, 0.99, 0.999))
+        return cls(p50=percentile(values, 0.5), p90=p90, p95=p95, p99=p99, p99_9=p99_9, max=max(values))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """The median of some values, and their quartiles."""
+
+    median: float
+    p25: float
+    p75: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        """Compute the quartiles of one value or more."""
+        p25, median, p75 = quartiles(values)
+        return cls(median=median, p25=p25, p75=p75)
+
+    def __str__(self) -> str:
+        return f"{self.median:8.2f} ({self.p25:.2f} to {self.p75:.2f})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One run at one offered load, or those of its requests that are of one kind."""
+    """One run at one offered load, or its requests of one kind."""
 
     requests: int
     offered_per_s: float
     answered: int  # with 200
-    in_time: int  # of those, within the deadline
-    goodput_per_s: float  # in time, per second of the schedule
-    checked: int  # answers whose right one is known
+    answered_per_s: float
+    in_time: int  # answered within the deadline
+    goodput_per_s: float  # answers in time, per second until the last of them
+    checked: int  # answers that were compared with a right one
     wrong: int
-    outcomes: dict[str, int]  # by code, "ok" first
+    outcomes: dict[str, int]  # counts, "ok" first
     latency_ms: Percentiles | None  # of answers with 200, from the scheduled time
     lag_ms: Percentiles | None  # from the scheduled time to the sending
-    stages_ms: dict[str, float]  # means over answers with 200
-    outside_ms: float  # mean latency less what the server says it took
-    flaws: list[str]  # why the figures say little about the server; none is good
+    stages_ms: dict[str, float]  # means of answers with 200
+    outside_ms: float  # mean latency minus the total that the server reports
+    flaws: list[str]  # reasons not to trust the figures
 
     @property
     def refused(self) -> int:
@@ -56,30 +83,27 @@ class Summary:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Find the smallest value that at least this share of all do not exceed."""
+    """Return the smallest value that at least this share of the values do not exceed."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def tail(values: Sequence[float], share: float) -> float | None:
-    """Find a percentile that there are enough values to show: at least one of them is beyond it. Else there is none."""
+    """Return a percentile, or None if there are fewer than 1 / (1 - share) values: it would just be the maximum."""
     return percentile(values, share) if len(values) >= round(1 / (1 - share)) else None
 
 
 def or_dash(value: float | None, width: int, digits: int) -> str:
-    """Write a figure into a table, or a dash where there is none."""
+    """Format a figure for a table, or a dash if there is none."""
     return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
 
 
 def percentiles(values: Sequence[float]) -> Percentiles | None:
-    """Find them all; of nothing there are none."""
-    if not values:
-        return None
-    p90, p95, p99, p99_9 = (tail(values, share) for share in (0.9, 0.95, 0.99, 0.999))
-    return Percentiles(p50=percentile(values, 0.5), p90=p90, p95=p95, p99=p99, p99_9=p99_9, max=max(values))
+    """Compute the percentiles, or None if there are no values."""
+    return Percentiles.of(values) if values else None
 
 
 def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
-    """Find the quartiles and the median between them, of one value or more; none is beyond what was measured.
+    """Return p25, median and p75 of one value or more; all lie within what was measured.
 
     Raises: statistics.StatisticsError: there are no values.
     """
@@ -89,22 +113,23 @@ def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
 
 
 def is_refusal(outcome: str) -> bool:
-    """Tell whether a name of Summary.outcomes is a refusal's."""
+    """Tell whether a key of Summary.outcomes is a refusal."""
     return outcome.startswith(tuple(f"{status} " for status in REFUSED))
 
 
 def summarise(rows: Sequence[Row], *, seconds: float) -> Summary:
-    """Sum up what was scheduled within so many seconds."""
+    """Summarise the requests of a schedule that lasted so many seconds."""
     answered = [row for row in rows if row.status == 200]
-    in_time = sum(row.in_time for row in rows)
+    in_time = [row for row in rows if row.in_time]
     latencies = [row.latency_ms for row in answered]
     timed = [row for row in answered if TOTAL in row.stages_ms]
     return Summary(
         requests=len(rows),
         offered_per_s=len(rows) / seconds,
         answered=len(answered),
-        in_time=in_time,
-        goodput_per_s=in_time / seconds,
+        answered_per_s=_per_s(answered, seconds),
+        in_time=len(in_time),
+        goodput_per_s=_per_s(in_time, seconds),
         checked=sum(row.correct is not None for row in rows),
         wrong=sum(row.correct is False for row in rows),
         outcomes=_outcomes(rows),
@@ -117,14 +142,19 @@ def summarise(rows: Sequence[Row], *, seconds: float) -> Summary:
 
 
 def by_kind(rows: Sequence[Row], *, seconds: float) -> dict[str, Summary]:
-    """Sum up each kind of request apart."""
+    """Summarise each kind of request separately."""
     kinds = sorted({row.kind for row in rows})
     return {kind: summarise([row for row in rows if row.kind == kind], seconds=seconds) for kind in kinds}
 
 
+def _per_s(answers: Sequence[Row], seconds: float) -> float:
+    """Divide by the time in which they came: above capacity answers go on coming after the schedule has ended."""
+    until_s = max((row.done_s for row in answers), default=0.0) - LEAD_S
+    return len(answers) / max(seconds, until_s)
+
+
 def _outcomes(rows: Sequence[Row]) -> dict[str, int]:
-    """Count codes, each refusal with its status."""
-    counts = Counter(row.code if row.status in {0, 200} else f"{row.status} {row.code}" for row in rows)
+    counts = Counter(row.outcome for row in rows)
     return {code: counts[code] for code in sorted(counts, key=lambda code: (code != OK, code))}
 
 

@@ -1,14 +1,14 @@
-"""VQAv2: its question and annotation files, and its rule of how right an answer is.
+"""VQAv2: its question and annotation files, and its rule for scoring answers.
 
-Source: GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py (a013f00), whose results this reproduces with
-its oddities: of 20,000 random cases scored by both, none differed.
+Source: GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py (a013f00), whose results this reproduces,
+oddities included: of 20,000 random cases scored by both, none differed.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
-AGREEMENT = 3  # annotators, beside the one left out, that make an answer wholly right
+AGREEMENT = 3  # annotators, besides the one left out, who make an answer fully right
 
 _ARTICLES = ("a", "an", "the")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -16,7 +16,7 @@ _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none":
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-# Written without one of its apostrophes, each of these gets it back.
+# A word that lacks one of these apostrophes gets it back.
 _CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
     he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't
@@ -31,11 +31,11 @@ _RESTORED = {
     word[: apostrophe.start()] + word[apostrophe.end() :]: word
     for word in _CONTRACTIONS.split()
     for apostrophe in re.finditer("'", word)
-} | {"somebody'd": "somebodyd"}  # this one the official table has the wrong way round
+} | {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
 
 
 def read(questions: dict[str, Any], annotations: dict[str, Any]) -> list[dict[str, Any]]:
-    """Turn VQAv2's two files into one record a question: image, question, kind (its answer type), ten answers.
+    """Make one record per question from VQAv2's two files: image, question, kind (its answer type), ten answers.
 
     Raises: ValueError: a file is not VQAv2's, or a question has no annotation.
     """
@@ -56,12 +56,12 @@ def read(questions: dict[str, Any], annotations: dict[str, Any]) -> list[dict[st
 
 
 def accuracy(answer: str, given: Sequence[str]) -> float:
-    """Score an answer, 0 to 1: leaving out each annotator in turn, the mean of a third for each other who agrees.
+    """Score an answer, 0 to 1: leave out each annotator in turn, count a third for each other who agrees, and average.
 
-    A third counts at most three times: of ten annotators one, two, three, four that agree give 0.3, 0.6, 0.9, 1.
+    At most three thirds count: one, two, three or four of ten annotators who agree give 0.3, 0.6, 0.9 or 1.
     """
     answer, *given = (one.replace("\n", " ").replace("\t", " ").strip() for one in (answer, *given))
-    if len(set(given)) > 1:  # where all say the same, only the very same is right
+    if len(set(given)) > 1:  # if all annotators agree, answers are compared verbatim
         answer, *given = (_normalize(one) for one in (answer, *given))
     agreeing = sum(one == answer for one in given)
     scores = [min(1.0, (agreeing - (one == answer)) / AGREEMENT) for one in given]
@@ -71,7 +71,7 @@ def accuracy(answer: str, given: Sequence[str]) -> float:
 def _normalize(text: str) -> str:
     """Remove punctuation and articles, lower the case, write numbers up to ten as digits, put apostrophes back.
 
-    A mark beside a space, or in a text with a comma inside a number, goes; any other mark becomes a space.
+    A mark beside a space, or in a text with a comma inside a number, is removed; any other becomes a space.
     """
     stripped = text
     for mark in _PUNCTUATION:

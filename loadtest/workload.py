@@ -1,10 +1,10 @@
-"""What to ask: pictures with questions, texts and candidates, made into requests without end.
+"""What to ask: pictures with questions, texts and candidates, made into an endless stream of requests.
 
-They are read from JSON lines with the pictures beside them, as `vilt-bench accuracy` does, with or without answers.
-Where there are no ranks, they are made of the texts that match. Knows what a body looks like, nothing of how or when it
-is sent.
+They are read from JSON lines like those of `vilt-bench accuracy`, with or without answers. If there are no ranks, they
+are made from the texts that match. This module knows what a request looks like, but not how or when it is sent.
 """
 
+import argparse
 import itertools
 import mimetypes
 import os
@@ -20,33 +20,32 @@ from tqdm import tqdm
 
 from loadtest import accuracy, credentials
 from loadtest.accuracy import Record
-from loadtest.contract import accepted
+from loadtest.contract import TIMEOUT_S, accepted
 
 SAMPLES = Path(__file__).parent / "samples" / "data.jsonl"
 SCENARIOS = {"vqa": {"vqa": 1}, "itm": {"itm": 1}, "rank": {"rank": 1}, "mix": {"vqa": 16, "itm": 3, "rank": 1}}
-CANDIDATES = 8  # of a rank that is made here
-MOST = 100  # samples of a kind
+CANDIDATES = 8  # of each rank that is made here
+MOST = 100  # samples of each kind
 BOUNDARY = "vilt-bench-1d0c7a5e9f"
-TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A POST, and what a right answer to it is."""
+    """A POST request, and its right answer."""
 
     kind: str
     path: str
     content_type: str
     body: bytes
-    expected: str | None = None  # not known
-    abandon_after_s: float | None = None  # hang up so long after sending; None is never
+    expected: str | None = None  # None: not known
+    abandon_after_s: float | None = None  # hang up so long after sending; None: never
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Something to ask many times: vqa and itm as the raw picture, the form fastest to read, a rank as multipart.
+    """Something to ask many times: vqa and itm as the raw picture, which is fastest to read, ranks as multipart.
 
-    With `multipart` they are sent so, too: other servers read no other form.
+    With `multipart`, all are sent that way: other servers read no other form.
     """
 
     kind: str
@@ -56,7 +55,7 @@ class Sample:
     multipart: bool = False
 
     def request(self, nonce: bytes = b"") -> Request:
-        """Make a request of it, every picture with these bytes behind its end, where decoders do not look."""
+        """Make a request, with these bytes appended to every picture, where decoders ignore them."""
         images = [(field, media_type, data + nonce) for field, media_type, data in self.images]
         if self.kind == "rank" or self.multipart:
             path, content_type, body = (
@@ -72,15 +71,20 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """Samples with the answers that the server gave alone; how many were right, of how many the right one is known."""
+    """Samples with the answers that the server gave alone, and how many of the known answers were right."""
 
     samples: list[Sample]
     right: int
     known: int
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    text = "what to ask, as JSON lines: see vilt-bench accuracy (default: loadtest/samples)"
+    parser.add_argument("--data", type=Path, default=SAMPLES, metavar="FILE", help=text)
+
+
 def answer_of(kind: str, body: Any) -> str:
-    """Read the answer off the JSON of a 200: the best answer, match or no match, the index of the best candidate."""
+    """Read the answer from the JSON of a 200: the best answer, match or no match, the index of the best candidate."""
     try:
         if kind == "vqa":
             return str(body["answers"][0]["answer"])
@@ -92,7 +96,7 @@ def answer_of(kind: str, body: Any) -> str:
 
 
 def read(data: Path, scenario: str) -> list[Sample]:
-    """Read what a scenario asks, at most so many of a kind: all are asked alone before a run.
+    """Read the samples of a scenario, at most MOST of each kind, as all are asked alone before a run.
 
     Raises: ValueError: the file has nothing of a kind that the scenario needs; OSError: it or a picture cannot be read.
     """
@@ -114,7 +118,7 @@ def read(data: Path, scenario: str) -> list[Sample]:
 
 
 def learn(url: str, samples: Sequence[Sample]) -> Learned:
-    """Ask each sample alone, and expect of each the answer that it got: what load may not change.
+    """Ask each sample alone; the answer that it gets is the one that is expected under load.
 
     Raises: ValueError: the server refused one.
     """
@@ -133,7 +137,7 @@ def learn(url: str, samples: Sequence[Sample]) -> Learned:
 def stream(samples: Sequence[Sample], scenario: str, *, seed: int = 0, distinct: bool = True) -> Iterator[Request]:
     """Draw requests without end: kinds by the scenario's weights, samples evenly.
 
-    Distinct requests share no picture, so the server finds nothing of one in its caches, nor joins it to another.
+    Distinct requests share no picture, so the server neither finds them in its caches nor joins them.
     """
     rng = random.Random(seed)  # noqa: S311 a workload, not a secret
     weights = SCENARIOS[scenario]
@@ -145,7 +149,7 @@ def stream(samples: Sequence[Sample], scenario: str, *, seed: int = 0, distinct:
 
 
 def nonces() -> Iterator[bytes]:
-    """Count, with a beginning that no other run has."""
+    """Count up behind random bytes, so that no two runs have a nonce in common."""
     run = os.urandom(8)
     for number in itertools.count():
         yield run + number.to_bytes(8, "big")
@@ -172,7 +176,7 @@ def _image(field: str, path: Path) -> tuple[str, str, bytes]:
 
 
 def _ranks(matches: Sequence[Record]) -> Iterator[Record]:
-    """Make ranks of pictures and texts that may match, both ways. So may others: the right answer is not known."""
+    """Make ranks, both ways, from pictures and texts that match; other candidates may match too: no answer is known."""
     rng = random.Random(0)  # noqa: S311
     images = sorted({match["image"] for match in matches})
     texts = sorted({match["text"] for match in matches})

@@ -1,1 +1,1 @@
-"""`vilt-bench claims`: ViLT and the designs it is compared with, timed stage by stage on this machine."""
+"""`vilt-bench claims`: ViLT and the designs that the paper compares it with, timed stage by stage on this machine."""

@@ -1,4 +1,4 @@
-"""The figures: stages side by side as in the paper's Figure 1, the wait from a JPEG, a rank of 1,000, suppression."""
+"""The figures: stages as in the paper's Figure 1, the wait from a JPEG, a rank of 1,000, suppression."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "claims",  # the same figures make the same file
 }
 ROW_HEIGHT = 0.36  # inches
-ENLARGED = 12  # times ViLT's total that the right panel shows at least
+ENLARGED = 12  # times ViLT's total: the least that the enlarged panel shows
 FORMATS = ("png", "svg")
 DPI = 150
 
@@ -50,7 +50,7 @@ def draw_all(
     levels_ms: Mapping[str, float],
     folder: Path,
 ) -> None:
-    """Write every figure that there are measurements for, as PNG and SVG."""
+    """Write every figure that was measured, as PNG and SVG."""
     if found:
         _save(stages(found), folder / "claims-stages")
         _save(wait(found), folder / "claims-wait")
@@ -66,13 +66,13 @@ def stages(found: Sequence[Measured]) -> Figure:
 
 
 def wait(found: Sequence[Measured]) -> Figure:
-    """Stack what a user waits for: the same after decoding and resizing a JPEG."""
+    """Stack what a user waits for: the same stages after decoding and resizing a JPEG."""
     layers = [{**one.preparation_ms, **one.stages_ms} for one in found]
     return _stacked(found, layers, "From the JPEG file to the pooled output, by stage")
 
 
 def rank(found: Sequence[Measured]) -> Figure:
-    """Mark what a rank of 1,000 pictures takes when they are new and when their side was kept."""
+    """Mark how long a rank of 1,000 pictures takes if they are new, and if their side of the model was kept."""
 
     def draw(axes: Axes) -> None:
         for row, one in enumerate(found):
@@ -94,7 +94,7 @@ def rank(found: Sequence[Measured]) -> Figure:
         axes.plot([], [], "o", color=COLOURS["visual_backbone"], label="new pictures, from their JPEGs")
         axes.set_xscale("log")
         low, high = axes.get_xlim()
-        axes.set_xlim(low / 6, high * 6)  # room for the figures
+        axes.set_xlim(low / 6, high * 6)  # room for the labels
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda value, _: f"{value:,.0f} s" if value >= 1 else f"{1000 * value:g} ms")
         )
@@ -109,7 +109,7 @@ def rank(found: Sequence[Measured]) -> Figure:
 
 
 def suppression(curves: Mapping[int, Mapping[int, float]], levels_ms: Mapping[str, float]) -> Figure:
-    """Draw how per-class suppression grows with the classes detected; `levels_ms` are other ways to suppress."""
+    """Draw how per-class suppression grows with the number of classes detected, and other ways as levels."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -130,7 +130,7 @@ def suppression(curves: Mapping[int, Mapping[int, float]], levels_ms: Mapping[st
 
 
 def _stacked(found: Sequence[Measured], layers: Sequence[Mapping[str, float]], title: str) -> Figure:
-    """Draw one bar a design twice: at full length, and enlarged with the long ones cut off."""
+    """Draw one bar per design in two panels: at full length, and enlarged with the long ones cut off."""
     totals = [sum(one.values()) for one in layers]
     baseline = next((total for one, total in zip(found, totals, strict=True) if one.name == VILT), min(totals))
     shorter = [total for total in totals if total <= ENLARGED * baseline]
@@ -166,7 +166,7 @@ def _bars(axes: Axes, layers: Sequence[Mapping[str, float]], totals: Sequence[fl
 
 
 def _rows(found: Sequence[Measured], panels: int) -> tuple[Figure, Sequence[Axes]]:
-    """Set up panels whose rows are designs, families apart by a shade."""
+    """Set up panels whose rows are designs, with families told apart by shading."""
     figure = Figure(figsize=(5.6 * panels + 2 * (panels == 1), 1.6 + ROW_HEIGHT * len(found)), layout="constrained")
     axes_of_panels = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
     for axes in axes_of_panels:

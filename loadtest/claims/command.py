@@ -1,7 +1,11 @@
-"""`vilt-bench claims`: build the designs, time them in turns, draw and report."""
+"""Time ViLT and the designs that the paper compares it with, stage by stage.
+
+The designs have random weights and run on one engine with the same number of threads, in turns. The first run builds
+their graphs, which needs torch and about 5 GB of disk. A run takes some 10 minutes on two cores, and 12 GB of memory.
+When interrupted, it reports the complete rounds.
+"""
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -11,12 +15,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loadtest.arguments import at_least
+from loadtest.arguments import add_command, at_least
 from loadtest.claims import charts, picture, plan, report, runner
 from loadtest.claims.plan import NAMES, VILT, Design
 from loadtest.claims.runner import PROVIDERS, Sessions, Stages, Timed
 from loadtest.claims.summary import RANKED, VILT_INT8, Measured, as_json, summarise
-from loadtest.stamp import stamp
+from loadtest.stamp import save, stamp
 from server.engine import count_threads
 
 SHALLOW = "shallow interaction"
@@ -26,28 +30,23 @@ BOXES_PER_CLASS = (20, 200)
 
 def add_to(commands: Any) -> None:
     """Declare `vilt-bench claims`."""
-    parser = commands.add_parser(
-        "claims",
-        help="ViLT beside every design it is compared with",
-        description="Time ViLT and the structures that the paper compares it with (random weights, one engine, the same"
-        " threads, in turns), stage by stage. The first run builds the graphs, which needs torch and about 5 GB; all of"
-        " it takes some 10 minutes on two cores, and 12 GB of memory. Interrupted, it reports what is complete.",
-    )
+    parser = add_command(commands, "claims", "ViLT beside every design that the paper compares it with", __doc__, run)
     parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument(
-        "--repeat", type=at_least(1), default=5, metavar="N", help="rounds, after one to warm up (%(default)s)"
+        "--repeat", type=at_least(1), default=5, metavar="N", help="rounds, after one to warm up (default %(default)s)"
     )
     parser.add_argument(
-        "--threads", type=at_least(0), default=0, metavar="N", help="of every design (default: all CPUs)"
+        "--threads", type=at_least(0), default=0, metavar="N", help="threads for every design; 0: all CPUs (default)"
     )
-    parser.add_argument("--provider", choices=PROVIDERS, default="cpu", help="of onnxruntime (default %(default)s)")
-    parser.add_argument("--graphs", type=Path, metavar="DIR", help="where graphs are kept (default: the user's cache)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write claims.json, claims.md and the figures there")
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--provider", choices=PROVIDERS, default="cpu", help="onnxruntime's execution provider (default %(default)s)"
+    )
+    parser.add_argument("--graphs", type=Path, metavar="DIR", help="folder for the graphs (default: the user's cache)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for claims.json, claims.md and the figures")
 
 
 def run(options: argparse.Namespace) -> None:
-    described = stamp()  # as it is now: a run takes a while
+    described = stamp()
     folder = options.graphs or plan.default_folder()
     threads = count_threads(options.threads)
     try:
@@ -55,7 +54,9 @@ def run(options: argparse.Namespace) -> None:
         sessions = Sessions(options.provider, threads)
         timed = timed_designs(designs, sessions)
     except subprocess.CalledProcessError:
-        sys.exit("vilt-bench claims: the graphs could not be built (see above); it takes pip install '.[export]'")
+        sys.exit(
+            "vilt-bench claims: the graphs could not be built (see above); building them needs pip install '.[export]'"
+        )
     samples, complete = measure(timed, options.repeat)
     pairs_s: dict[str, list[float]] = {}
     curves: dict[int, dict[int, float]] = {}
@@ -69,30 +70,29 @@ def run(options: argparse.Namespace) -> None:
     text = report.markdown(found)
     print(text)
     if options.output:
-        result = {
-            "benchmark": "vilt-bench claims",
-            **described,
-            "graphs": plan.tools(folder),
-            "provider": options.provider,
-            "threads": threads,
-            "complete": complete,
-            "designs": as_json(found),
-            "nms_ms_by_boxes_and_detected_classes": curves,
-        }
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "claims.json").write_text(json.dumps(result, indent=1) + "\n")
+        save(
+            options.output / "claims.json",
+            "claims",
+            described,
+            graphs=plan.tools(folder),
+            provider=options.provider,
+            threads=threads,
+            complete=complete,
+            designs=as_json(found),
+            nms_ms_by_boxes_and_detected_classes=curves,
+        )
         (options.output / "claims.md").write_text(text)
         charts.draw_all(found, curves, nms_levels(found), options.output)
 
 
 def timed_designs(designs: Sequence[Design], sessions: Sessions) -> dict[str, Timed]:
-    """Make every design ready to run; on a CPU ViLT in both precisions, through the server's engine."""
+    """Prepare every design to be run; on a CPU, ViLT in both precisions and in the server's engine."""
     jpeg = picture.jpeg()
     timed: dict[str, Timed] = {}
     for design in designs:
         if design.name == VILT:
             timed[VILT] = runner.timed_vilt(design, "fp32", jpeg, sessions)
-            if sessions.provider == "cpu":  # int8 is a CPU's
+            if sessions.provider == "cpu":  # int8 runs on CPUs only
                 timed[VILT_INT8] = runner.timed_vilt(design, "int8", jpeg, sessions)
         else:
             timed[design.name] = runner.timed_design(design, sessions, jpeg)
@@ -100,20 +100,21 @@ def timed_designs(designs: Sequence[Design], sessions: Sessions) -> dict[str, Ti
 
 
 def measure(timed: Mapping[str, Timed], repeat: int) -> tuple[dict[str, list[Stages]], bool]:
-    """Run all designs once to warm up and then in turns, so that drift falls on all alike.
+    """Run all designs once to warm up and then in turns, so that drift affects all alike.
 
-    Interrupted, return what there is, and false.
+    When interrupted, return the complete rounds, and false.
     """
     samples: dict[str, list[Stages]] = {name: [] for name in timed}
     with tqdm(total=(1 + repeat) * len(timed), unit="run", disable=None) as bar:
         try:
-            for round_number in range(1 + repeat):
+            for number in range(1 + repeat):
+                one_round = {}
                 for name, run_once in timed.items():
-                    bar.set_description(f"{'warm-up' if round_number == 0 else f'round {round_number}'}: {name}")
-                    found = run_once()
-                    if round_number > 0:
-                        samples[name].append(found)
+                    bar.set_description(f"{f'round {number}' if number else 'warm-up'}: {name}")
+                    one_round[name] = run_once()
                     bar.update()
+                for name, found in one_round.items() if number else ():
+                    samples[name].append(found)
         except KeyboardInterrupt:
             return samples, False
     return samples, True
@@ -122,7 +123,7 @@ def measure(timed: Mapping[str, Timed], repeat: int) -> tuple[dict[str, list[Sta
 def summaries(
     designs: Sequence[Design], samples: Mapping[str, Sequence[Stages]], pairs_s: Mapping[str, Sequence[float]]
 ) -> list[Measured]:
-    """Summarise every design that has a complete round."""
+    """Summarise every design, if there is a complete round."""
     named = [(design.name, design.title, design) for design in designs]
     named += [(VILT_INT8, f"{design.title}, int8", design) for design in designs if design.name == VILT]
     return [
@@ -133,7 +134,7 @@ def summaries(
 
 
 def time_ranks(designs: Sequence[Design], sessions: Sessions, repeat: int) -> dict[str, list[float]]:
-    """Time one text against 1,000 kept vectors where that is one run."""
+    """Time one text against 1,000 kept vectors, for the designs that do it in one run."""
     return {
         design.name: runner.time_pairs(design, sessions, RANKED, repeat)
         for design in designs
@@ -142,7 +143,7 @@ def time_ranks(designs: Sequence[Design], sessions: Sessions, repeat: int) -> di
 
 
 def nms_curves(designs: Sequence[Design], sessions: Sessions, repeat: int) -> dict[int, dict[int, float]]:
-    """Time per-class suppression over detected classes, for few and many boxes in each, in ms."""
+    """Time per-class suppression over the number of detected classes, for few and many boxes in each, in ms."""
     design = next((design for design in designs if "class_scores" in design.sources), None)
     if design is None:
         return {}
@@ -159,7 +160,7 @@ def nms_curves(designs: Sequence[Design], sessions: Sessions, repeat: int) -> di
 
 
 def nms_levels(found: Sequence[Measured]) -> dict[str, float]:
-    """Name the other ways to suppress: every box in every class, and all classes at once."""
+    """Return the times of the other ways to suppress: every box in every class, and all classes at once."""
     by_name = {one.name: one.stages_ms["nms"] for one in found if "nms" in one.stages_ms}
     labels = {
         "uniter": "every box in every class, as the designs do",

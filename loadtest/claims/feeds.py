@@ -1,7 +1,7 @@
 """The inputs of every design, drawn from one seed: pixels, words, boxes and scores.
 
-With random weights a detector would find nothing, or everything. Non-maximum suppression takes as long as there are
-boxes to compare, so boxes and scores are not the graphs' own but a fixed set:
+With random weights a detector would find nothing, or everything. Non-maximum suppression takes longer the more boxes it
+compares, so boxes and scores are not those of the graphs but a fixed set:
     - 60 objects lie anywhere in the picture, 16 to 600 px large, log-uniform.
     - Every proposal is one of them, moved by a normal 15 % of its size and scaled by a log-normal 20 %.
     - A proposal's scores over the classes are the softmax of standard normal logits: every class scores something, as
@@ -20,14 +20,14 @@ OBJECTS = 60
 HEIGHT_PX, WIDTH_PX = 800, 1333
 SMALLEST_PX, LARGEST_PX = 16, 600
 SHIFT, SCALE = 0.15, 0.2
-LEVEL_OF_PROPOSALS = ("p2", "p3", "p4", "p5")  # of a feature pyramid; small boxes first
-EVERY_BOX = -1.0  # a score threshold that no score is under
+LEVEL_OF_PROPOSALS = ("p2", "p3", "p4", "p5")  # levels of a feature pyramid; small boxes first
+EVERY_BOX = -1.0  # a score threshold below every score
 
 Tensors = dict[str, NDArray[np.generic]]
 
 
 def draw(sources: Mapping[str, Source], image_px: tuple[int, int]) -> Tensors:
-    """Make every tensor that a design's graphs read and none of them makes."""
+    """Make every tensor that a design's graphs read but none of them makes."""
     found: Tensors = {}
     for name, source in sources.items():
         rng = np.random.default_rng(SEED)
@@ -61,7 +61,7 @@ def boxes(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
 
 
 def grid_boxes(count: int, image_px: tuple[int, int]) -> NDArray[np.float32]:
-    """Cut a picture into equal cells, as many in a row as rows.
+    """Cut a picture into equal cells, with as many columns as rows.
 
     Shapes: (count, 4), x1 y1 x2 y2 px.
     """
@@ -73,9 +73,9 @@ def grid_boxes(count: int, image_px: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def detections(rng: np.random.Generator, count: int, classes: int, detected: int, per_class: int) -> Tensors:
-    """Draw proposals and scores where some classes are detected, each by as many boxes, and the others nowhere.
+    """Draw proposals and scores so that some classes are detected, each by the same number of boxes.
 
-    Shapes: proposals (count, 4), class_scores (count, classes): 0.3 to 0.9 where detected, else below 0.01.
+    Shapes: proposals (count, 4), class_scores (count, classes): 0.3 to 0.9 if detected, else below 0.01.
     """
     scores = rng.uniform(0, 0.01, (count, classes)).astype(np.float32)
     for column in rng.permutation(classes)[:detected]:
@@ -92,7 +92,7 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def _by_level(sources: Mapping[str, Source], found: Tensors) -> Tensors:
-    """Deal the proposals, which are sorted by size, to the levels of a feature pyramid."""
+    """Split the proposals, which are sorted by size, among the levels of a feature pyramid."""
     split: Tensors = {}
     start = 0
     for level in LEVEL_OF_PROPOSALS:

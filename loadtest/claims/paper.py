@@ -1,4 +1,4 @@
-"""What the paper measured: Kim, Son, Kim 2021, Table 6.
+"""The paper's own measurements: Kim, Son, Kim 2021, Table 6.
 
 On a Xeon E5-2650 and an NVIDIA P40, batch 1: visual embedder and transformer, without text embedding, decoding or
 resizing. Parameters leave out embedding dictionaries.

@@ -1,4 +1,4 @@
-"""From a JPEG to a design's input: what every user waits for before any model runs."""
+"""From a JPEG to a design's input: what users wait for before a model runs."""
 
 import io
 
@@ -15,7 +15,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 def jpeg() -> bytes:
-    """Draw a picture with coarse and fine detail, so that decoding it costs about what a photograph does."""
+    """Draw a picture with coarse and fine detail, which takes about as long to decode as a photo."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize(SIZE_PX, Image.Resampling.BICUBIC), np.float32)
@@ -26,12 +26,12 @@ def jpeg() -> bytes:
 
 
 def read(data: bytes) -> Image.Image:
-    """Decode as the server does."""
+    """Decode a picture as the server does."""
     return decode(data, max_pixels=MAX_PIXELS, max_aspect_ratio=20.0)
 
 
 def to_pixel_values(image: Image.Image, size_px: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize and normalise for a convolution.
+    """Resize and normalise a picture for a convolution.
 
     Shapes: (w, h) px, size (rows, columns) -> (1, 3, rows, columns).
     """

@@ -1,6 +1,6 @@
-"""What to time: the graphs of each design, as `python -m export.claims` wrote them.
+"""The graphs of each design, as `python -m export.claims` writes them.
 
-Building them needs torch and takes minutes: it is a command of its own, and what it wrote is kept.
+Building them needs torch and takes minutes, so it is a separate command, and its output is kept.
 """
 
 import json
@@ -34,16 +34,16 @@ DETECTOR = STAGES[:4]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A tensor that no graph makes."""
+    """A tensor that is read but that no graph makes."""
 
     shape: tuple[int, ...]
     dtype: str
-    below: int | None = None  # of integers
+    below: int | None = None  # for integers: the largest is below
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One graph of one stage, what it holds and what a run of it does."""
+    """One graph of one stage, with its parameters and operations."""
 
     stage: str
     graph: Path
@@ -59,7 +59,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
-    """A published structure with random weights; ViLT's graphs are those of its artifact."""
+    """A published structure with random weights; the graphs of ViLT are those of an artifact."""
 
     name: str
     title: str
@@ -73,25 +73,25 @@ class Design:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages that it has, in the order of STAGES."""
+        """Its stages, in the order of STAGES."""
         found = {step.stage for step in self.steps}
         return tuple(stage for stage in STAGES if stage in found)
 
 
 def named(stage: str) -> str:
-    """Write a stage's name as people do."""
+    """Format a stage's name for people."""
     return stage.replace("_", " ").replace("roi", "RoI").replace("nms", "NMS")
 
 
 def default_folder() -> Path:
-    """Where graphs are kept from one run to the next."""
+    """Return where graphs are kept between runs."""
     return user_cache_path("vilt-server") / "claims"
 
 
 def prepare(folder: Path, names: Iterable[str]) -> list[Design]:
-    """Read the plan, after building what it lacks.
+    """Read the plan, after building the designs that it lacks.
 
-    Raises: subprocess.CalledProcessError: building failed; it has said why.
+    Raises: subprocess.CalledProcessError: building failed, and has printed why.
     """
     wanted, have = set(names), set()
     if (folder / PLAN).exists():
@@ -110,7 +110,7 @@ def read(folder: Path) -> list[Design]:
     """
     plan = json.loads((folder / PLAN).read_text())
     if plan["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"{folder / PLAN} is of another version: remove {folder} and run again")
+        raise ValueError(f"{folder / PLAN} was written by another version: remove {folder} and run again")
     designs = []
     for fields in plan["designs"]:
         artifact = folder / fields["artifact"] if "artifact" in fields else None
@@ -125,6 +125,6 @@ def read(folder: Path) -> list[Design]:
 
 
 def tools(folder: Path) -> dict[str, str]:
-    """Read which versions wrote the graphs."""
+    """Read which versions of packages wrote the graphs."""
     found: dict[str, str] = json.loads((folder / PLAN).read_text())["tools"]
     return found

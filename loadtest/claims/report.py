@@ -1,4 +1,4 @@
-"""The result as Markdown: times, sizes, parameters by module, each beside the paper's."""
+"""The result as Markdown: times, sizes and parameters by module, each beside the paper's."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +8,7 @@ from loadtest.claims.summary import Measured, vilt_of
 
 
 def markdown(found: Sequence[Measured]) -> str:
-    """Lay out every table."""
+    """Format every table."""
     parts = [
         "## Times",
         f"ms, medians of {max((one.rounds for one in found), default=0)} interleaved rounds; the paper's on a"
@@ -70,7 +70,7 @@ def sizes(found: Sequence[Measured]) -> str:
 
 
 def parameters(found: Sequence[Measured]) -> str:
-    """Tabulate what each stage holds; look-ups (words, positions) apart, which the paper leaves out."""
+    """Tabulate the parameters of each stage; look-ups (words, positions) are separate, as the paper leaves them out."""
     rows = []
     for one in found:
         row = paper.TABLE6.get(one.name)

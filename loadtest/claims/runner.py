@@ -1,4 +1,4 @@
-"""Runs designs stage by stage: sessions of onnxruntime with the options of ViLT's engine."""
+"""Runs designs stage by stage, in onnxruntime sessions with the options of the server's engine."""
 
 import time
 from collections.abc import Callable
@@ -22,19 +22,19 @@ from server.engine import OrtEngine, session_options
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 PREPARATION = ("decode", "preprocess")
 PAIR_STAGES = ("interaction", "head")
-ARENA = {"arena_extend_strategy": 1}  # by as much as is asked for, not by powers of two
+ARENA = {"arena_extend_strategy": 1}  # grow by what is needed, not by powers of two
 SCORE_THRESHOLD = 0.05  # detectron2's ROI_HEADS.SCORE_THRESH_TEST
 Stages = dict[str, float]  # seconds
 Timed = Callable[[], Stages]
 
 
 class Sessions:
-    """One session a graph, however many designs run it."""
+    """One session per graph, however many designs run it."""
 
     def __init__(self, provider: str, threads: int, *, shared: bool = True) -> None:
         """Choose where graphs run, on how many threads, and whether they share one arena.
 
-        Without sharing, each of 40 graphs keeps the most memory that it ever needed, some 13 GB together.
+        Without sharing, each of 40 graphs keeps its peak memory, some 13 GB in total.
 
         Raises: ValueError: this onnxruntime has no such provider.
         """
@@ -50,7 +50,7 @@ class Sessions:
         self._sessions: dict[Path, tuple[onnxruntime.InferenceSession, list[str], list[str]]] = {}
 
     def run(self, graph: Path, values: dict[str, Any]) -> float:
-        """Run a graph on what it reads of `values`, put there what it makes, and return the seconds that it took."""
+        """Run a graph on its inputs in `values`, add its outputs there, and return the seconds that it took."""
         session, inputs, outputs = self._load(graph)
         wanted = {name: values[name] for name in inputs}
         self._pools.keep_off()
@@ -67,7 +67,7 @@ class Sessions:
             provider = PROVIDERS[self.provider]
             with self._pools.starting():
                 session = onnxruntime.InferenceSession(str(graph), options, providers=[provider], enable_fallback=0)
-            if session.get_providers()[0] != provider:  # onnxruntime would time the CPU and not say so
+            if session.get_providers()[0] != provider:  # onnxruntime would run on the CPU and not say so
                 raise ValueError(f"{provider} does not start on this machine: see the lines above")
             names = [tensor.name for tensor in session.get_inputs()], [tensor.name for tensor in session.get_outputs()]
             self._sessions[graph] = (session, *names)
@@ -75,7 +75,7 @@ class Sessions:
 
 
 def timed_design(design: Design, sessions: Sessions, jpeg: bytes) -> Timed:
-    """Prepare a design so that one call decodes a picture, runs every stage once, and says what each took."""
+    """Prepare a design: each call decodes a picture, runs every stage once, and returns how long each took."""
     inputs = feeds.draw(design.sources, design.image_px)
 
     def run() -> Stages:
@@ -93,10 +93,10 @@ def timed_design(design: Design, sessions: Sessions, jpeg: bytes) -> Timed:
 
 
 def timed_vilt(design: Design, precision: str, jpeg: bytes, sessions: Sessions) -> Timed:
-    """Prepare ViLT's artifact in the server's engine, to be timed as the others; Table 6's 200 patches, 40 tokens.
+    """Prepare ViLT's artifact in the server's engine, with the 200 patches and 40 tokens of Table 6.
 
-    On a GPU its graphs run as the other designs' do: the server runs another there, in half precision, which would be
-    no comparison.
+    On a GPU its graphs run like those of the other designs: the server runs another graph there, in half precision,
+    which would not be a fair comparison.
 
     Raises: ArtifactError: the artifact is damaged, or has no such precision.
     """
@@ -134,7 +134,7 @@ def timed_vilt(design: Design, precision: str, jpeg: bytes, sessions: Sessions) 
 
 
 def time_pairs(design: Design, sessions: Sessions, num_images: int, repeat: int) -> list[float]:
-    """Time a shallow interaction of one text with many pictures' kept vectors, in seconds."""
+    """Time a shallow interaction of one text with the kept vectors of many pictures, in seconds."""
     values: dict[str, Any] = feeds.draw(design.sources, design.image_px)
     for step in design.steps:
         sessions.run(step.graph, values)
@@ -145,7 +145,7 @@ def time_pairs(design: Design, sessions: Sessions, num_images: int, repeat: int)
 
 
 def time_nms(design: Design, sessions: Sessions, *, detected: int, per_class: int, repeat: int) -> list[float]:
-    """Time per-class suppression where so many classes are detected, each by so many boxes, in seconds."""
+    """Time per-class suppression with so many classes detected, each by so many boxes, in seconds."""
     graph = next(step.graph for step in design.steps if step.stage == "nms")
     count, classes = design.sources["class_scores"].shape
     values: dict[str, Any] = feeds.detections(np.random.default_rng(feeds.SEED), count, classes, detected, per_class)

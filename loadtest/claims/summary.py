@@ -1,4 +1,4 @@
-"""Samples to figures: medians of stages, totals, ratios, what a rank of many pictures takes."""
+"""Figures from samples: medians of stages, totals, ratios, and the time of a rank of many pictures."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -37,16 +37,16 @@ class Measured:
     parameters: dict[str, int]  # by stage
     dictionary_parameters: int
     gmacs: dict[str, float]  # by stage
-    pairs_ms: float | None = None  # of one text with RANKED pictures' kept vectors, where that is one run
+    pairs_ms: float | None = None  # one text with the kept vectors of RANKED pictures, if that is one run
 
     @property
     def rank_ms(self) -> float:
-        """One text against RANKED new pictures."""
+        """The time of one text against RANKED new pictures."""
         return RANKED * (self.wait_ms - self._text_ms) + self._text_ms
 
     @property
     def rank_kept_ms(self) -> float:
-        """One text against RANKED pictures whose side was computed before and kept."""
+        """The time of one text against RANKED pictures whose side was computed before and kept."""
         pairs_ms = sum(self.stages_ms.get(stage, 0.0) for stage in PAIR_STAGES)
         return self._text_ms + (RANKED * pairs_ms if self.pairs_ms is None else self.pairs_ms)
 
@@ -56,12 +56,12 @@ class Measured:
 
     @property
     def gflops(self) -> float:
-        """Two operations a multiply-accumulate."""
+        """Operations: two per multiply-accumulate."""
         return 2 * sum(self.gmacs.values())
 
     @property
     def paper_gflops(self) -> float:
-        """Count detectors and backbones by the MAC, the rest twice, with a prediction of a word for each token.
+        """Count one operation per MAC in detectors and backbones, two elsewhere, and a word prediction for each token.
 
         Source: our reading of Table 6; docs/claims.md shows how well it fits.
         """
@@ -111,7 +111,7 @@ def summarise(
 
 
 def as_json(found: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Lay out every figure, measured and the paper's, by design."""
+    """List every figure, measured and the paper's, by design."""
     baseline = vilt_of(found)
     rows = []
     for one in found:
@@ -147,11 +147,11 @@ def as_json(found: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 def vilt_of(found: Sequence[Measured]) -> Measured | None:
-    """Find what ratios are to: ViLT in fp32."""
+    """Return ViLT in fp32, which the ratios are to."""
     return next((one for one in found if one.name == VILT), None)
 
 
 def rounded(values: Mapping[str, float]) -> dict[str, float]:
-    """Keep microseconds, in the order of the stages."""
+    """Round to a tenth of a microsecond, in the order of the stages."""
     order = [*PREPARATION, *STAGES]
     return {name: round(values[name], 4) for name in sorted(values, key=order.index)}

@@ -1,6 +1,7 @@
-"""Do they answer the same? A server that answers something else is not a peer, however fast."""
+"""Do the servers give the same answers? One that does not cannot be compared, however fast it is."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,9 @@ from typing import Any
 import httpx
 
 from loadtest import photo
-from loadtest.contract import accepted
+from loadtest.contract import TIMEOUT_S, accepted
 
-TOLERANCE = 1e-4  # of a score, in fp32; what another question changes is told beside it
-TIMEOUT_S = 120.0
+TOLERANCE = 1e-4  # of a score, in fp32; `spread` shows how much another question changes
 
 Answers = list[tuple[str, float]]  # the best first, with their scores
 
@@ -21,8 +21,8 @@ class Agreement:
     """One server's answers beside the reference's."""
 
     asked: int
-    same_answer: int  # the best one; any of several that the reference scores alike
-    max_score_difference: float  # place by place, over the best few
+    same_answer: int  # the best answer, or any that the reference scores alike
+    max_score_difference: float  # between the answers of the same rank
 
     @property
     def is_full(self) -> bool:
@@ -30,9 +30,9 @@ class Agreement:
 
 
 def ask(url: str, picture: bytes) -> list[Answers]:
-    """Put every question once; it also warms the server up.
+    """Ask every question once, which also warms the server up.
 
-    Raises: ValueError: it refuses, or answers in another form.
+    Raises: ValueError: the server refuses, or answers in another form.
     """
     found = []
     with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
@@ -44,7 +44,7 @@ def ask(url: str, picture: bytes) -> list[Answers]:
 
 
 def compare(found: Sequence[Answers], reference: Sequence[Answers]) -> Agreement:
-    """Compare answers to the same questions."""
+    """Compare two servers' answers to the same questions."""
     pairs = list(zip(found, reference, strict=True))
     return Agreement(
         asked=len(pairs),
@@ -54,12 +54,12 @@ def compare(found: Sequence[Answers], reference: Sequence[Answers]) -> Agreement
 
 
 def spread(reference: Sequence[Answers]) -> float:
-    """Tell how little two questions differ in score: what a server that ignores the question would be wrong by."""
+    """Return the smallest difference between two questions: the error of a server that ignores the question."""
     return min(_distance(one, other) for index, one in enumerate(reference) for other in reference[:index])
 
 
 def strangers(agreements: Mapping[str, Agreement]) -> list[str]:
-    """Name those who answer something else."""
+    """Name the servers that give other answers."""
     return [name for name, agreement in agreements.items() if not agreement.is_full]
 
 
@@ -67,7 +67,7 @@ def _answers(body: Any) -> Answers:
     try:
         return [(str(one["answer"]), float(one["score"])) for one in body["answers"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"it answered in another form: {str(body)[:200]}") from error
+        raise ValueError(f"the server answered in another form: {str(body)[:200]}") from error
 
 
 def _is_best(answer: str, reference: Answers) -> bool:
@@ -76,4 +76,6 @@ def _is_best(answer: str, reference: Answers) -> bool:
 
 
 def _distance(one: Answers, other: Answers) -> float:
+    if len(one) != len(other):
+        return math.inf
     return max(abs(ours - theirs) for (_, ours), (_, theirs) in zip(one, other, strict=True))

@@ -1,84 +1,78 @@
 """This server beside those that one would write instead, over HTTP, with the same pictures and questions.
 
-All are started and stay idle but the one whose turn it is: transformers behind FastAPI as tutorials do it, the same
-padded to 40 tokens, the same behind LitServe, a plain ONNX export behind FastAPI, and ours in every precision of the
-artifact. Before anything is timed, all are asked the same: whoever answers something else is no peer, and ends the run.
+They are transformers behind FastAPI as tutorials do it, the same padded to 40 tokens, the same behind LitServe, a plain
+ONNX export behind FastAPI, and ours in every precision of the artifact. All are started, and all but the one whose turn
+it is stay idle. Before anything is timed, all are asked the same questions; a server that gives other answers ends the
+run.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from loadtest import photo
-from loadtest.arguments import at_least
+from loadtest.arguments import add_command, add_output, at_least
 from loadtest.peers import agreement, plot, result, turns
 from loadtest.peers.agreement import Agreement
 from loadtest.peers.servers import PEERS, Server, missing, ours, running, theirs
 from loadtest.peers.turns import Timed
-from loadtest.stamp import stamp
+from loadtest.stamp import save, stamp
 
 
 def add_to(commands: Any) -> None:
     """Declare `vilt-bench peers`."""
-    parser = commands.add_parser(
-        "peers",
-        help="this server beside transformers behind FastAPI and LitServe, and a plain ONNX export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="what the peers serve: a folder or hub id")
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="artifact made of it by vilt-export")
+    parser = add_command(commands, "peers", "compare this server with those that one would write", __doc__, run)
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder or hub id that the peers serve")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="artifact exported from it")
     parser.add_argument("--image", type=Path, metavar="FILE", help="JPEG to ask about (default: one of 640x480)")
-    parser.add_argument("--rounds", type=at_least(1), default=10, help="of turns (default %(default)s)")
     parser.add_argument(
-        "--peers", nargs="*", choices=PEERS, default=list(PEERS), metavar="NAME", help=f"of {', '.join(PEERS)}"
+        "--rounds", type=at_least(1), default=10, help="rounds, each with one turn per server (default %(default)s)"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON, and a plot beside it")
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--peers", nargs="*", choices=PEERS, default=list(PEERS), help="peers to compare with (default: all)"
+    )
+    add_output(parser, ", with a plot beside it")
 
 
 def run(options: argparse.Namespace) -> None:
-    described = stamp()  # as it is now: a run takes a while
+    described = stamp()
     picture = photo.read(options.image)
     chosen, left_out = available([*theirs(options.peers, options.checkpoint), *ours(options.model)])
     agreements, timed, ended = compare(chosen, picture, options.rounds)
     measured = result.summarise(chosen, agreements, timed)
     rounds = next(iter(timed.values())).rounds
     print(result.text_of(measured))
+    size = photo.size_of(picture)
+    save(
+        options.output,
+        "peers",
+        described,
+        image=f"{size} JPEG, {len(picture):,} bytes, sent as multipart",
+        questions=photo.QUESTIONS,
+        rounds=rounds,
+        ended_early=ended,
+        requests_of_a_turn=turns.REQUESTS,
+        left_out=left_out,
+        servers=measured,
+    )
     if options.output:
-        size = photo.size_of(picture)
-        found = {
-            "benchmark": "vilt-bench peers",
-            **described,
-            "image": f"{size} JPEG, {len(picture):,} bytes, sent as multipart",
-            "questions": photo.QUESTIONS,
-            "rounds": rounds,
-            "ended_early": ended,
-            "requests_of_a_turn": turns.REQUESTS,
-            "left_out": left_out,
-            "servers": [asdict(one) for one in measured],
-        }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(found, indent=2) + "\n")
         machine = described["machine"]
         title = f"One {size} JPEG and a question; {machine['cpus']} CPUs, {machine['processor']}"
         plot.draw(measured, title, options.output.with_suffix(".png"))
     if ended:
-        sys.exit(f"vilt-bench peers: {ended}; of {options.rounds} rounds {rounds} are complete, and told above")
+        sys.exit(f"vilt-bench peers: {ended}; {rounds} of {options.rounds} rounds are complete and reported above")
 
 
 def compare(
     servers: Sequence[Server], picture: bytes, rounds: int
 ) -> tuple[dict[str, Agreement], dict[str, Timed], str | None]:
-    """Start all, check that they answer the same, let them take turns; where these end early, say why.
+    """Start the servers, compare their answers, and let them take turns; also return why these ended early, if so.
 
-    Raises: ValueError: one refuses, or answers something else.
+    Raises: ValueError: a server refuses, or gives other answers.
     """
     with running(servers) as urls:
         agreements = check(servers, urls, picture)
@@ -87,7 +81,7 @@ def compare(
 
 
 def available(servers: Sequence[Server]) -> tuple[list[Server], dict[str, str]]:
-    """Tell those that can be started from those whose packages are not installed, and say which."""
+    """Leave out servers whose packages are not installed; return the others, and why each was left out."""
     left_out = {}
     for server in servers:
         if lacking := missing(server):
@@ -97,9 +91,9 @@ def available(servers: Sequence[Server]) -> tuple[list[Server], dict[str, str]]:
 
 
 def check(servers: Sequence[Server], urls: Mapping[str, str], picture: bytes) -> dict[str, Agreement]:
-    """Ask all the same, compare them with the first, print how far they agree.
+    """Ask all servers the same questions, compare them with the first, and print how far they agree.
 
-    Raises: ValueError: one that is exact answers something else.
+    Raises: ValueError: a server that should be exact gives other answers.
     """
     answers = {name: agreement.ask(url, picture) for name, url in urls.items()}
     first, reference = next(iter(answers.items()))
@@ -114,5 +108,8 @@ def check(servers: Sequence[Server], urls: Mapping[str, str], picture: bytes) ->
         )
     exact = {server.name: found[server.name] for server in servers if server.is_exact}
     if strangers := agreement.strangers(exact):
-        raise ValueError(f"{' and '.join(strangers)} answers something else than {first}: not a peer, and not timed")
+        raise ValueError(
+            f"the answers of {' and '.join(strangers)} are not those of {first}, so they cannot be compared (see the"
+            " lines above); nothing was timed"
+        )
     return found

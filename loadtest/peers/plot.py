@@ -1,4 +1,4 @@
-"""The peers as bars: latency of one client, throughput of several."""
+"""The peers as bars: latency with one client, throughput with several."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from loadtest.plots import BLUE, GREY
 
 
 def draw(measured: Sequence[Measured], title: str, path: Path) -> None:
-    """Draw p50 on the left, with p99 in words if there is one, and throughput by clients on the right; write a PNG."""
+    """Draw p50 on the left (p99 as text, if known) and throughput by clients on the right; write a PNG."""
     figure = Figure(figsize=(11, 0.9 + 0.75 * len(measured)), layout="constrained")
     latency, throughput = figure.subplots(1, 2, sharey=True)
     for place, one in enumerate(measured):
@@ -30,7 +30,7 @@ def draw(measured: Sequence[Measured], title: str, path: Path) -> None:
     latency.set_xlabel("ms: p50 of one client")
     throughput.set_xlabel("answers per second with so many clients: median")
     for axes in (latency, throughput):
-        axes.margins(x=0.25)  # for the words
+        axes.margins(x=0.25)  # room for the labels
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.25)
         axes.set_axisbelow(True)

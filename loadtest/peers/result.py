@@ -1,4 +1,4 @@
-"""What the turns come to: percentiles alone, throughput, and how many times as fast as the tutorial's servers."""
+"""Figures from the turns: percentiles of one client, throughput, and ratios to the tutorial's servers."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ BASES = (TUTORIAL, PADDED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """Answers per second over the turns with so many clients."""
+    """Answers per second, over the turns with one number of clients."""
 
     median: float
     lowest: float
     highest: float
-    turns: list[float]  # in order: a round that something else disturbed shows in all servers
+    turns: list[float]  # in order: a round that was disturbed shows in all servers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How many times as fast as another server of the same run."""
+    """How many times as fast as another server in the same run."""
 
     p50: float
     p99: float | None
@@ -38,11 +38,11 @@ class Measured:
     name: str
     what: str
     agreement: Agreement  # with the first peer
-    answers: int  # to one client, of which the next two are
+    answers: int  # to one client; the percentiles below are of these
     p50_ms: float
     p99_ms: float | None  # None: too few
     throughput_per_s: dict[int, Throughput]  # by clients
-    faster_than: dict[str, Ratio]  # the tutorial's servers
+    faster_than: dict[str, Ratio]  # by the name of the tutorial's servers
     latencies_ms: list[float]  # of all turns with one client, in order
 
 
@@ -68,7 +68,7 @@ def summarise(
 
 
 def text_of(measured: Sequence[Measured]) -> str:
-    """Print the figures as a table."""
+    """Format the figures as a table."""
     clients = list(measured[0].throughput_per_s)
     bases = [base.name for base in BASES if any(base.name in one.faster_than for one in measured)]
     head = f"{'':16}{'n':>6}{'p50':>8}{'p99':>8}{'answers per second with':>26}{'':{max(0, 7 * len(clients) - 26)}}"

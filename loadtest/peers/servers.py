@@ -1,4 +1,4 @@
-"""Which servers are compared, and how each is started: as a process, driven over HTTP like any other."""
+"""The servers that are compared, each started as a process of its own and driven over HTTP."""
 
 import contextlib
 import importlib.util
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from loadtest.launch import started
 
-PRECISIONS = ("fp32", "int8")  # of ours: those that run on a CPU
-READY_WITHIN_S = 600.0  # plain-onnx exports its graph first
+PRECISIONS = ("fp32", "int8")  # of ours, on a CPU
+READY_WITHIN_S = 600.0  # plain-onnx first exports its graph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Server:
     module: str = "server"
     flags: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # packages
-    is_exact: bool = True  # answers as the checkpoint does, up to rounding in fp32
+    is_exact: bool = True  # gives the answers of the checkpoint, up to rounding in fp32
 
 
 TRANSFORMERS = ("torch", "transformers")
@@ -45,11 +45,13 @@ PLAIN_ONNX = Server(
 PEERS = {peer.name: peer for peer in (TUTORIAL, PADDED, LITSERVE, PLAIN_ONNX)}
 
 
-def ours(model: Path) -> list[Server]:
-    """List our server once for each precision of an artifact that runs on a CPU.
+def ours(model: Path | None) -> list[Server]:
+    """List our server once for each precision of an artifact that runs on a CPU; without one, the shipped artifact.
 
     Raises: OSError: there is no manifest; ValueError: it is not one.
     """
+    if model is None:
+        return [Server(name="ours", what="this server")]
     path = model / "manifest.json"
     try:
         offered = json.loads(path.read_text())["precisions"]
@@ -68,21 +70,21 @@ def ours(model: Path) -> list[Server]:
 
 
 def theirs(names: Sequence[str], checkpoint: str) -> list[Server]:
-    """Take peers by name, to serve a checkpoint."""
+    """Return the peers with these names, serving a checkpoint."""
     chosen = [PEERS[name] for name in dict.fromkeys(names)]
     return [replace(peer, flags=("--checkpoint", checkpoint, *peer.flags)) for peer in chosen]
 
 
 def missing(server: Server) -> list[str]:
-    """List the packages that it needs and that are not installed."""
+    """List the packages that a server needs and that are not installed."""
     return [package for package in server.needs if importlib.util.find_spec(package) is None]
 
 
 @contextlib.contextmanager
 def running(servers: Sequence[Server]) -> Iterator[dict[str, str]]:
-    """Start all, one after the other, and yield the URL of each by its name.
+    """Start the servers one after the other and yield their URLs by name.
 
-    Raises: SystemExit: one does not become ready; the message says why.
+    Raises: SystemExit: a server does not become ready; the message says why.
     """
     with contextlib.ExitStack() as stack:
         yield {

@@ -1,1 +1,1 @@
-"""What must hold under strain, each shown by a command of its own."""
+"""What must hold under strain: each trial is a command that checks it."""

@@ -1,8 +1,10 @@
 """Requests that cannot be answered in time: each is told so within 5 ms, and the model does not run.
 
-One's body never comes: 504, so long after the deadline, which counts from the head. The other, sent whole, asks for an
-answer sooner than the model runs: 503, so long after the request; or 504 where a small model leaves no more time than a
-response may take, so that the deadline may pass on the way.
+The first kind never sends its body: 504 at the deadline, which counts from the head. The second is sent whole, but
+wants an answer sooner than the model can run: 503 at once; or 504 with a small model, whose deadline is so short that
+it may pass on the way.
+
+Takes about half a minute.
 """
 
 import asyncio
@@ -11,21 +13,21 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from loadtest import contract, workload
+from loadtest import contract
 from loadtest.launch import Started
 from loadtest.summary import percentile, percentiles
 from loadtest.trials import trial
-from loadtest.trials.trial import Claim, Figures, at_least, at_most, equal
+from loadtest.trials.trial import Check, Figures, at_least, at_most, equal
 from loadtest.workload import Request
 
 REPEATS = 200
 TIMEOUT_S = 30.0
 WITHIN_MS = 5.0
 EXPIRES_MS = 10
-SHORTEST_MS = 1.0  # deadline that a server accepts
-TIMER_MS = 1.0  # resolution of the server's timers, which may run so much early
+SHORTEST_MS = 1.0  # the shortest deadline that a server accepts
+TIMER_MS = 1.0  # resolution of the server's timers, which may fire early by as much
 
-Asked = tuple[int, float]  # status, milliseconds until it was there
+Asked = tuple[int, float]  # status, milliseconds until it arrived
 
 
 def add_to(commands: Any) -> None:
@@ -33,9 +35,8 @@ def add_to(commands: Any) -> None:
     trial.add(commands, "deadline", __doc__, run)
 
 
-async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
-    learned = workload.learn(own.url, workload.read(workload.SAMPLES, "vqa"))
-    requests = workload.stream(learned.samples, "vqa")
+async def run(own: Started) -> tuple[Figures, Sequence[Check]]:
+    requests = trial.questions(own.url)
     name = contract.model_for(own.url, "vqa")["name"]
     models = (await trial.get(f"{own.url}/v1/calibration"))["models"]
     calibration = next(model for model in models if model["model"] == name)
@@ -54,9 +55,9 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
         "expired, after the deadline": percentiles(late_ms),
         "impossible, after the request": percentiles(took_ms),
     }
-    claims = [
+    checks = [
         equal("expired: status", statuses_of(expired), "504"),
-        at_least("expired: soonest response after the deadline", min(late_ms), -TIMER_MS, "ms"),
+        at_least("expired: earliest response after the deadline", min(late_ms), -TIMER_MS, "ms"),
         at_most("expired: p99 of the response after the deadline", percentile(late_ms, 0.99), WITHIN_MS, "ms"),
         equal(
             f"impossible: other than {' or '.join(map(str, told))}",
@@ -66,11 +67,11 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
         at_most("impossible: p99 of the response after the request", percentile(took_ms, 0.99), WITHIN_MS, "ms"),
         equal("runs of the model", after[runs] - before[runs], 0.0),
     ]
-    return figures, claims
+    return figures, checks
 
 
 def impossible_of(alone_ms: float) -> tuple[float, tuple[int, ...]]:
-    """Choose a deadline in which a model that takes so long alone cannot run, and the statuses that may say so.
+    """Choose a deadline that is too short for a model which takes so long alone, and the statuses that may follow.
 
     Units: milliseconds.
     """
@@ -79,12 +80,12 @@ def impossible_of(alone_ms: float) -> tuple[float, tuple[int, ...]]:
 
 
 def statuses_of(asked: Sequence[Asked]) -> str:
-    """List the statuses there were."""
+    """List the distinct statuses."""
     return " ".join(sorted({str(status) for status, _ in asked}))
 
 
 async def ask(url: str, request: Request, deadline_ms: float, *, has_body: bool) -> Asked:
-    """Send a request, or its head alone, and tell the status and the milliseconds from the sending to it."""
+    """Send a request, or only its head; return the status, and the milliseconds until it arrived."""
     host = urlsplit(url)
     reader, writer = await asyncio.open_connection(host.hostname, host.port)
     head = (

@@ -1,7 +1,9 @@
-"""SIGTERM at full load, from clients that keep their connections and go on asking; then kill -9 and another start.
+"""SIGTERM at full load, from clients that keep their connections and go on asking; then kill -9 and a restart.
 
-Until the server stops listening every request has to get a whole response, and the exit code has to be 0. After kill -9
-the server has to be ready within 5 s, because what it measured of the model is kept.
+Until the server stops listening, every request must get a complete response, and the exit code must be 0. After kill -9
+the server must be ready within 5 s, because it keeps what it has measured of the model.
+
+Takes about half a minute.
 """
 
 import asyncio
@@ -16,13 +18,13 @@ import aiohttp
 from loadtest import workload
 from loadtest.launch import Started, ended, started
 from loadtest.trials import trial
-from loadtest.trials.trial import Claim, Figures, at_least, at_most, equal
+from loadtest.trials.trial import Check, Figures, at_least, at_most, equal
 
 CLIENTS = 32
 BEFORE_S = 5.0
-ANSWERED_WITHIN_S = 60.0  # once the server has ended
+ANSWERED_WITHIN_S = 60.0  # after the server has ended
 LOST = "lost"
-NOT_CONNECTED = "not connected"  # nobody listens any more: nothing was accepted
+NOT_CONNECTED = "not connected"  # the server no longer listens, so nothing was accepted
 
 
 def add_to(commands: Any) -> None:
@@ -30,9 +32,8 @@ def add_to(commands: Any) -> None:
     trial.add(commands, "drain", __doc__, run)
 
 
-async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
-    learned = workload.learn(own.url, workload.read(workload.SAMPLES, "vqa"))
-    requests = workload.stream(learned.samples, "vqa")
+async def run(own: Started) -> tuple[Figures, Sequence[Check]]:
+    requests = trial.questions(own.url)
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
     is_over = False
@@ -62,21 +63,21 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
         "exit_after_s": took_s,
         "ready_after_kill_s": killed,
     }
-    claims = [
+    checks = [
         equal("requests lost", before[LOST] + after[LOST], 0),
         at_least("answered after SIGTERM", after["200"], CLIENTS),
-        equal("responses that are neither an answer nor a refusal", len({*before, *after} - EXPECTED), 0),
+        equal("outcomes that are neither an answer nor a refusal", len({*before, *after} - EXPECTED), 0),
         equal("exit code", exit_code, 0),
         at_most("ready after kill -9", killed, 5.0, "s"),
     ]
-    return figures, claims
+    return figures, checks
 
 
 EXPECTED = {"200", "503", "429", LOST, NOT_CONNECTED}
 
 
 async def _send(session: aiohttp.ClientSession, url: str, request: workload.Request) -> str:
-    """Send, and tell the status; or that there was no connection, or none any more before the response was whole."""
+    """Send a request and return the status, or whether it could not connect or lost the connection."""
     headers = {"Content-Type": request.content_type}
     try:
         async with session.post(url + request.path, data=request.body, headers=headers) as response:
@@ -89,7 +90,7 @@ async def _send(session: aiohttp.ClientSession, url: str, request: workload.Requ
 
 
 def _kill_and_start(flags: Sequence[str]) -> float:
-    """Start a server, end it with kill -9, start it again: how long until it is ready, in seconds?"""
+    """Start a server, end it with kill -9, start it again, and return the seconds until it is ready."""
     with started(flags) as first:
         first.process.kill()
         first.process.wait()

@@ -1,4 +1,4 @@
-"""What a process and its children hold, on Linux: memory, descriptors, threads."""
+"""Memory, descriptors and threads of a process and its descendants, on Linux."""
 
 import contextlib
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ PROCESSES = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What they hold together at an instant."""
+    """What they hold together."""
 
-    resident_mb: float  # pages that several share count in each
+    resident_mb: float  # shared pages count once per process
     descriptors: int
     threads: int
 
 
 def held(pid: int) -> Held:
-    """Look now."""
+    """Read what a process and its descendants hold now."""
     family = _family(pid)
     return Held(
         resident_mb(pid, "VmRSS"),
@@ -28,21 +28,21 @@ def held(pid: int) -> Held:
 
 
 def resident_mb(pid: int, field: str) -> float:
-    """Read the memory of a process and its children: VmRSS is now, VmHWM the sum of the most that each had so far."""
+    """Read the memory of a process and its descendants: VmRSS is current, VmHWM the sum of their peaks."""
     return sum(int(status.get(field, 0)) for status in _family(pid).values()) * 1024 / MB
 
 
 def _family(pid: int) -> dict[int, dict[str, str]]:
-    """Find a process and all that descend from it, with what Linux says of each.
+    """Find a process and its descendants, with the status that Linux reports of each.
 
     Raises: ValueError: it has ended.
     """
     statuses = {}
     for folder in PROCESSES.iterdir():
         if folder.name.isdigit():
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+            with contextlib.suppress(OSError):  # it has ended
                 statuses[int(folder.name)] = _status(folder)
-    if pid not in statuses or statuses[pid]["State"] == "Z":  # there until it is waited for, and holds nothing
+    if pid not in statuses or statuses[pid]["State"] == "Z":  # a zombie holds nothing
         raise ValueError(f"process {pid} has ended")
     family: dict[int, dict[str, str]] = {}
     newest = {pid}
@@ -58,6 +58,6 @@ def _status(folder: Path) -> dict[str, str]:
 
 
 def _num_descriptors(pid: int) -> int:
-    with contextlib.suppress(OSError):  # it has ended meanwhile
+    with contextlib.suppress(OSError):  # it has ended
         return len(list((PROCESSES / str(pid) / "fd").iterdir()))
     return 0

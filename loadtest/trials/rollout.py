@@ -1,13 +1,14 @@
-"""Two servers behind a proxy are restarted, one after the other, while people ask: nobody may notice.
+"""Two servers behind a proxy are restarted, one after the other, under load: no client may notice.
 
-The load keeps one of them busy for 70 % of the time, as it has all of it while the other is away. haproxy asks each
-whether it is ready (deploy/haproxy.cfg). Every request has to be answered, and each server to end with status 0.
-Needs haproxy, and a clone of the repository.
+The load would keep one server busy for 70 % of the time, as it does while the other is away. haproxy checks whether
+each is ready (deploy/haproxy.cfg). Every request must be answered, and each server must exit with status 0. Needs
+haproxy and a clone of the repository.
+
+Takes about two minutes.
 """
 
 import asyncio
 import contextlib
-import itertools
 import os
 import shutil
 import signal
@@ -20,20 +21,19 @@ from typing import Any
 
 import httpx
 
-from loadtest import openloop, workload
+from loadtest import openloop
 from loadtest.contract import accepted
 from loadtest.launch import Started, ended, free_port, started
-from loadtest.load import ALONE
-from loadtest.summary import percentile, percentiles
+from loadtest.summary import percentiles
 from loadtest.trials import trial
-from loadtest.trials.trial import Claim, Figures, at_most, equal
+from loadtest.trials.trial import Check, Figures, at_most, equal
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
-FLAGS = ("--threads", "1")  # each has a processor of its own
+FLAGS = ("--threads", "1")  # a core each
 BUSY = 0.7  # share of one server's time
 SECONDS, RESTARTS_AT_S = 90.0, (15.0, 50.0)
-CONNECTIONS = 5  # tried until the proxy listens, further and further apart
-MOST_TIMES_ALONE = 10.0  # random arrivals at 70 % wait up to five times; a server that starts takes processors, too
+CONNECTIONS = 5  # retries until the proxy listens
+MOST_TIMES_ALONE = 10.0  # random arrivals at 70 % load wait up to five times; a server that starts needs the cores, too
 
 
 def add_to(commands: Any) -> None:
@@ -41,17 +41,15 @@ def add_to(commands: Any) -> None:
     trial.add(commands, "rollout", __doc__, run, FLAGS)
 
 
-async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
+async def run(own: Started) -> tuple[Figures, Sequence[Check]]:
     if shutil.which("haproxy") is None:
-        raise ValueError("haproxy is not installed, behind which the two servers are: apt install haproxy, for example")
+        raise ValueError("haproxy, the proxy in front of the two servers, is not installed: try apt install haproxy")
     with contextlib.ExitStack() as servers:
         other = servers.enter_context(started(own.flags))
         with _proxy(own.url, other.url) as url:
-            learned = workload.learn(url, workload.read(workload.SAMPLES, "vqa"))
-            requests = workload.stream(learned.samples, "vqa")
-            alone_ms = [row.latency_ms for row in await openloop.alone(url, itertools.islice(requests, ALONE))]
-            alone_p50_ms = percentile(alone_ms, 0.5)
-            rate_per_s = BUSY * 1000 / alone_p50_ms
+            requests = trial.questions(url)
+            alone_ms = await openloop.alone(url, requests)
+            rate_per_s = BUSY * 1000 / alone_ms.p50
             load = asyncio.create_task(
                 openloop.run(url, requests, openloop.poisson(rate_per_s, SECONDS), label=f"{rate_per_s:.0f}/s")
             )
@@ -64,27 +62,27 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
             rows = await load
     during = [row for row in rows if any(one["sigterm_s"] <= row.scheduled_s <= one["ready_s"] for one in restarts)]
     others = [row for row in rows if row not in during]
-    slowest_ms = max(row.latency_ms for row in during)  # they are too few to have a p99
+    slowest_ms = max(row.latency_ms for row in during)  # too few for a p99
     figures: Figures = {
-        "alone_ms": percentiles(alone_ms),
+        "alone_ms": alone_ms,
         "offered_per_s": rate_per_s,
         "restarts": restarts,
         "outcomes": Counter(row.code for row in rows),
         "with_both_ms": percentiles([row.latency_ms for row in others]),
         "with_one_ms": percentiles([row.latency_ms for row in during]),
     }
-    claims = [
+    checks = [
         equal("restarts under load", under_load, len(RESTARTS_AT_S)),
         equal(f"failed, of {len(rows)} requests", sum(row.status != 200 for row in rows), 0),
         equal("wrong answers", sum(row.correct is False for row in rows), 0),
         equal("exit codes", " ".join(str(one["exit_code"]) for one in restarts), "0 0"),
-        at_most("slowest while one is away", slowest_ms, MOST_TIMES_ALONE * alone_p50_ms, "ms"),
+        at_most("slowest while one server is away", slowest_ms, MOST_TIMES_ALONE * alone_ms.p50, "ms"),
     ]
-    return figures, claims
+    return figures, checks
 
 
 def _restart(server: Started, servers: contextlib.ExitStack, began_s: float) -> dict[str, Any]:
-    """End a server as an orchestrator would, and start it again at the same address."""
+    """Stop a server as an orchestrator would, and start it again at the same address."""
     sigterm_s = time.monotonic() - began_s
     server.process.send_signal(signal.SIGTERM)
     exit_code = ended(server.process)
@@ -96,7 +94,7 @@ def _restart(server: Started, servers: contextlib.ExitStack, began_s: float) -> 
 
 @contextlib.contextmanager
 def _proxy(*urls: str) -> Iterator[str]:
-    """Start haproxy before two servers, and yield its URL."""
+    """Start haproxy in front of two servers and yield its URL."""
     address = f"127.0.0.1:{free_port()}"
     first, second = (url.removeprefix("http://") for url in urls)
     environment = {**os.environ, "LISTEN": address, "SERVER_A": first, "SERVER_B": second}

@@ -1,7 +1,9 @@
-"""Locust without its page, at three numbers of users: does its table say what the raw rows say?
+"""Locust without its web page, at three numbers of users: does its table agree with the raw rows?
 
-Each user asks once a second. Requests of Locust's own table, refusals and stages included, have to be those of the rows
-that it wrote, one for each request; its mean times have to be near those of the rows, which another clock has taken.
+Each user asks once per second. The lines of Locust's table, refusals and stages included, must have as many requests as
+the rows that it writes, one per request; its mean times must be close to those of the rows, which use another clock.
+
+Takes about a minute and a half.
 """
 
 import asyncio
@@ -16,15 +18,15 @@ from typing import Any
 
 from loadtest import rows
 from loadtest.launch import Started
-from loadtest.rows import REFUSED, Row
+from loadtest.rows import Row
 from loadtest.summary import percentiles
 from loadtest.trials import trial
-from loadtest.trials.trial import Claim, Figures, at_most, equal
+from loadtest.trials.trial import Check, Figures, at_most, equal
 
 LOCUSTFILE = Path(__file__).parents[1] / "locustfile.py"
 USERS = (5, 20, 60)
 SECONDS = 20
-TOLERANCE_MS = 2.0  # of a mean: the rows' time has a little of Locust's own work in it
+TOLERANCE_MS = 2.0  # of a mean: the rows include a little of Locust's own work
 
 
 def add_to(commands: Any) -> None:
@@ -32,21 +34,21 @@ def add_to(commands: Any) -> None:
     trial.add(commands, "users", __doc__, run)
 
 
-async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
-    figures, claims = {}, []
+async def run(own: Started) -> tuple[Figures, Sequence[Check]]:
+    figures, checks = {}, []
     for users in USERS:
         table, asked = await _locust(own.url, users)
         expected = table_of(asked)
         differences = [abs(found - fmean(expected[name])) for name, (_, found) in table.items() if name in expected]
         counts = {name: len(values) for name, values in expected.items()}
-        claims += [
+        checks += [
             equal(
-                f"{users} users: lines of the table as in the rows",
+                f"{users} users: the lines of the table are those of the rows",
                 {name: n for name, (n, _) in table.items()} == counts,
                 True,
             ),
             at_most(
-                f"{users} users: means of the table from those of the rows",
+                f"{users} users: largest difference of a mean in the table from the rows",
                 max(differences, default=float("inf")),
                 TOLERANCE_MS,
                 "ms",
@@ -57,21 +59,21 @@ async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
             "requests": counts,
             "latency_ms": percentiles([row.latency_ms for row in asked if row.status == 200]),
         }
-    return figures, claims
+    return figures, checks
 
 
 def table_of(asked: Sequence[Row]) -> dict[str, list[float]]:
-    """Compute each line's times, in milliseconds, from rows."""
+    """Compute the times of each line, in milliseconds, from rows."""
     times: defaultdict[str, list[float]] = defaultdict(list)
     for row in asked:
-        times[f"{row.kind} refused: {row.code}" if row.status in REFUSED else row.kind].append(row.latency_ms)
+        times[row.line].append(row.latency_ms)
         for stage, value in row.stages_ms.items():
             times[f"stage {stage}"].append(value)
     return times
 
 
 async def _locust(url: str, users: int) -> tuple[dict[str, tuple[int, float]], list[Row]]:
-    """Run Locust; read its table, requests and mean by line, and its rows."""
+    """Run Locust; read its table (requests and mean by line) and its rows."""
     with tempfile.TemporaryDirectory() as folder:
         table, raw = Path(folder, "table"), Path(folder, "rows.jsonl")
         command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--host", url]
@@ -86,7 +88,7 @@ async def _locust(url: str, users: int) -> tuple[dict[str, tuple[int, float]], l
 
 
 async def carry_out(command: Sequence[str], within_s: float) -> None:
-    """Run Locust to its end; none is left behind.
+    """Run Locust to its end; no process is left behind.
 
     Raises: ValueError: it fails, or does not end.
     """
@@ -101,4 +103,4 @@ async def carry_out(command: Sequence[str], within_s: float) -> None:
             process.kill()
             await process.wait()
     if code:
-        raise ValueError("Locust failed; above it says why")
+        raise ValueError("Locust failed; see the lines above")

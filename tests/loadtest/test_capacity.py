@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.capacity import CONFIRM_REQUESTS, LEAST_REQUESTS, RESOLUTION, SECONDS, Attempt, search
-from loadtest.openloop import poisson
+from loadtest.capacity import CONFIRM_REQUESTS, RESOLUTION, SECONDS, Attempt, duration_of, search
+from loadtest.openloop import Deadline, poisson
 from loadtest.summary import Summary, summarise
 
 EMPTY = summarise([], seconds=1)
@@ -38,7 +38,7 @@ def queue(seed: int) -> Attempt:
     """A server of which the true share in time can be simulated at any rate, asked as capacity asks."""
 
     async def attempt(rate_per_s: float, number: int) -> Summary:
-        schedule = poisson(rate_per_s, max(SECONDS, LEAST_REQUESTS / rate_per_s), seed + number)
+        schedule = poisson(rate_per_s, duration_of(rate_per_s, None), seed + number)
         return replace(EMPTY, offered_per_s=rate_per_s, requests=len(schedule), in_time=in_time(schedule))
 
     return attempt
@@ -48,7 +48,7 @@ def test_share_in_time_at_what_is_found_is_what_was_asked_for() -> None:
     """Not the share of the luckiest runs: without the confirmation half of the rates have less than 97 %."""
     shares = []
     for seed in range(30):
-        found = asyncio.run(search(queue(1000 * seed), start_per_s=10))
+        found = asyncio.run(search(queue(1000 * seed)))
         schedule = poisson(found.rate_per_s, 20_000 / found.rate_per_s, seed)
         shares.append(in_time(schedule) / len(schedule))
 
@@ -66,7 +66,7 @@ def test_confirmation_steps_down_and_says_what_it_counted() -> None:
         late = 0 if lucky and rate_per_s < 20 else 2 if rate_per_s > 15 else 1
         return replace(EMPTY, offered_per_s=rate_per_s, requests=100, in_time=100 - late)
 
-    found = asyncio.run(search(attempt, start_per_s=10))
+    found = asyncio.run(search(attempt))
 
     assert 15 / RESOLUTION <= found.rate_per_s <= 15
     assert (found.confirmed_share, found.confirmed_requests) == (0.99 + 0.01 / 5, CONFIRM_REQUESTS)
@@ -79,15 +79,44 @@ def test_server_whose_luck_ends_has_no_capacity() -> None:
     async def attempt(rate_per_s: float, number: int) -> Summary:
         return replace(EMPTY, offered_per_s=rate_per_s, requests=100, in_time=100 if number == 0 else 90)
 
-    found = asyncio.run(search(attempt, start_per_s=10))
+    with pytest.raises(
+        ValueError, match=r"^even at 0\.1 requests per second fewer than 99 % of requests were answered"
+    ):
+        asyncio.run(search(attempt))
 
-    assert (found.rate_per_s, found.confirmed_requests) == (0, 0)
+
+def test_long_deadline_does_not_make_a_server_look_faster_than_it_is() -> None:
+    """In a short run a backlog is gone before its deadline: 100 requests at 11/s would all be in time at 8/s."""
+
+    def share(rate_per_s: float, seconds: float) -> float:
+        arrivals = poisson(rate_per_s, seconds)
+        free_s, count = 0.0, 0
+        for at_s in arrivals:
+            free_s = max(free_s, at_s) + 1 / 8
+            count += free_s <= at_s + 5.0
+        return count / len(arrivals)
+
+    async def attempt(rate_per_s: float, _: int) -> Summary:
+        in_time = share(rate_per_s, duration_of(rate_per_s, {"vqa": 5000.0, "rank": 500.0}))
+        return replace(EMPTY, offered_per_s=rate_per_s, requests=1000, in_time=round(1000 * in_time))
+
+    assert share(11.0, duration_of(11.0, None)) > 0.99
+    assert 7 < asyncio.run(search(attempt)).rate_per_s < 8 * RESOLUTION
+
+
+@pytest.mark.parametrize(
+    ("deadline_ms", "seconds"),
+    [(None, SECONDS), ({}, SECONDS), (100.0, SECONDS), (5000.0, 100.0), ({"vqa": 100.0, "rank": 1000.0}, 20.0)],
+)
+def test_run_lasts_twenty_of_the_longest_deadlines(deadline_ms: Deadline, seconds: float) -> None:
+    """And is never shorter than it would be without one."""
+    assert duration_of(50.0, deadline_ms) == seconds
 
 
 @pytest.mark.parametrize("known", [0.4, 7.0, 10.0, 333.0])
 def test_capacity_is_found_from_below(known: float) -> None:
     """Whether the search begins below or above it, and never more than what is kept up with."""
-    found = asyncio.run(search(server(lambda rate: rate <= known), start_per_s=10))
+    found = asyncio.run(search(server(lambda rate: rate <= known)))
 
     assert known / RESOLUTION <= found.rate_per_s <= known
 
@@ -96,7 +125,7 @@ def test_rate_that_fails_once_is_tried_again() -> None:
     """A short run can be unlucky."""
     luck: Iterator[bool] = iter([False, True, False])  # 10: unlucky once; then as it is
 
-    found = asyncio.run(search(server(lambda rate: next(luck, rate < 20)), start_per_s=10))
+    found = asyncio.run(search(server(lambda rate: next(luck, rate < 20))))
 
     assert 20 / RESOLUTION <= found.rate_per_s < 20
 
@@ -109,19 +138,20 @@ def test_rate_that_is_unlucky_twice_hides_no_higher_one() -> None:
         tried.append(rate)
         return rate < 100 and (rate != 20 or tried.count(20) > 2)
 
-    found = asyncio.run(search(server(unlucky_at_20), start_per_s=10))
+    found = asyncio.run(search(server(unlucky_at_20)))
 
     assert 100 / RESOLUTION <= found.rate_per_s < 100
 
 
 def test_server_that_is_never_in_time_has_no_capacity() -> None:
     """The search ends."""
-    assert asyncio.run(search(server(lambda _: False), start_per_s=10)).rate_per_s == 0
+    with pytest.raises(ValueError, match="the deadline may be too short"):
+        asyncio.run(search(server(lambda _: False)))
 
 
 def test_generator_that_was_the_limit_is_named() -> None:
     """Then the server's capacity is higher than what was found."""
-    found = asyncio.run(search(server(lambda rate: rate < 50, flaws=("it was late",)), start_per_s=10))
+    found = asyncio.run(search(server(lambda rate: rate < 50, flaws=("it was late",))))
 
     assert found.flaws == ["it was late"]
 
@@ -134,4 +164,4 @@ def test_generator_that_was_late_far_beyond_is_not_named() -> None:
         flaws = ["it was late"] if rate_per_s > 30 else []
         return replace(EMPTY, offered_per_s=rate_per_s, requests=1000, in_time=in_time, flaws=flaws)
 
-    assert asyncio.run(search(attempt, start_per_s=10)).flaws == []
+    assert asyncio.run(search(attempt)).flaws == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest import accuracy, command, credentials, openloop, trials, workload
+from loadtest import command, contract, credentials, openloop, trials, workload
 from loadtest.__main__ import main
 from loadtest.launch import server, started
 
@@ -77,11 +77,22 @@ def test_refusal_ends_a_benchmark_with_the_sentence_of_the_server(
         run(monkeypatch, name, "--url", fake_server.url, *data)
 
 
+@pytest.mark.parametrize("name", ["accuracy --data a", "length", "load --output a", "oracle", "stages"])
+def test_running_server_and_a_model_to_start_one_with_exclude_each_other(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model would be ignored, and the server's own measured."""
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *name.split(), "--url", "http://127.0.0.1:9", "--model", "models/vqa")
+
+    assert "argument --model: not allowed with argument --url" in capsys.readouterr().err
+
+
 def test_server_that_does_not_answer_ends_a_benchmark_with_a_reason(
     monkeypatch: pytest.MonkeyPatch, fake_server: FakeServer
 ) -> None:
     """A timeout itself may have no words."""
-    monkeypatch.setattr(accuracy, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(contract, "TIMEOUT_S", 0.05)
     fake_server.behave = lambda seen: Said(right(seen).body, delay_s=0.3)
 
     with pytest.raises(SystemExit, match=r"^vilt-bench accuracy: ReadTimeout$"):
@@ -110,7 +121,7 @@ def test_key_is_sent_to_the_server_that_is_measured(monkeypatch: pytest.MonkeyPa
 
     with server(fake_server.url.removeprefix("http://") + "/") as url:
         workload.learn(url, workload.read(workload.SAMPLES, "vqa")[:1])
-        asyncio.run(openloop.alone(url, [next(requests)]))
+        asyncio.run(openloop.run(url, requests, [0.0]))
 
     assert len(fake_server.seen) >= 2
     assert {seen.headers["Authorization"] for seen in fake_server.seen} == {"Bearer first"}

@@ -53,7 +53,7 @@ def test_server_that_is_no_vilt_server_is_told(body: str, monkeypatch: pytest.Mo
     """As one that lists models as OpenAI does."""
     monkeypatch.setattr("httpx.get", lambda *_, **__: httpx.Response(200, text=body, request=REQUEST))
 
-    with pytest.raises(ValueError, match=r"what answers at http://127\.0\.0\.1:80 is no ViLT server"):
+    with pytest.raises(ValueError, match=r"http://127\.0\.0\.1:80 is not a ViLT server"):
         model_for("http://127.0.0.1:80", "vqa")
 
 

@@ -90,7 +90,7 @@ def test_module_that_fails_is_named(tmp_path: Path, capfd: pytest.CaptureFixture
     """As on a machine without a GPU."""
     failure = gpu.run_module(["server.gpu", "nowhere"], tmp_path / "said", 100)
 
-    assert failure == "python -m server.gpu nowhere failed: the lines above say why"
+    assert failure == "python -m server.gpu nowhere failed: see the lines above"
     said = capfd.readouterr().err
     assert "server.gpu: nowhere is not an artifact" in said
     assert "Traceback" not in said
@@ -110,7 +110,7 @@ def test_times_of_a_provider_whose_answers_are_not_fp32s_are_kept(
     assert found["model"] == {"cuda": report}
 
 
-@pytest.mark.parametrize(("ended", "sentence"), [(None, "was cut off after 100 s"), (1, "failed")])
+@pytest.mark.parametrize(("ended", "sentence"), [(None, "was stopped after 100 s"), (1, "failed")])
 def test_rows_that_torch_told_before_its_end_are_kept(
     ended: int | None, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +131,7 @@ def test_module_that_does_not_end_is_cut_off(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "endless.py").write_text("import time\ntime.sleep(100)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    assert gpu.run_module(["endless"], tmp_path / "said", 0.5) == "python -m endless was cut off after 0.5 s"
+    assert gpu.run_module(["endless"], tmp_path / "said", 0.5) == "python -m endless was stopped after 0.5 s"
 
 
 def test_no_server_is_started_for_a_provider_that_did_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_what_fails_takes_nothing_with_it(tmp_path: Path, capsys: pytest.Capture
 
     found = gpu.take({"the model": succeed, "HTTP": fail, "more HTTP": fail}, {"model": {}, "http": {}}, output)
 
-    assert found == json.loads(output.read_text())
+    assert {"benchmark": "vilt-bench gpu", **found} == json.loads(output.read_text())
     assert found["failed"] == {"HTTP": "SystemExit: no such provider", "more HTTP": "SystemExit: no such provider"}
     assert found["http"] == {"cuda": [{"clients": 1}]}
     assert "no such provider" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def test_server_that_does_not_end_is_killed_and_it_is_said(
 
     assert own.process.returncode == -9
     assert launch.ended(own.process) == -9
-    assert "was told to end, and killed after 0.2 s" in capsys.readouterr().err
+    assert "was told to end and killed after 0.2 s" in capsys.readouterr().err
 
 
 def test_exit_code_of_a_server_that_was_killed_is_not_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

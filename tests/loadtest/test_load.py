@@ -92,7 +92,7 @@ def test_answer_that_differs_under_load_fails_the_command(
     red = {"answers": [{"answer": "red", "score": 0.9}]}
     fake_server.behave = lambda seen: said(seen, body=red) if under_load(seen) else said(seen)
 
-    with pytest.raises(SystemExit, match="answers under load were not those given alone"):
+    with pytest.raises(SystemExit, match="answers under load differ from those given alone"):
         run(monkeypatch, fake_server, tmp_path, "--scenario", "vqa")
 
     assert any(row.correct is False for row in rows.read(tmp_path / "rows-2-40.jsonl"))
@@ -120,6 +120,14 @@ def test_rates_before_ctrl_c_are_reported(
     assert [one["rate_per_s"] for one in found["loads"]] == [RATES[0]]
     assert found["ended_early"] == "interrupted"
     assert (tmp_path / "report.html").exists()
+
+
+def test_capacity_without_a_deadline_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every answer would be in time, and the highest rate what the generator can do."""
+    monkeypatch.setattr(sys, "argv", ["vilt-bench", "load", "--output", str(tmp_path), "--deadline-ms", "0"])
+
+    with pytest.raises(SystemExit, match="vilt-bench load: --deadline-ms 0 needs --rate"):
+        command.main()
 
 
 def test_data_that_is_missing_ends_the_command_with_a_sentence(

@@ -64,7 +64,7 @@ retry_after_ms=None, expected='blue', request_id=None, **changes))"
     checked = ", ".join(f"{row}({case})" for case in cases)
 
     found = in_locust(
-        f"(lambda rows, locustfile: [[locustfile.name_of(one), locustfile.failure_of(one)] for one in [{checked}]])"
+        f"(lambda rows, locustfile: [[one.line, locustfile.failure_of(one)] for one in [{checked}]])"
         "(locustfile.rows, locustfile)"
     )
 

@@ -47,6 +47,17 @@ def test_answer_that_is_a_number_is_read_as_the_server_says_it(tmp_path: Path) -
     assert accuracy.read_lines(data) == found  # of decode, too
 
 
+def test_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    """Not at what other programs take for the end of a line, which may be in a text."""
+    question = "what\u2028is\x85this?"
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"image": "1.png", "question": question}, ensure_ascii=False) + "\r\n", "utf-8")
+
+    (found,) = accuracy.read_lines(data)
+
+    assert found["question"] == question
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -114,6 +125,7 @@ def test_curve_is_of_the_model_that_is_asked(
     found = json.loads(output.read_text())
     assert found["model"]["name"] == "<fake>"
     assert [point["text_tokens"] for point in found["curve"]] == [3, 4, 5]
+    assert len({seen.body for seen in fake_server.seen}) == len(fake_server.seen)  # or kept logits would be timed
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 

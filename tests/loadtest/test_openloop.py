@@ -18,6 +18,16 @@ from loadtest.workload import Request
 QUESTION = Request(kind="vqa", path="/v1/vqa?question=what", content_type="image/png", body=b"x", expected="blue")
 
 
+def send(url: str, *requests: Request) -> list[rows.Row]:
+    """Send requests one after the other."""
+
+    async def each() -> list[rows.Row]:
+        async with openloop.Client(url) as client:
+            return [await client.send(request) for request in requests]
+
+    return asyncio.run(each())
+
+
 def test_poisson_schedule_has_its_mean_rate_and_exponential_gaps() -> None:
     """20,000 gaps: their mean within 3 %, and the deviation of an exponential is its mean."""
     times = openloop.poisson(rate_per_s=200, seconds=100, seed=1)
@@ -108,7 +118,7 @@ def test_requests_beyond_the_bound_in_flight_are_not_sent_and_say_so(fake_server
 
 def test_row_has_times_stages_and_the_answer(fake_server: Any) -> None:
     """All that a figure could be computed from."""
-    (row,) = asyncio.run(openloop.alone(fake_server.url, [QUESTION]))
+    (row,) = send(fake_server.url, QUESTION)
 
     assert (row.kind, row.status, row.code, row.answer, row.correct) == ("vqa", 200, "ok", "blue", True)
     assert row.stages_ms == {"receive": 0.5, "inference": 2.0, "interaction": 1.5, "total": 2.5}
@@ -118,7 +128,7 @@ def test_row_has_times_stages_and_the_answer(fake_server: Any) -> None:
 
 def test_wrong_answer_is_found(fake_server: Any) -> None:
     """Both answers are in the row."""
-    (row,) = asyncio.run(openloop.alone(fake_server.url, [replace(QUESTION, expected="red")]))
+    (row,) = send(fake_server.url, replace(QUESTION, expected="red"))
 
     assert (row.correct, row.answer, row.expected) == (False, "blue", "red")
 
@@ -127,9 +137,27 @@ def test_refusal_has_its_code_and_when_to_come_back(fake_server: Any, refused: A
     """Nothing to be right or wrong about."""
     fake_server.behave = lambda _: refused
 
-    (row,) = asyncio.run(openloop.alone(fake_server.url, [QUESTION]))
+    (row,) = send(fake_server.url, QUESTION)
 
     assert (row.status, row.code, row.retry_after_ms, row.correct) == (503, "deadline_unreachable", 12.5, None)
+
+
+def test_latency_alone_is_of_answers(fake_server: Any, said: Any) -> None:
+    """As many as are asked for a median, one after the other."""
+    fake_server.behave = lambda seen: said(seen, delay_s=0.002)
+
+    found = asyncio.run(openloop.alone(fake_server.url, itertools.repeat(QUESTION)))
+
+    assert found.p50 >= 2
+    assert len(fake_server.seen) == openloop.ALONE
+
+
+def test_refusal_does_not_count_as_the_latency_alone(fake_server: Any, said: Any, refused: Any) -> None:
+    """A busy server's 503 within a millisecond would make the default deadline four milliseconds."""
+    fake_server.behave = lambda seen: refused if seen.number else said(seen)
+
+    with pytest.raises(ValueError, match=r"^the server did not answer: 503 deadline_unreachable$"):
+        asyncio.run(openloop.alone(fake_server.url, itertools.repeat(QUESTION)))
 
 
 def test_request_without_an_answer_times_out(fake_server: Any, said: Any) -> None:
@@ -176,7 +204,7 @@ def test_deadline_goes_along(fake_server: Any, deadline_ms: Any, sent: str | Non
 
 def test_rows_are_read_as_they_were_written(fake_server: Any, tmp_path: Path) -> None:
     """The file has all that the figures were computed from."""
-    asked = asyncio.run(openloop.alone(fake_server.url, [QUESTION, replace(QUESTION, expected=None)]))
+    asked = send(fake_server.url, QUESTION, replace(QUESTION, expected=None))
 
     rows.write(tmp_path / "rows.jsonl", asked)
 
@@ -186,7 +214,7 @@ def test_rows_are_read_as_they_were_written(fake_server: Any, tmp_path: Path) ->
 def test_next_run_waits_for_those_who_were_told_to_come_back(fake_server: Any, refused: Any) -> None:
     """Counted from when each was told; a run without refusals is followed by a pause."""
     fake_server.behave = lambda _: refused
-    (row,) = asyncio.run(openloop.alone(fake_server.url, [QUESTION]))
+    (row,) = send(fake_server.url, QUESTION)
 
     told = [replace(row, done_s=10.0, retry_after_ms=20_000.0), replace(row, done_s=22.0, retry_after_ms=10_000.0)]
     ended = replace(row, done_s=25.0, retry_after_ms=None)

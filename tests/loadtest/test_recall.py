@@ -31,7 +31,7 @@ def test_first_images_keep_their_captions_only() -> None:
 @pytest.mark.parametrize("broken", [{"annotations": []}, {"annotations": [{"caption": "x"}], "images": []}], ids=str)
 def test_file_of_another_form_is_refused(broken: dict[str, object]) -> None:
     """With the name of what is missing."""
-    with pytest.raises(ValueError, match="not a caption file as COCO has them"):
+    with pytest.raises(ValueError, match="not a caption file in COCO's form"):
         recall.read(broken)
 
 

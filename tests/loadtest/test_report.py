@@ -102,9 +102,9 @@ def test_page_says_how_latency_is_counted_and_what_was_found(result: Result) -> 
     text = re.sub(r"<[^>]+>", "", report.page_of(result))
 
     assert "Latency counts from the scheduled time" in text
-    assert "Capacity: 22.5 requests a second" in text
-    assert "in time: of 500 requests at it 99.2 % were in time." in text
-    assert "Of 70 answers under load, none differs from the one given alone." in text
+    assert "Capacity: 22.5 requests per second" in text
+    assert "in time: of 500 requests at this rate 99.2 % were in time." in text
+    assert "Of 70 answers under load, none differs from the answer given without load." in text
     assert "vqa 50.0 ms" in text
 
 
@@ -126,7 +126,7 @@ def test_flaw_of_the_generator_is_on_the_page_and_in_the_terminal(result: Result
     assert "flawed: the generator sent 20 of 20 requests more than 10 ms late" in report.text_of(flawed)
     assert 'class="flaw"' not in report.page_of(result)
     assert report.text_of(result).splitlines()[2].split()[-3:] == ["30", "0", "0"]  # refused, failed, wrong
-    assert "capacity: 22.5/s; of 500 requests at it 99.2 % were in time" in report.text_of(result)
+    assert "capacity: 22.5/s; of 500 requests at this rate 99.2 % were in time" in report.text_of(result)
 
 
 def test_generator_that_limited_the_capacity_is_on_the_page_and_in_the_terminal(result: Result) -> None:

@@ -13,7 +13,7 @@ from loadtest import __main__ as command
 from loadtest import photo
 from loadtest.breakdown import OUTSIDE, REST, Breakdown
 from loadtest.rows import Reply, Row, row_of
-from loadtest.stages import LEFT_OUT, TURN, measure
+from loadtest.stages import TURN, WARM_UP, measure
 from loadtest.workload import Request
 
 MODEL = {"name": "<fake>", "precision": "fp32"}
@@ -98,8 +98,8 @@ def test_servers_take_turns_and_their_first_requests_are_left_out(fake_server: A
 
     assert [len(rows) for rows in found] == [repeat, repeat]
     paths = [seen.path for seen in fake_server.seen]
-    length = TURN + LEFT_OUT
-    assert len(paths) == 2 * (repeat + 2 * LEFT_OUT)
+    length = TURN + WARM_UP
+    assert len(paths) == 2 * (repeat + 2 * WARM_UP)
     assert paths[:length] == paths[length : 2 * length]
 
 
@@ -117,9 +117,11 @@ def test_refusal_after_a_turn_leaves_what_all_have_been_asked(
     monkeypatch: pytest.MonkeyPatch, fake_server: Any, said: Any, refused: Any, tmp_path: Path
 ) -> None:
     """It is written, and the command says what ended it."""
-    fake_server.behave = lambda seen: refused if seen.number > TURN + LEFT_OUT else said(seen)
+    fake_server.behave = lambda seen: refused if seen.number > TURN + WARM_UP else said(seen)
 
-    with pytest.raises(SystemExit, match="503 deadline_unreachable; 10 of 40 requests to each are told above"):
+    with pytest.raises(
+        SystemExit, match="503 deadline_unreachable; 10 of 40 requests to each server are reported above"
+    ):
         run(monkeypatch, fake_server, "--repeat", "40", "--output", str(tmp_path / "stages.json"))
 
     found = json.loads((tmp_path / "stages.json").read_text())

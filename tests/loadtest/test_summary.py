@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.rows import Row
+from loadtest.rows import LEAD_S, Row
 from loadtest.summary import by_kind, is_refusal, percentile, percentiles, quartiles, summarise, tail
 
 
@@ -97,6 +97,16 @@ def test_goodput_counts_answers_within_the_deadline_per_second() -> None:
 
     assert (found.requests, found.answered, found.in_time) == (5, 4, 3)
     assert (found.offered_per_s, found.goodput_per_s) == (2.5, 1.5)
+
+
+def test_goodput_of_a_backlog_is_not_more_than_the_server_does() -> None:
+    """Answers after the schedule's end count, and so does the time until they are there: 20 in 4 s are 5 a second."""
+    asked = [row(done_s=LEAD_S + 0.2 * number, deadline_ms=5000) for number in range(1, 21)]
+
+    found = summarise(asked, seconds=2)
+
+    assert (found.offered_per_s, found.in_time) == (10, 20)
+    assert found.goodput_per_s == found.answered_per_s == pytest.approx(5)
 
 
 def test_latency_is_of_answers_only() -> None:

@@ -28,6 +28,7 @@ def test_ours_are_the_precisions_of_the_artifact_that_run_on_a_cpu(tmp_path: Pat
 
     assert [(server.name, server.is_exact) for server in found] == [("ours-fp32", True), ("ours-int8", False)]
     assert found[1].flags == ("--model", str(tmp_path), "--precision", "int8")
+    assert [server.flags for server in servers.ours(None)] == [()]
 
 
 @pytest.mark.parametrize("manifest", ["{}", "[]"])
@@ -91,6 +92,11 @@ def test_other_answers_or_scores_do_not_agree(found: list[agreement.Answers]) ->
     assert agreement.strangers({"one": compared, "other": agreement.compare(REFERENCE, REFERENCE)}) == ["one"]
 
 
+def test_other_number_of_answers_does_not_agree() -> None:
+    """A server that gives only its best answer cannot be compared score by score."""
+    assert not agreement.compare([answers[:1] for answers in REFERENCE], REFERENCE).is_full
+
+
 def test_either_of_two_answers_with_one_score_is_the_best() -> None:
     """Rounding decides between them."""
     reference = [[("blue", 0.9), ("red", 0.9)]]
@@ -114,7 +120,7 @@ def test_server_that_answers_something_else_ends_the_run(fake_server: Any, said:
     fake_server.behave = lambda seen: said(seen, body=vqa(0.9 if seen.number < asked else 0.8))
     both = [replace(TUTORIAL, name="first"), replace(TUTORIAL, name="other")]
 
-    with pytest.raises(ValueError, match="other answers something else than first"):
+    with pytest.raises(ValueError, match="the answers of other are not those of first"):
         command.check(both, {"first": fake_server.url, "other": fake_server.url}, PICTURE)
 
 
@@ -212,7 +218,7 @@ def test_rounds_before_a_failure_are_kept_and_it_is_told(fake_server: Any, said:
     timed, ended = asyncio.run(turns.take(dict.fromkeys(requests, fake_server.url), requests, 5))
 
     assert ended is not None
-    assert ended.endswith("did not answer: 503")
+    assert ended.endswith("did not answer: 503 deadline_unreachable")
     assert [one.rounds for one in timed.values()] == [2, 2]
     assert len(timed["one"].latencies_ms[1]) == 2 * turns.REQUESTS[1]
 

@@ -9,7 +9,7 @@ import pytest
 from loadtest.rows import Reply, row_of
 from loadtest.trials import abandon, trial
 from loadtest.trials.abandon import passed
-from loadtest.trials.trial import Claim
+from loadtest.trials.trial import Check
 from loadtest.workload import Request
 
 PEOPLE = 20
@@ -18,7 +18,7 @@ ANSWERED, GONE = (f'vilt_engine_seconds_total{{use="{use}"}}' for use in ("answe
 
 def try_out(
     monkeypatch: pytest.MonkeyPatch, server: Any, *, gone_s: tuple[float, float, float], entries: float = 0.0
-) -> dict[str, Claim]:
+) -> dict[str, Check]:
     """Carry out a small trial of a server whose metrics say so before the storm, after it, and at the end."""
     told = iter([{ANSWERED: 1.0, GONE: seconds} for seconds in gone_s])
 
@@ -32,39 +32,39 @@ def try_out(
     monkeypatch.setattr(trial, "settled", settled)
     monkeypatch.setattr(abandon, "ABANDONED", PEOPLE)
     monkeypatch.setattr(abandon, "NORMAL", PEOPLE)
-    _, claims = asyncio.run(abandon.run(SimpleNamespace(url=server.url)))  # type: ignore[arg-type]
-    return {claim.says.partition(",")[0]: claim for claim in claims}
+    _, checks = asyncio.run(abandon.run(SimpleNamespace(url=server.url)))  # type: ignore[arg-type]
+    return {check.says.partition(",")[0]: check for check in checks}
 
 
 def test_engine_that_goes_on_for_those_who_have_gone_fails(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
     """What it took during the storm had begun; an hour afterwards had not."""
-    claims = try_out(monkeypatch, fake_server, gone_s=(0.0, 3600.0, 7200.0))
+    checks = try_out(monkeypatch, fake_server, gone_s=(0.0, 3600.0, 7200.0))
 
-    assert not claims["engine's time for those who have gone"].holds
+    assert not checks["engine time on abandoned requests"].holds
 
 
 def test_engine_that_had_begun_with_those_who_have_gone_may_end(
     monkeypatch: pytest.MonkeyPatch, fake_server: Any
 ) -> None:
     """However long the storm was."""
-    claims = try_out(monkeypatch, fake_server, gone_s=(0.0, 3600.0, 3600.0))
+    checks = try_out(monkeypatch, fake_server, gone_s=(0.0, 3600.0, 3600.0))
 
-    assert claims["engine's time for those who have gone"].holds
+    assert checks["engine time on abandoned requests"].holds
 
 
 def test_entries_that_stay_once_all_have_gone_fail(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
     """They are looked at before anybody else asks."""
-    claims = try_out(monkeypatch, fake_server, gone_s=(0.0, 0.0, 0.0), entries=1.0)
+    checks = try_out(monkeypatch, fake_server, gone_s=(0.0, 0.0, 0.0), entries=1.0)
 
-    assert not claims["entries in the queue"].holds
-    assert not claims["entries in flight"].holds
+    assert not checks["entries in the queue"].holds
+    assert not checks["entries in flight"].holds
 
 
 def test_engine_that_hardly_runs_while_people_wait_fails(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:
     """Something else holds them up, such as bodies of those who have gone."""
-    claims = try_out(monkeypatch, fake_server, gone_s=(0.0, 0.0, 0.0))
+    checks = try_out(monkeypatch, fake_server, gone_s=(0.0, 0.0, 0.0))
 
-    assert not claims["share of the time that others wait in which it runs for them"].holds
+    assert not checks["share of the time that others wait in which the engine runs for them"].holds
 
 
 def test_whoever_is_passed_is_counted_however_fast_the_machine_is() -> None:

@@ -18,7 +18,7 @@ def test_no_request_fails_while_servers_restart_one_by_one(monkeypatch: pytest.M
     monkeypatch.setattr(rollout, "BUSY", 0.2)
 
     with started(rollout.FLAGS) as own:
-        figures, claims = asyncio.run(rollout.run(own))
+        figures, checks = asyncio.run(rollout.run(own))
 
-    assert all(claim.holds for claim in claims if not claim.says.startswith("slowest")), claims
+    assert all(check.holds for check in checks if not check.says.startswith("slowest")), checks
     assert figures["with_one_ms"].p50 > 0

@@ -54,10 +54,10 @@ def test_soak_answers_everything_and_tells_how_busy_the_engine_was(monkeypatch: 
     monkeypatch.setattr(soak, "EVERY_S", 0.2)
 
     with started() as own:
-        figures, claims = asyncio.run(soak.run(own))
+        figures, checks = asyncio.run(soak.run(own))
 
     assert 0 < figures["engine_busy_ratio"] < 1
     assert figures["capacity_confirmed"] == {"share": 1.0, "requests": 500}
     assert figures["capacity_flaws"] == ["it was late"]
     assert figures["outcomes"] == {"ok": round(3 * figures["offered_per_s"])}
-    assert claims[0].holds
+    assert checks[0].holds

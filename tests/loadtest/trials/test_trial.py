@@ -1,4 +1,4 @@
-"""Claims, and the command around a trial; one trial is carried out."""
+"""Checks, and the command around a trial; one trial is carried out."""
 
 import argparse
 import json
@@ -9,11 +9,11 @@ import pytest
 
 from loadtest.launch import Started
 from loadtest.trials import drain, trial
-from loadtest.trials.trial import Claim, Figures, at_least, at_most, equal
+from loadtest.trials.trial import Check, Figures, at_least, at_most, equal
 
 
 @pytest.mark.parametrize(
-    ("claim", "holds", "text"),
+    ("check", "holds", "text"),
     [
         (at_most("p99", 99.5, 100, "ms"), True, "ok      p99: 99.5 (at most 100 ms)"),
         (at_most("p99", 100.5, 100, "ms"), False, "FAILED  p99: 100.5 (at most 100 ms)"),
@@ -22,10 +22,10 @@ from loadtest.trials.trial import Claim, Figures, at_least, at_most, equal
         (equal("lost", 1, 0), False, "FAILED  lost: 1 (0)"),
     ],
 )
-def test_claim_holds_up_to_its_bound_and_says_so(claim: Claim, holds: bool, text: str) -> None:
+def test_check_holds_up_to_its_bound_and_says_so(check: Check, holds: bool, text: str) -> None:
     """A figure that could not be computed holds nothing."""
-    assert claim.holds is holds
-    assert str(claim) == text
+    assert check.holds is holds
+    assert str(check) == text
 
 
 def carry_out(run: trial.Run, *flags: str) -> None:
@@ -37,10 +37,10 @@ def carry_out(run: trial.Run, *flags: str) -> None:
 
 
 @pytest.mark.slow
-def test_claim_that_fails_fails_the_command_and_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_that_fails_fails_the_command_and_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The figures are written all the same, with the machine and the models."""
 
-    async def run(own: Started) -> tuple[Figures, Sequence[Claim]]:
+    async def run(own: Started) -> tuple[Figures, Sequence[Check]]:
         assert (await trial.metrics(own.url))["vilt_ready"] == 1
         assert await trial.settled(own.url, "vilt_queue_entries", within_s=1) == 0
         return {"figure": 7}, [equal("this", 1, 1), equal("that", 1, 2)]
@@ -72,7 +72,7 @@ def test_result_says_what_was_true_when_the_trial_began(monkeypatch: pytest.Monk
     commit = ["before"]
     monkeypatch.setattr(trial, "stamp", lambda: {"commit": commit[0]})
 
-    async def run(_: Started) -> tuple[Figures, Sequence[Claim]]:
+    async def run(_: Started) -> tuple[Figures, Sequence[Check]]:
         commit[0] = "after"
         return {}, []
 
