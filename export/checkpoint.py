@@ -198,10 +198,11 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         raise CheckpointError(
             f"The image processor resizes to {shortest_edge_px} pixels: fewer than two patches of {patch_px}."
         )
+    settings = {"size_divisor": 32, **processor} if processor else {}  # transformers' default, whatever the patch size
     always = {"do_resize": True, "do_rescale": True, "do_normalize": True, "size_divisor": patch_px}
     for name, supported in always.items():
-        if processor.get(name, supported) != supported:
-            raise CheckpointError(f"The image processor has {name} {processor[name]!r}; it must be {supported!r}.")
+        if settings.get(name, supported) != supported:
+            raise CheckpointError(f"The image processor has {name} {settings[name]!r}; it must be {supported!r}.")
     hidden_size, heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     if hidden_size % heads:
         raise CheckpointError(f"hidden_size {hidden_size} cannot be shared among {heads} attention heads.")
@@ -236,7 +237,8 @@ def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenize
             f"No tokenizer at {' or '.join(map(str, candidates))}: give --tokenizer a tokenizer.json or a vocab.txt"
             " (ViLT uses that of bert-base-uncased)."
         )
-    settings = _read_json(folder / "tokenizer_config.json") or {}
+    configs = (_read_json(where / "tokenizer_config.json") for where in (found.parent, folder))
+    settings = next(filter(None, configs), {})
     try:
         if found.suffix == ".json":
             tokenizer = Tokenizer.from_file(str(found))
