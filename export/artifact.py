@@ -104,8 +104,8 @@ def _int8(_: Checkpoint, __: Fused, fp32: Graphs, folder: Path) -> Lower:
 
 
 def _fp16(checkpoint: Checkpoint, model: Fused, _: Graphs, folder: Path) -> Lower:
-    half = fp16.Half(model)
-    whole = to_onnx.whole(half, model.interaction.heads, checkpoint.config)
+    half = fp16.half(model)
+    whole = to_onnx.whole(half, checkpoint.config)
     graphs = {whole.name: folder / f"{whole.name}.onnx"}
     to_onnx.write(whole, graphs[whole.name])
     judged = parity.torch_runner(fp16.rounded(half))

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViltConfig, ViltModel
 
 from export import checkpoint, fp16
-from export.graph import build
+from export.graph import Fused, build
 
 LEFT_OUT = 10  # runs
 SQUARE = 8192  # of the product that measures the GPU's rate
@@ -121,10 +121,10 @@ def transformers_model(loaded: checkpoint.Checkpoint) -> nn.Module:
     return model.eval()
 
 
-def our_module(loaded: checkpoint.Checkpoint) -> fp16.Half:
-    """Build the module of the fp16 graph, with torch's fused attention in the place of ONNX's node."""
-    model = fp16.Half(build(loaded.config, loaded.state)).eval()
-    model.bias_dtype = torch.half  # where MASKED is -inf: no row here has every key masked
+def our_module(loaded: checkpoint.Checkpoint) -> Fused:
+    """Build the module of the fp16 graph, with torch's fused attention instead of ONNX's node."""
+    model = fp16.half(build(loaded.config, loaded.state))
+    model.interaction.bias_dtype = torch.half  # MASKED becomes -inf, which is safe: no row has every key masked
     for layer in model.interaction.layers:
         layer.attend = attend
         layer.key_value.both = layer.key_value.both[0]  # without its cast

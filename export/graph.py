@@ -156,7 +156,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor, he
     return found.to(query.dtype)
 
 
-def added_to_scores(mask: Tensor, dtype: torch.dtype = torch.float) -> Tensor:
+def added_to_scores(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Make what is added to scores, once for all layers; kernels want every query's row.
 
     Shapes: mask (B, N) bool -> (B, 1, N, N)
@@ -168,6 +168,8 @@ def added_to_scores(mask: Tensor, dtype: torch.dtype = torch.float) -> Tensor:
 class Interaction(nn.Module):
     """The transformer over both modalities, the pooler, and every head that the checkpoint has."""
 
+    bias_dtype = torch.float  # of what is added to attention's scores
+
     def __init__(self, config: GraphConfig, state: StateDict) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, state, index) for index in range(config.num_layers))
@@ -177,7 +179,7 @@ class Interaction(nn.Module):
 
     def forward(self, text: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Shapes: text (B, L, hidden), image (B, 1 + P, hidden), mask (B, L + 1 + P) bool -> logits of each head."""
-        attention_bias = added_to_scores(mask)
+        attention_bias = added_to_scores(mask, self.bias_dtype)
         hidden = torch.cat([text, image], dim=1)  # (B, N, hidden)
         for layer in self.layers:
             hidden = layer(hidden, attention_bias)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering, ViltModel
 
 from export.checkpoint import WORDS, Checkpoint
-from export.fp16 import Half
 from export.graph import Fused, GraphConfig
 from models.answers import TRUE_PAIR
 from models.batch import Features, Feeds, collate
@@ -68,7 +67,7 @@ def _sample(config: GraphConfig, grid: Grid, length: int, vocabulary: int, rng: 
     )
 
 
-def torch_runner(model: Fused | Half) -> Runner:
+def torch_runner(model: Fused) -> Runner:
     """Run the torch module."""
 
     def run(feeds: Feeds) -> Logits:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,9 @@ def three_parts(model: Fused, config: GraphConfig) -> list[Part]:
     ]
 
 
-def whole(model: nn.Module, heads: Iterable[str], config: GraphConfig) -> Part:
+def whole(model: Fused, config: GraphConfig) -> Part:
     """Take a model as one graph."""
-    return Part("model", model, example_feeds(config), dynamic_axes(), list(heads))
+    return Part("model", model, example_feeds(config), dynamic_axes(), list(model.interaction.heads))
 
 
 def dynamic_axes() -> dict[str, dict[int, Any]]:
