@@ -14,11 +14,11 @@ CLIP_LENGTH = 77  # of the texts that it was trained on, padded
 
 
 def regions(
-    name: str,
     sizes: Sizes,
     kept: int,
-    geometry: tuple[int, ...],
     *,
+    graph: str,
+    geometry: tuple[int, ...],
     joined: bool = False,
     fpn: bool = False,
     width: int = transformer.HIDDEN,
@@ -28,7 +28,7 @@ def regions(
     return (
         Step(
             stage="visual_embedding",
-            graph=f"{name}_regions",
+            graph=f"{graph}_regions",
             build=lambda: transformer.RegionEmbedding(channels, sizes.width(width), geometry, joined=joined),
             inputs={
                 "region_features": (detector.PROPOSALS, channels),

@@ -13,16 +13,6 @@ from export.claims.sizes import Sizes
 
 OPSET = 20  # of graphs that do not attend: of 22 onnxruntime lacks RoiAlign on a CPU, MaxPool and GRU on a GPU
 Shape = tuple[int, ...]
-STAGES = (
-    "visual_backbone",
-    "region_proposal",
-    "roi_head",
-    "nms",
-    "visual_embedding",
-    "text_embedding",
-    "interaction",
-    "head",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

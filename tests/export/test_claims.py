@@ -18,7 +18,6 @@ from export.claims.count import count, skeleton, weigh
 from export.claims.designs import Design, designs
 from export.claims.grid import GridEmbedding
 from export.claims.sizes import FULL, REDUCED, Sizes
-from export.claims.step import STAGES
 from export.claims.weights import draw
 from loadtest.claims import plan
 
@@ -42,7 +41,7 @@ def test_design_has_stages_that_are_named_and_tensors_that_something_makes(desig
     made: dict[str, None] = {}
 
     for step in design.steps:
-        assert step.stage in STAGES
+        assert step.stage in plan.STAGES
         assert set(step.inputs) <= drawn | set(made)
         made |= dict.fromkeys(step.outputs)
 
