@@ -5,7 +5,8 @@ The layers' matrix products run in half precision. What that would spoil stays f
       most of the product is cancelled by the folded mean.
     - the residual stream and its norms: it grows from layer to layer, and each layer's addition would lose its last
       bits.
-    - attention, between casts: given halves, kernels may round scores before softmax, whatever `softmax_precision` says.
+    - attention, between casts: kernels that are given halves may round scores before softmax, whatever
+      `softmax_precision` says.
     - pooler and heads: large logits would come in steps, and ranks would tie.
 
 What all tokens have in common is folded into biases, and the norms' gains into the products after them

@@ -185,7 +185,7 @@ def test_tokenizer_json_is_taken_before_a_vocabulary(tmp_path: Path) -> None:
 def test_vocabulary_given_is_read_with_the_settings_beside_it(
     tmp_path: Path, beside_it: dict[str, bool] | None, tokens: list[str]
 ) -> None:
-    """The checkpoint's own settings describe the checkpoint's own vocabulary; they count only if there are no others."""
+    """The checkpoint's own settings describe its own vocabulary; they count only where there are no others."""
     folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, factories.only(STATE, "vilt.", "rank_output."))
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
     given = tmp_path / "given" / "vocab.txt"
