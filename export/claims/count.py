@@ -29,7 +29,7 @@ class Macs:
     product_macs: int  # matrix products, recurrent ones included
 
 
-def weigh(model: onnx.ModelProto) -> Weights:
+def count_parameters(model: onnx.ModelProto) -> Weights:
     """Add up what was learned: neither a causal mask nor a table of anchors, and what is used twice only once."""
     found = {"learned": 0, "dictionary": 0}
     gathered = {node.input[0] for node in model.graph.node if node.op_type.startswith("Gather")}
@@ -57,7 +57,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def count(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Macs:
+def count_macs(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Macs:
     """Count a graph's MACs for inputs of given shapes.
 
     Raises: ValueError: the shape of a weighted operator's output does not follow from the inputs'.

@@ -15,7 +15,7 @@ from transformers import ViltConfig
 
 from export import checkpoint, random_checkpoint
 from export.artifact import write_artifact
-from export.claims.count import count, skeleton, weigh
+from export.claims.count import count_macs, count_parameters, skeleton
 from export.claims.sizes import Sizes
 from models.manifest import MANIFEST, PARTS, read_manifest
 
@@ -45,7 +45,9 @@ def write(output: Path, sizes: Sizes) -> dict[str, Any]:
     for part in PARTS:
         model = onnx.load(folder / graphs[part].file)
         described = {"stage": part, "graph": graphs[part].file}
-        steps.append({**described, **asdict(weigh(model)), **asdict(count(skeleton(model), shapes[part]))})
+        steps.append(
+            {**described, **asdict(count_parameters(model)), **asdict(count_macs(skeleton(model), shapes[part]))}
+        )
     return {
         "name": NAME,
         "title": "ViLT-B/32",

@@ -14,7 +14,7 @@ from torch.export import Dim
 
 from export import to_onnx
 from export.claims import vilt
-from export.claims.count import Weights, count, skeleton, weigh
+from export.claims.count import Weights, count_macs, count_parameters, skeleton
 from export.claims.designs import Design, designs
 from export.claims.sizes import Sizes
 from export.claims.step import Step
@@ -49,7 +49,7 @@ def write(output: Path, sizes: Sizes, names: Iterable[str], report: Report) -> N
                     graphs[step.graph] = graph(step, output / f"{step.graph}.onnx")
                 weights, light = graphs[step.graph]
                 described = {"stage": step.stage, "graph": f"{step.graph}.onnx"}
-                steps.append({**described, **asdict(weights), **asdict(count(light, step.inputs))})
+                steps.append({**described, **asdict(weights), **asdict(count_macs(light, step.inputs))})
             plans.append(_plan(design, steps, sizes))
     if vilt.NAME in wanted:
         report("ViLT: artifact")
@@ -70,7 +70,7 @@ def graph(step: Step, path: Path) -> tuple[Weights, onnx.ModelProto]:
             to_onnx.write(_part(step, draw(built)), unfinished, step.opset)
         unfinished.rename(path)
     model = onnx.load(path)
-    return weigh(model), skeleton(model)
+    return count_parameters(model), skeleton(model)
 
 
 def _part(step: Step, module: torch.nn.Module) -> to_onnx.Part:

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from export.shapes.claims import (
+from export.shapes.scenes import COLORS, MAX_THINGS, SHAPES, Scene, Thing
+from export.shapes.statements import (
     SIDES,
     SIZES,
     Noun,
@@ -18,7 +19,6 @@ from export.shapes.claims import (
     size_of,
     unique_names,
 )
-from export.shapes.scenes import COLORS, MAX_THINGS, SHAPES, Scene, Thing
 
 LABELS = (*COLORS, *SHAPES, *map(str, range(MAX_THINGS + 1)), "yes", "no", *SIZES, *SIDES)
 KINDS = ("color", "shape", "count", "exists", "both", "relation", "side", "size")
@@ -69,7 +69,7 @@ def _shape(scene: Scene, rng: Rng) -> Question | None:
 
 
 def _count(scene: Scene, rng: Rng) -> Question | None:
-    claim = counted(scene, rng)
+    statement = counted(scene, rng)
     template = one_of(
         rng,
         (
@@ -77,7 +77,7 @@ def _count(scene: Scene, rng: Rng) -> Question | None:
             "what is the number of {}?", "count the {}",
         ),
     )  # fmt: skip
-    return Question("count", template.format(claim.noun.plural), str(claim.number))
+    return Question("count", template.format(statement.noun.plural), str(statement.number))
 
 
 def _exists(scene: Scene, rng: Rng) -> Question | None:
@@ -112,14 +112,14 @@ def _both(scene: Scene, rng: Rng) -> Question | None:
 
 
 def _relation(scene: Scene, rng: Rng) -> Question | None:
-    claim = related(scene, rng)
-    if claim is None:
+    statement = related(scene, rng)
+    if statement is None:
         return None
-    first, second = claim.first, claim.second
+    first, second = statement.first, statement.second
     answer = bool(rng.random() < 0.5)
     if not answer:
         first, second = second, first
-    relation = claim.relation
+    relation = statement.relation
     if relation.endswith("of"):
         relation = one_of(rng, (relation, f"to the {relation}", f"on the {relation}"))
     else:

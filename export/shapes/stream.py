@@ -14,10 +14,10 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from export.shapes.captions import false_caption, true_caption
-from export.shapes.claims import size_of
 from export.shapes.model import BINS, PATCH_HELPERS, PLACES, SPEC, Texts, shapes_tokenizer
 from export.shapes.questions import KINDS, LABELS, Question, question
 from export.shapes.scenes import COLORS, SCALES, SHAPES, Scene, draw, random_scene, random_size
+from export.shapes.statements import size_of
 from export.shapes.words import MAX_TEXT_TOKENS
 from models.image import to_patches
 from models.spec import Grid

@@ -24,7 +24,9 @@ def test_products_are_those_of_a_run(graphs: dict[str, dict[str, Path]], precisi
     values = products.inputs(np.random.default_rng(0))
     tokens = values["mask"].shape[1]
 
-    found = [pair for part in products.PARTS for pair in products.taken_out(onnx.load(graphs[precision][part]), values)]
+    found = [
+        pair for part in products.PARTS for pair in products.matrix_products(onnx.load(graphs[precision][part]), values)
+    ]
 
     layers = sum(node.op_type == "Attention" for node in onnx.load(graphs[precision]["interaction"]).graph.node)
     assert layers > 0
