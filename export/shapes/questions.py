@@ -148,8 +148,7 @@ def _side(scene: Scene, rng: Rng) -> Question | None:
 
 
 def _size(scene: Scene, rng: Rng) -> Question | None:
-    sizes = {str(noun): size_of(_only(scene, noun)) for noun in unique_names(scene)}
-    found = [(noun, sizes[str(noun)]) for noun in unique_names(scene) if sizes[str(noun)]]
+    found = [(noun, size) for noun in unique_names(scene) if (size := size_of(_only(scene, noun)))]
     if not found:
         return None
     noun, size = one_of(rng, found)
@@ -160,7 +159,7 @@ def _size(scene: Scene, rng: Rng) -> Question | None:
             "how big is the {}?", "what is the size of the {}?",
         ),
     )  # fmt: skip
-    return Question("size", template.format(noun), str(size), (noun,))
+    return Question("size", template.format(noun), size, (noun,))
 
 
 def _only_one(scene: Scene, rng: Rng, attribute: str) -> tuple[Thing | None, Noun]:

@@ -158,17 +158,10 @@ def _random_background(rng: np.random.Generator) -> Background:
 
 
 def _regular(corners: int, start_degrees: float, inner: float | None = None) -> list[tuple[float, float]]:
-    """Corners of a regular polygon in the unit circle; with `inner`, of a star with that inner radius."""
-    steps = corners if inner is None else 2 * corners
-    return [
-        (
-            (1.0 if inner is None or step % 2 == 0 else inner)
-            * math.cos(math.radians(start_degrees + 360 * step / steps)),
-            (1.0 if inner is None or step % 2 == 0 else inner)
-            * math.sin(math.radians(start_degrees + 360 * step / steps)),
-        )
-        for step in range(steps)
-    ]
+    """List the corners of a regular polygon in the unit circle; with `inner`, of a star with that inner radius."""
+    radii = [1.0] * corners if inner is None else [1.0, inner] * corners
+    angles = [math.radians(start_degrees + 360 * step / len(radii)) for step in range(len(radii))]
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in zip(radii, angles, strict=True)]
 
 
 _ARM = 0.32  # half the width of a cross's arm
