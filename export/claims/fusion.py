@@ -1,4 +1,4 @@
-"""From regions, cells or vectors to the answer: embeddings, interaction and head of every design."""
+"""From regions, cells or vectors to the answer: the embeddings, interaction and head of every design."""
 
 import math
 
@@ -10,7 +10,7 @@ from export.claims.step import Shape, Step, cells, feature_map, pixels, whole_ba
 
 UNKNOWN_LENGTH = 40  # of texts: what the paper takes where a length is not known
 VSE_PX = CLIP_PX = (224, 224)
-CLIP_LENGTH = 77  # of the texts that it was trained on, padded
+CLIP_LENGTH = 77  # of all texts: CLIP pads them
 
 
 def regions(

@@ -11,7 +11,7 @@ from export.claims import resnet
 from export.claims.resnet import ResNet, ResNetConfig
 from export.claims.sizes import Sizes
 
-OPSET = 20  # of graphs that do not attend: of 22 onnxruntime lacks RoiAlign on a CPU, MaxPool and GRU on a GPU
+OPSET = 20  # of graphs without attention: in opset 22 onnxruntime lacks RoiAlign on CPUs, MaxPool and GRU on GPUs
 Shape = tuple[int, ...]
 
 

@@ -1,6 +1,6 @@
-"""ViLT-B/32 with random weights, by the way that every checkpoint goes: an artifact that the server could serve.
+"""ViLT-B/32 with random weights, exported like any checkpoint to an artifact that the server could serve.
 
-With a matching head only, so that it ends where the designs it is compared with do.
+It has only a matching head, so that it ends where the designs that it is compared with end.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from models.manifest import MANIFEST, PARTS, read_manifest
 NAME = "vilt"
 IMAGE_PX = (384, 640)
 VISUAL_TOKENS, TEXT_TOKENS = 200, 40  # Table 6
-SMALLEST_VOCABULARY = 11_755  # of all designs: VSE++'s; ids below it are words to each
+SMALLEST_VOCABULARY = 11_755  # VSE++'s; ids below it are words of every design
 
 
 def write(output: Path, sizes: Sizes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Designs to a folder: one ONNX file a graph, and `claims.json`: what runs when, what it holds and does."""
+"""Write designs to a folder: one ONNX file per graph, and the plan `claims.json`: steps, parameters and MACs."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ Report = Callable[[str], None]
 
 
 def write(output: Path, sizes: Sizes, names: Iterable[str], report: Report) -> None:
-    """Write the graphs that the named designs need, ViLT's artifact among them, and the plan; files there are kept.
+    """Write the named designs' graphs, ViLT's artifact included, and the plan; graphs that are there already are kept.
 
     Raises: ValueError: the folder holds graphs of other sizes or of another version.
     """
@@ -60,7 +60,7 @@ def write(output: Path, sizes: Sizes, names: Iterable[str], report: Report) -> N
 
 
 def graph(step: Step, path: Path) -> tuple[Weights, onnx.ModelProto]:
-    """Write a graph unless it is there; return what it holds, and it without its weights' values."""
+    """Write a graph unless it is there; return its parameters, and the graph without its weights' values."""
     if not path.exists():
         unfinished = path.with_suffix(".part")
         built = step.build()

@@ -1,4 +1,4 @@
-"""What is asked about scenes: eight kinds of questions, each in several wordings, with the one right answer."""
+"""Questions about scenes: eight kinds, each in several wordings, with the one correct answer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ KINDS = ("color", "shape", "count", "exists", "both", "relation", "side", "size"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a scene, its kind, its one right answer, and the objects that it names, in order."""
+    """A question about a scene, its kind, its one correct answer, and the objects that it names, in order."""
 
     kind: str
     text: str

@@ -1,4 +1,4 @@
-"""Every word of the recipe, and how many of them the model reads."""
+"""The vocabulary, and the longest text that the model reads."""
 
 from export.shapes.scenes import COLORS, SHAPES
 from export.shapes.statements import NUMBERS, SIDES, SIZES
