@@ -183,32 +183,30 @@ def check(checkpoint: Checkpoint, model: Fused, graphs: dict[str, Path]) -> dict
     """
     config = checkpoint.config
     ours, module, oracle = onnx_runner(graphs), torch_runner(model), TransformersOracle(checkpoint)
-    from_module, from_transformers, from_alone = [], [], []
+    found: dict[str, list[float]] = {"torch": [], "transformers": [], "alone": []}
     for samples in cases(config, len(checkpoint.state[WORDS])):
         features = [sample.features(config) for sample in samples]
         feeds = collate(features)
         logits = ours(feeds)
-        from_module.append(distance(logits, module(feeds)))
-        from_transformers.append(distance(logits, oracle.run(samples)))
+        found["torch"].append(distance(logits, module(feeds)))
+        found["transformers"].append(distance(logits, oracle.run(samples)))
         if len(samples) > 1:
-            from_alone.append(distance_from_alone(ours, features, logits))
-    report: dict[str, float | int] = {
-        "batches": len(from_module),
-        "max_logit_difference_to_torch": _largest(from_module),
-        "max_logit_difference_to_transformers": _largest(from_transformers),
+            found["alone"].append(distance_from_alone(ours, features, logits))
+    from_torch, from_transformers, from_alone = map(_largest, found.values())
+    if not (from_torch <= FP32_TOLERANCE and from_transformers <= FP32_TOLERANCE and from_alone <= BATCH_TOLERANCE):
+        raise ParityError(
+            f"The exported graphs differ from the model: logits by {from_torch:.2e} from the torch module and by"
+            f" {from_transformers:.2e} from transformers, with {FP32_TOLERANCE:.0e} allowed, and scores in a batch by"
+            f" {from_alone:.2e} from those alone, with {BATCH_TOLERANCE:.0e} allowed."
+        )
+    return {
+        "batches": len(found["torch"]),
+        "max_logit_difference_to_torch": from_torch,
+        "max_logit_difference_to_transformers": from_transformers,
         "tolerance": FP32_TOLERANCE,
-        "max_score_difference_to_alone": _largest(from_alone),
+        "max_score_difference_to_alone": from_alone,
         "tolerance_to_alone": BATCH_TOLERANCE,
     }
-    if not (  # a NaN fails too
-        _largest(from_module + from_transformers) <= FP32_TOLERANCE and _largest(from_alone) <= BATCH_TOLERANCE
-    ):
-        raise ParityError(
-            f"The exported graphs differ from the model: logits by {_largest(from_module):.2e} from the torch module"
-            f" and by {_largest(from_transformers):.2e} from transformers, with {FP32_TOLERANCE:.0e} allowed, and"
-            f" scores in a batch by {_largest(from_alone):.2e} from those alone, with {BATCH_TOLERANCE:.0e} allowed."
-        )
-    return report
 
 
 def compare(
