@@ -467,7 +467,7 @@ def test_command_over_a_model_that_fails_parity_writes_no_artifact(tmp_path: Pat
 
     ended = export(str(folder), "--output", str(tmp_path / "out"))
 
-    assert "differ from the model: nan" in sentence_of(ended)
+    assert "differ from the model: logits by nan" in sentence_of(ended)
     assert list((tmp_path / "out").iterdir()) == []
 
 
