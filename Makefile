@@ -1,9 +1,9 @@
 # Every target sets up what it needs, in a virtual environment of its own.
 
 PYTHON ?= python3
-TORCH_INDEX ?=
 # Where torch comes from, if not from the default index. Without a GPU its CPU build is enough:
 #   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 TORCH ?= torch==2.13.0
 
 SERVE := .venv-serve
@@ -12,25 +12,27 @@ LOCK := requirements-serve.txt
 GPU := .venv-gpu
 HELD_OUT := runs/heldout
 
+# The parts of make gpu, the longest last; empty ones are left out:
+#   make gpu GPU_PROVIDERS=cuda GPU_WAYS= GPU_CLAIMS=
 GPU_PROVIDERS ?= cuda tensorrt
 GPU_WAYS ?= eager graph compile
 GPU_CLAIMS ?= yes
-# What make gpu is made of, the longest parts last; empty ones are left out:
-#   make gpu GPU_PROVIDERS=cuda GPU_WAYS= GPU_CLAIMS=
 WITH_TENSORRT := .[gpu,tensorrt]
 
+# What make load sends, at how many requests per second; without RATES it finds out what the server keeps up with.
 SCENARIO ?= mix
 RATES ?=
-# Requests per second of make load; without any, it finds out what the server keeps up with.
 
+# Debian packages that some tests need beside Python; without them those tests are skipped, and say so.
 TOOLS := buildah debootstrap haproxy prometheus
-# Debian's packages that some tests need beside Python: without them those are skipped, and say so.
+
+# How long make fuzz runs each target, and its random seed.
 SECONDS ?= 60
 SEED ?= 1
 
+# What make trials tries, on which artifacts; rollout needs haproxy.
 MODELS ?=
 TRIALS ?= deadline users storm drain $(if $(shell which haproxy),rollout) abandon chaos blocking overload soak
-# rollout where haproxy is installed, behind which its servers are.
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-fast check audit lock sbom image-test tools lint types format accuracy load trials fuzz \

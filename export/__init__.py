@@ -2,5 +2,5 @@
 
 import os
 
-# From 1.29 on onnxruntime reports its use to its makers, unless told otherwise before it is imported.
+# From 1.29 on onnxruntime sends telemetry unless this is set before it is imported.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -1,4 +1,4 @@
-"""Checkpoint to artifact folder: build the module, write its graphs, prove them, write the manifest."""
+"""Checkpoint to artifact folder: build the module, write its graphs, check them, write the manifest."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,14 +23,14 @@ Graphs = dict[str, Path]
 
 
 @dataclass(frozen=True, slots=True)
-class Lower:
-    """Graphs of a lower precision, as written, and how far they may be from fp32."""
+class LowPrecision:
+    """The written graphs of a lower precision, and how far they may be from fp32."""
 
     name: str
     graphs: Graphs
     limits: gate.Limits
     runs_alone: bool
-    judged: parity.Runner | None = None  # in the graphs' place, where a CPU does not round as the hardware will
+    simulated: parity.Runner | None = None  # run instead of the graph by the gate: a CPU does not round as a GPU does
 
 
 def write_artifact(
@@ -44,22 +44,22 @@ def write_artifact(
     precision: str = "fp32",
     eval_data: Path | None = None,
 ) -> Manifest:
-    """Write an artifact folder of a checkpoint in fp32, and in a lower precision if asked to; `report` hears each step.
+    """Write an artifact folder in fp32 and, if asked to, in a lower precision; `report` is called with each step.
 
-    Raises: CheckpointError: no head serves the tasks. parity.ParityError: the graphs are not the model.
-        gate.GateError: the evaluation data is of no use. output_folder.OutputError: the folder cannot be written.
-        Whichever it is, an earlier artifact there stays as it was.
+    Raises: CheckpointError: no head serves the tasks. parity.ParityError: the graphs differ from the model.
+        gate.GateError: the evaluation data cannot be used. output_folder.OutputError: the folder cannot be written.
+        In every case an earlier artifact in the folder stays as it was.
     """
     model = _build(checkpoint)
     keep_heads(model, checkpoint, tasks)
-    asked = gate.read(eval_data, model.interaction.heads, checkpoint.config.spec) if eval_data else []
+    examples = gate.read(eval_data, model.interaction.heads, checkpoint.config.spec) if eval_data else []
     with output_folder.replacing(output) as folder:
         manifest = _write(checkpoint, model, folder, name=name, description=description, report=report)
         if precision != "fp32":
             report(f"{precision}: writing")
             fp32 = {part: folder / entry.file for part, entry in manifest.precisions["fp32"].graphs.items()}
             lower = LOWER[precision](checkpoint, model, fp32, folder / precision)
-            manifest = _add(manifest, checkpoint, folder, lower, asked=asked, report=report)
+            manifest = _add(manifest, checkpoint, folder, lower, examples=examples, report=report)
         report("writing the manifest")
         manifest.write(folder)
         return manifest
@@ -99,17 +99,16 @@ def _write(
     )
 
 
-def _int8(_: Checkpoint, __: Fused, fp32: Graphs, folder: Path) -> Lower:
-    return Lower("int8", int8.quantise(fp32, folder), gate.INT8, runs_alone=True)
+def _int8(_: Checkpoint, __: Fused, fp32: Graphs, folder: Path) -> LowPrecision:
+    return LowPrecision("int8", int8.quantise(fp32, folder), gate.INT8, runs_alone=True)
 
 
-def _fp16(checkpoint: Checkpoint, model: Fused, _: Graphs, folder: Path) -> Lower:
-    half = fp16.Half(model)
-    whole = to_onnx.whole(half, model.interaction.heads, checkpoint.config)
+def _fp16(checkpoint: Checkpoint, model: Fused, _: Graphs, folder: Path) -> LowPrecision:
+    half = fp16.half(model)
+    whole = to_onnx.whole(half, checkpoint.config)
     graphs = {whole.name: folder / f"{whole.name}.onnx"}
     to_onnx.write(whole, graphs[whole.name])
-    judged = parity.torch_runner(fp16.rounded(half))
-    return Lower("fp16", graphs, gate.FP16, runs_alone=False, judged=judged)
+    return LowPrecision("fp16", graphs, gate.FP16, runs_alone=False, simulated=parity.torch_runner(fp16.rounded(half)))
 
 
 LOWER = {"int8": _int8, "fp16": _fp16}
@@ -119,36 +118,36 @@ def _add(
     manifest: Manifest,
     checkpoint: Checkpoint,
     folder: Path,
-    lower: Lower,
+    lower: LowPrecision,
     *,
-    asked: Sequence[gate.Asked],
+    examples: Sequence[gate.Example],
     report: Report,
 ) -> Manifest:
-    """Say in the manifest what a lower precision is, and what it costs in answers."""
+    """Add a lower precision to the manifest, with its distance from fp32 and the gate's verdict."""
     fp32 = {part: folder / entry.file for part, entry in manifest.precisions["fp32"].graphs.items()}
     ours, reference = parity.onnx_runner(lower.graphs), parity.onnx_runner(fp32)
     report(f"{lower.name}: comparing with fp32")
     compared = parity.compare(checkpoint, ours, reference, with_batches=not lower.runs_alone)
-    if lower.judged:  # the graph on a CPU has no halves that could overflow
-        rounded = parity.compare(checkpoint, lower.judged, reference)
+    if lower.simulated:  # on a CPU the graph's products run in fp32 and cannot overflow
+        rounded = parity.compare(checkpoint, lower.simulated, reference)
         compared["max_logit_difference_to_fp32_as_rounded"] = rounded["max_logit_difference_to_fp32"]
     found: dict[str, Any] = gate.NOT_GATED
-    if asked:
+    if examples:
         try:
             found = gate.check(
                 reference,
-                lower.judged or ours,
-                asked,
+                lower.simulated or ours,
+                examples,
                 heads=manifest.heads,
                 spec=manifest.spec,
                 encoder=TextEncoder(folder / TOKENIZER, manifest.spec.max_text_tokens),
                 labels=checkpoint.labels or (),
                 limits=lower.limits,
                 progress=lambda rows: tqdm(
-                    rows, desc=f"{lower.name} against fp32", unit="question", leave=False, disable=None
+                    rows, desc=f"{lower.name} against fp32", unit="example", leave=False, disable=None
                 ),
             )
-        except gate.GateError as error:  # what is proven by now is not lost for one picture
+        except gate.GateError as error:  # one bad picture must not lose the whole export
             found = {"status": "not gated", "why": str(error).rstrip(".")}
     precision = Precision(
         graphs={part: describe_file(folder, f"{lower.name}/{path.name}") for part, path in lower.graphs.items()},
@@ -169,9 +168,9 @@ def _build(checkpoint: Checkpoint) -> Fused:
 
 
 def keep_heads(model: Fused, checkpoint: Checkpoint, tasks: Sequence[str]) -> None:
-    """Drop the heads that no wanted task reads. What ranks also matches, so it keeps the head that was trained to.
+    """Drop the heads that none of the tasks needs; what ranks also matches, so it keeps the matching head, too.
 
-    Raises: CheckpointError: no head serves one of the tasks, or one that is kept has answers without names.
+    Raises: CheckpointError: no head serves one of the tasks, or the VQA head is kept and its answers have no names.
     """
     found = heads_of(checkpoint.state)
     if not found:
@@ -198,7 +197,7 @@ def _width(module: nn.Module) -> int:
 
 
 def _source(checkpoint: Checkpoint, *, ranks: bool) -> dict[str, Any]:
-    """Say what an artifact was made of."""
+    """Describe the checkpoint that an artifact was made from."""
     own = "rank_output.weight" in checkpoint.state
     return {
         "checkpoint": checkpoint.name,

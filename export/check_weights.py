@@ -1,7 +1,7 @@
-"""Do the public checkpoints, exported and served by us, say what was published of them? Needs a network, or copies.
+"""Check that the public checkpoints, exported as usual, give the published answers. Needs a network, or copies.
 
-Tests prove the graphs against transformers with weights drawn at random; this asks the weights that people use, from
-an image file to logits, and compares with figures that others have printed.
+Tests compare the graphs with transformers with random weights; this runs the weights that people use, from an image
+file to logits, and compares with figures that others have published.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import ClassVar, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -45,23 +45,15 @@ class Row:
     agrees: bool
 
 
-class Expectation(Protocol):
-    """What is known of a checkpoint."""
-
-    @property
-    def task(self) -> str: ...
-
-    def rows(self, ask: Ask, labels: Sequence[str]) -> list[Row]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A question's answer, and its first logits."""
+    """A published answer of a checkpoint to a question, with its first logits."""
 
+    task: ClassVar = "vqa"
+    hub_id: str
     question: str
     answer: str
     first_logits: tuple[float, ...]
-    task: str = "vqa"
 
     def rows(self, ask: Ask, labels: Sequence[str]) -> list[Row]:
         logits = ask(self.question)["vqa_logits"]
@@ -77,38 +69,30 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Which of two texts fits the picture."""
+    """Which of two texts a checkpoint must rank first.
 
-    fits: str
-    does_not: str
-    task: str = "rank"
+    Source: transformers modeling_vilt.py, the example of ViltForImageAndTextRetrieval, which prints no figures.
+    """
+
+    task: ClassVar = "rank"
+    hub_id: str
+    fits: str = "An image of two cats chilling on a couch"
+    does_not: str = "A football player scoring a goal"
 
     def rows(self, ask: Ask, labels: Sequence[str]) -> list[Row]:
         fits, does_not = (float(ask(text)["rank_logits"][0]) for text in (self.fits, self.does_not))
         return [Row("logits of a true and a false text", "larger, smaller", _join((fits, does_not)), fits > does_not)]
 
 
-@dataclass(frozen=True, slots=True)
-class Golden:
-    """A public checkpoint, and what is known of it."""
-
-    hub_id: str
-    expectation: Expectation
-
-
-# Source: transformers modeling_vilt.py, ViltForImageAndTextRetrieval's example, which prints no figures: the order is
-# all that can be expected of them.
-TWO_CATS = Order("An image of two cats chilling on a couch", "A football player scoring a goal")
+Golden = Answer | Order
 GOLDENS: Mapping[str, Golden] = {
     # Source: transformers convert_vilt_original_to_pytorch.py (the JPEG file, resized with Pillow) at 00e12e7, and
     # ViltModelIntegrationTest.test_inference_visual_question_answering (the same picture as PNG).
-    "vqa": Golden(
-        "dandelin/vilt-b32-finetuned-vqa", Answer("How many cats are there?", "2", (-15.9495, -18.1472, -10.3041))
-    ),
-    "coco": Golden("dandelin/vilt-b32-finetuned-coco", TWO_CATS),
-    "flickr30k": Golden("dandelin/vilt-b32-finetuned-flickr30k", TWO_CATS),
+    "vqa": Answer("dandelin/vilt-b32-finetuned-vqa", "How many cats are there?", "2", (-15.9495, -18.1472, -10.3041)),
+    "coco": Order("dandelin/vilt-b32-finetuned-coco"),
+    "flickr30k": Order("dandelin/vilt-b32-finetuned-flickr30k"),
 }
-# The same script prints figures of vilt-b32-mlm-itm and of NLVR2 too: of heads that are not exported.
+# The same script also prints figures of vilt-b32-mlm-itm and of NLVR2, but of heads that are not exported.
 
 EPILOG = f"""what is compared, on COCO val2017 000000039769 ({IMAGE_URL}):
   vqa         dandelin/vilt-b32-finetuned-vqa         the answer and the first logits that transformers publishes
@@ -143,7 +127,7 @@ def main(arguments: Sequence[str] | None = None, goldens: Mapping[str, Golden] =
         with tempfile.TemporaryDirectory(prefix="check-weights-") as temporary:
             for name in options.only or goldens:
                 artifact = _export(name, goldens[name], folders[name], (options.output or Path(temporary)) / name)
-                found = goldens[name].expectation.rows(_asker(artifact, picture), artifact.labels)
+                found = goldens[name].rows(_asker(artifact, picture), artifact.labels)
                 _print(name, found, heading=not rows)
                 rows += found
     except checkpoint.DownloadError as error:
@@ -168,14 +152,14 @@ def _export(name: str, golden: Golden, folder: Path | None, output: Path) -> Art
         output,
         name=name,
         description="",
-        tasks=[golden.expectation.task],
+        tasks=[golden.task],
         report=lambda step: _progress(f"{name}: {step}"),
     )
     return load_artifact(output)
 
 
 def _asker(artifact: Artifact, picture: Image.Image) -> Ask:
-    """Show an artifact a picture: what it returns takes a text to logits by the path that a request takes."""
+    """Return a function that asks an artifact about a picture, on the path that a request takes."""
     patches, run = to_patches(picture, artifact.manifest.spec), parity.onnx_runner(artifact.graphs)
 
     def ask(text: str) -> parity.Logits:
@@ -188,22 +172,29 @@ def _asker(artifact: Artifact, picture: Image.Image) -> Ask:
 def _parser(goldens: Mapping[str, Golden]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.check_weights",
-        description="Export the public ViLT checkpoints and compare what they say of a picture with what is published.",
+        description="Export the public ViLT checkpoints and compare their answers about a picture with published ones.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "image", type=Path, nargs="?", metavar="IMAGE", help=f"the picture, which is not shipped: download {IMAGE_URL}"
+        "image",
+        type=Path,
+        nargs="?",
+        metavar="IMAGE",
+        help=f"the picture, which is not shipped; download it from {IMAGE_URL}",
     )
     for name, golden in goldens.items():
         parser.add_argument(
-            f"--{name}", type=Path, metavar="DIR", help=f"a folder of {golden.hub_id} (default: from the hub)"
+            f"--{name}", type=Path, metavar="DIR", help=f"a folder with {golden.hub_id} (default: download it)"
         )
     parser.add_argument(
-        "--only", action="append", choices=list(goldens), help="leave the other checkpoints out (repeatable)"
+        "--only", action="append", choices=list(goldens), help="check only this one (may be repeated; default: all)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="keep the artifacts here, a folder each (default: they are removed)"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="keep the artifacts here, each in its own folder (default: remove them)",
     )
     return parser
 
@@ -222,7 +213,7 @@ def _read_picture(path: Path | None, parser: argparse.ArgumentParser) -> Image.I
 
 def _folder(path: Path | None, name: str, parser: argparse.ArgumentParser) -> Path | None:
     if path is not None and not path.is_dir():
-        parser.error(f"--{name} {path} is not a folder.")  # else it would be looked for on the hub
+        parser.error(f"--{name} {path} is not a folder.")  # or it would be taken for a hub id
     return path
 
 

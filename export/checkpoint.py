@@ -1,6 +1,6 @@
-"""A ViLT checkpoint, wherever it comes from, as sizes, weights, tokenizer and labels.
+"""Load a ViLT checkpoint, from wherever it comes, as sizes, weights, tokenizer and labels.
 
-Reads Hugging Face folders and hub ids (weights from safetensors, or from `.bin` without executing what is in it) and
+Reads Hugging Face folders and hub ids (weights from safetensors, or from `.bin` without executing code in it) and
 original `.ckpt` files.
 """
 
@@ -27,11 +27,11 @@ FILES = (
     "vocab.txt",
     "tokenizer*",
 )
-PICKLED = "pytorch_model.bin"  # read, and downloaded, where there are no safetensors
+PICKLED = "pytorch_model.bin"  # used if there is no model.safetensors
 WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
 MODALITIES = "vilt.embeddings.token_type_embeddings.weight"
 FIRST_OF_CLASSIFIER = "classifier.0.weight"
-UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls an answer that nobody has named
+UNNAMED = re.compile(r"LABEL_\d+")  # transformers' name for an answer without one
 
 
 class CheckpointError(Exception):
@@ -39,7 +39,7 @@ class CheckpointError(Exception):
 
 
 class DownloadError(CheckpointError):
-    """A checkpoint that did not come from the hub; `reason` is short, for a caller that knows better what to do."""
+    """A checkpoint that could not be downloaded; `reason` is short, for callers with advice of their own."""
 
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(
@@ -52,7 +52,7 @@ class DownloadError(CheckpointError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What a checkpoint holds, in Hugging Face's names."""
+    """The contents of a checkpoint, in Hugging Face's names."""
 
     name: str  # of its file or folder, or its hub id
     revision: str | None  # the hub's commit
@@ -66,7 +66,7 @@ class Checkpoint:
 def load(
     source: str, *, tokenizer: Path | None = None, labels: Path | None = None, revision: str | None = None
 ) -> Checkpoint:
-    """Load a checkpoint from a `.ckpt` file, a folder or, where there is neither, from the hub.
+    """Load a checkpoint from a `.ckpt` file, from a folder or, if it is neither, from the hub.
 
     Raises: CheckpointError: it is not there, not a ViLT, or lacks something an export needs.
     """
@@ -102,7 +102,9 @@ def _load_original(path: Path, tokenizer: Path | None, labels: Path | None) -> C
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     except KeyError as error:
-        raise CheckpointError(f"{path} is not a ViLT as we know it: {error}.") from error
+        raise CheckpointError(
+            f"{path} is not a ViLT of the original repository: a weight is missing or unknown, {error}."
+        ) from error
     return Checkpoint(
         name=path.name,
         revision=None,
@@ -127,7 +129,7 @@ def _download(source: str, revision: str | None) -> Path:
 
 
 def _root_of(error: BaseException) -> str:
-    """Say in one line what lies under an error: the hub's own runs to a paragraph, the socket's to three words."""
+    """Describe an error's root cause in one line: the hub client's own message is a paragraph."""
     while error.__cause__:
         error = error.__cause__
     message = str(error).strip().partition("\n")[0].rstrip(".")
@@ -163,11 +165,11 @@ def _config_of(where: Path, config: dict[str, Any], processor: dict[str, Any], s
     try:
         return _graph_config(config, processor, state)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"{where} has a setting that is not of its kind: {error}.") from error
+        raise CheckpointError(f"{where} has a setting of the wrong type or value: {error}.") from error
 
 
 def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: StateDict) -> GraphConfig:
-    """Read the sizes, and refuse what the graph does not implement rather than export something else."""
+    """Read the sizes, and refuse what the graph does not implement."""
     for name, supported in {"model_type": "vilt", "hidden_act": "gelu", "num_channels": 3}.items():
         if config.get(name, supported) != supported:
             raise CheckpointError(f"{name} is {config[name]!r}; only {supported!r} is supported.")
@@ -198,10 +200,11 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         raise CheckpointError(
             f"The image processor resizes to {shortest_edge_px} pixels: fewer than two patches of {patch_px}."
         )
+    settings = {"size_divisor": 32, **processor} if processor else {}  # transformers' default, whatever the patch size
     always = {"do_resize": True, "do_rescale": True, "do_normalize": True, "size_divisor": patch_px}
     for name, supported in always.items():
-        if processor.get(name, supported) != supported:
-            raise CheckpointError(f"The image processor has {name} {processor[name]!r}; it must be {supported!r}.")
+        if settings.get(name, supported) != supported:
+            raise CheckpointError(f"The image processor has {name} {settings[name]!r}; it must be {supported!r}.")
     hidden_size, heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     if hidden_size % heads:
         raise CheckpointError(f"hidden_size {hidden_size} cannot be shared among {heads} attention heads.")
@@ -222,13 +225,13 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
 
 
 def _of_channels(value: float | list[float]) -> tuple[float, float, float]:
-    """Take a value for each channel, or one for all of them, as transformers does."""
+    """Read one value for each channel, or one for all, as transformers does."""
     red, green, blue = value if isinstance(value, list) else [value] * 3
     return float(red), float(green), float(blue)
 
 
 def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenizer:
-    """Read tokenizer.json, or build BERT's tokenizer from vocab.txt; no token may be beyond the model's words."""
+    """Read tokenizer.json, or build BERT's tokenizer from vocab.txt; the model must embed every token."""
     candidates = [override] if override else [folder / "tokenizer.json", folder / "vocab.txt"]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
@@ -236,7 +239,8 @@ def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenize
             f"No tokenizer at {' or '.join(map(str, candidates))}: give --tokenizer a tokenizer.json or a vocab.txt"
             " (ViLT uses that of bert-base-uncased)."
         )
-    settings = _read_json(folder / "tokenizer_config.json") or {}
+    configs = (_read_json(where / "tokenizer_config.json") for where in (found.parent, folder))
+    settings = next(filter(None, configs), {})
     try:
         if found.suffix == ".json":
             tokenizer = Tokenizer.from_file(str(found))
@@ -264,7 +268,7 @@ def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict
         ) from error
     labels = tuple(map(str, in_order))
     if override is None and all(map(UNNAMED.fullmatch, labels)):
-        return None  # which matters only if the head is kept
+        return None  # an error only if the head is kept
     expected = len(state["classifier.3.weight"])
     if len(labels) != expected:
         raise CheckpointError(f"There are {len(labels)} labels for {expected} answers of the classifier.")
@@ -272,7 +276,7 @@ def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object without what is null anywhere in it, which says no more than nothing; None without a file."""
+    """Read a JSON object without its nulls, which mean the same as nothing; return None if there is no file."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What vilt-export does: checkpoint in, verified artifact folder out."""
+"""The vilt-export command: checkpoint in, verified artifact folder out."""
 
 import argparse
 import signal
@@ -16,13 +16,13 @@ from export.output_folder import OutputError
 from export.parity import ParityError
 from models.manifest import TASKS, Manifest, Precision
 
-EPILOG = f"""--eval-data is JSON lines of these kinds, pictures beside the file; "answer" and "match" may be left out:
+EPILOG = f"""--eval-data takes JSON lines of these kinds, pictures beside the file; "answer" and "match" are optional:
 {RECORDS}
-  The first kind asks the head for questions, the second that for matching, the others that for ranking. Each head that
-  is kept has to be asked, and to answer as fp32 does:
-  int8  {INT8.least_asked} times or more, {INT8.agreement:.1%} of its answers
-  fp16  {FP16.least_asked} times or more, {FP16.agreement:.1%} of its answers, each score within {FP16.score_difference}
-  Where right answers are given, {INT8.loss:.1%} of them may be lost, or one.
+  The first kind is for the question answering head, the second for the matching head, the others for the ranking head.
+  The lower precision passes if, for every head that is exported, there are enough examples and it agrees with fp32:
+  int8  on {INT8.agreement:.1%} of at least {INT8.least_asked} answers
+  fp16  on {FP16.agreement:.1%} of at least {FP16.least_asked} answers, with every score within {FP16.score_difference}
+  Where the correct answers are given, at most {INT8.loss:.1%} of them, or one, may be lost.
 
 examples:
   vilt-export dandelin/vilt-b32-finetuned-vqa --output models/vqa     a public checkpoint, downloaded from the hub
@@ -37,10 +37,10 @@ def export() -> None:
     parser = _parser()
     options = parser.parse_args()
     if options.eval_data and options.precision == "fp32" and not options.tensorrt:
-        parser.error("--eval-data judges a lower precision: add --precision int8 or fp16, or leave it out")
+        parser.error("--eval-data is for a lower precision: add --precision int8 or fp16, or leave it out")
     sources = [one.resolve() for one in (Path(options.checkpoint), options.tokenizer, options.labels) if one]
     if options.output.resolve() in {one if one.is_dir() else one.parent for one in sources}:
-        parser.error("--output is the checkpoint's own folder, whose files it would replace: give another one")
+        parser.error("--output is the checkpoint's own folder, whose files would be replaced: give another one")
     if options.tensorrt and options.precision == "int8":
         parser.error("--tensorrt runs fp16: leave --precision int8 out")
     if options.tensorrt:
@@ -82,23 +82,23 @@ def export() -> None:
 
 
 def _end(number: int, _: object) -> None:
-    """End as the signal would, but by the way that removes what is half written; another one changes nothing."""
+    """Exit as the signal would, but remove what is half written first; a second signal changes nothing."""
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 def _build_engines(output: Path) -> None:
-    """Have the server build its engines, which are this machine's, in its cache; it needs the GPU, not torch."""
+    """Let the server build this machine's engines in its cache; that needs the GPU, but not torch."""
     command = [sys.executable, "-m", "server.gpu", str(output), "--provider", "tensorrt"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 our own
     if done.stdout:
         print(done.stdout, end="")
     if done.returncode:
-        sys.exit("vilt-export: the artifact is complete, but TensorRT's engines are not: the line above says why")
+        sys.exit("vilt-export: the artifact is complete, but TensorRT's engines could not be built; see the line above")
 
 
 def summary(output: Path, manifest: Manifest) -> Iterator[str]:
-    """Say what was written, how large it is and how exact."""
+    """Say what was written, how large it is and how close to its reference."""
     for name, precision in manifest.precisions.items():
         size_mb = sum(entry.size_bytes for entry in precision.graphs.values()) / 1e6
         yield f"{output}: {', '.join(manifest.tasks)}; {name}, {size_mb:.1f} MB; {_exactness(name, precision)}"
@@ -122,8 +122,8 @@ def _exactness(name: str, precision: Precision) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vilt-export",
-        description="Turn a trained ViLT checkpoint into an artifact that vilt-serve serves, and prove that its answers"
-        " are the checkpoint's.",
+        description="Export a trained ViLT checkpoint to an artifact for vilt-serve, and check that it gives the"
+        " checkpoint's answers.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a Hugging Face folder, a hub id such as dandelin/vilt-b32-finetuned-vqa, or an original .ckpt file",
     )
     parser.add_argument(
-        "--revision", help="commit, tag or branch of a hub id (default: main); the manifest has the commit"
+        "--revision", help="commit, tag or branch of a hub id (default: main); the manifest records the commit"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the artifact folder to write")
     parser.add_argument(
@@ -140,33 +140,38 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         choices=list(TASKS),
-        help="keep only the head that answers this task (repeatable); what ranks also matches",
+        help="export only what this task needs; may be repeated (default: every head)."
+        ' "rank" also keeps the matching head',
     )
     parser.add_argument(
         "--precision",
         choices=list(STEPS),
         default="fp32",
-        help="int8: fp32 and int8, 2 to 3 times as fast on x86 CPUs with VNNI;"
-        " fp16: fp32 and fp16, for NVIDIA GPUs (default %(default)s)",
+        help="int8 writes fp32 and int8 graphs (2 to 3 times as fast on x86 CPUs with VNNI);"
+        " fp16 writes fp32 and fp16 graphs, for NVIDIA GPUs (default %(default)s)",
     )
     parser.add_argument(
         "--tensorrt",
         action="store_true",
-        help="export fp16, build TensorRT's engines for this machine's GPU into VILT_CACHE_DIR, compare their answers",
+        help="export fp16, build TensorRT engines for this machine's GPU in VILT_CACHE_DIR, and compare their answers",
     )
     parser.add_argument(
         "--eval-data",
         type=Path,
         metavar="FILE",
-        help="what int8 or fp16 is asked, and has to answer as fp32 does before it is served unasked: see below",
+        help="examples on which int8 or fp16 must agree with fp32; without them, or if it does not, the server uses it"
+        " only if told to with --precision. Format below",
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json or vocab.txt, if not beside it")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.json or vocab.txt, if not beside the checkpoint"
+    )
     parser.add_argument(
         "--labels",
         type=Path,
         metavar="FILE",
-        help="JSON list of answers, or object of index to answer as vqa_dict.json is, if config.json names none",
+        help="answers, if config.json does not name them: a JSON list, or an object of index to answer as in"
+        " vqa_dict.json",
     )
-    parser.add_argument("--name", help="what requests call the model (default: the output folder's name)")
-    parser.add_argument("--description", default="", help="a sentence for people, shown by GET /v1/models")
+    parser.add_argument("--name", help="name of the model in requests (default: the output folder's name)")
+    parser.add_argument("--description", default="", help="a sentence for users, shown by GET /v1/models")
     return parser

@@ -1,17 +1,19 @@
-"""ViLT in half precision, as one graph for a GPU; its tensors and its answers are those of fp32.
+"""ViLT in half precision, as one graph for a GPU; its inputs and outputs are those of fp32.
 
-The layers' products are half precision. What that would spoil stays fp32:
-    - the product with uint8 patches: their weights, divided by 255, lie where half precision thins out, and the product
-      is nearly cancelled by the folded mean.
-    - the residual stream and its norms: it grows from layer to layer, and what a layer adds loses its last bits.
-    - attention, between casts: of halves, kernels may round scores before softmax, whatever `softmax_precision` says.
-    - pooler and heads: logits of some size would come in steps, and ranks would tie.
+The layers' matrix products run in half precision. What that would spoil stays fp32:
+    - the product with uint8 patches: its weights, divided by 255, are so small that halves represent them badly, and
+      most of the product is cancelled by the folded mean.
+    - the residual stream and its norms: it grows from layer to layer, and each layer's addition would lose its last
+      bits.
+    - attention, between casts: kernels that are given halves may round scores before softmax, whatever
+      `softmax_precision` says.
+    - pooler and heads: large logits would come in steps, and ranks would tie.
 
-What all tokens share is folded into biases, norms' gains into the products after them (`fold_constants`). It is exact
-and costs nothing at run time.
+What all tokens have in common is folded into biases, and the norms' gains into the products after them
+(`fold_constants`). This is exact and costs nothing at run time.
 
-A CPU is no judge of the graph: onnxruntime computes its products in fp32 there and removes the casts between them. What
-a GPU rounds, `rounded` rounds.
+The graph cannot be judged on a CPU: there onnxruntime computes its products in fp32 and removes the casts between
+them. `rounded` rounds as a GPU does.
 """
 
 import copy
@@ -19,43 +21,26 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from export.graph import Fused, KeyValue, Layer, added_to_scores
+from export.graph import Fused, KeyValue, Layer
 
 
-class Half(nn.Module):
-    """A model's three parts as one graph, in half precision but for what has to be exact."""
-
-    bias_dtype = torch.float  # of what is added to scores: attention's own
-
-    def __init__(self, model: Fused) -> None:
-        super().__init__()
-        model = copy.deepcopy(model)
-        self.text_embedding = model.text_embedding
-        self.visual_embedding = model.visual_embedding
-        self.interaction = model.interaction
-        for layer in self.interaction.layers:
-            fold_constants(layer)
-            layer.key_value = Stacked(layer.key_value)
-            for product in ("query", "key_value", "expand"):
-                getattr(layer, product).half()
-            for norm in ("norm_before", "norm_after"):
-                setattr(layer, norm, nn.Sequential(getattr(layer, norm), To(torch.half)))
-            for product in ("output", "contract"):  # onto the residual stream, which is fp32
-                setattr(layer, product, nn.Sequential(getattr(layer, product).half(), To(torch.float)))
-
-    def forward(self, input_ids: Tensor, patches: Tensor, position_ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Shapes: the tensors of DESIGN's contract -> logits of each head, fp32."""
-        text, image = self.text_embedding(input_ids), self.visual_embedding(patches, position_ids)
-        hidden = torch.cat([text, image], dim=1)  # (B, N, hidden)
-        attention_bias = added_to_scores(mask, self.bias_dtype)
-        for layer in self.interaction.layers:
-            hidden = layer(hidden, attention_bias)
-        pooled = torch.tanh(self.interaction.pooler(self.interaction.norm(hidden[:, 0])))
-        return tuple(head(pooled) for head in self.interaction.heads.values())
+def half(model: Fused) -> Fused:
+    """Copy a model, with the products of its layers in half precision."""
+    model = copy.deepcopy(model)
+    for layer in model.interaction.layers:
+        fold_constants(layer)
+        layer.key_value = Stacked(layer.key_value)
+        for product in ("query", "key_value", "expand"):
+            getattr(layer, product).half()
+        for norm in ("norm_before", "norm_after"):
+            setattr(layer, norm, nn.Sequential(getattr(layer, norm), To(torch.half)))
+        for product in ("output", "contract"):  # onto the residual stream, which is fp32
+            setattr(layer, product, nn.Sequential(getattr(layer, product).half(), To(torch.float)))
+    return model
 
 
 class Stacked(nn.Module):
-    """Keys and values from one product: of a GPU it is expected, not measured, that it does few large ones sooner."""
+    """Keys and values from one product; a GPU should (not measured) be faster with one large product than with two."""
 
     def __init__(self, pair: KeyValue) -> None:
         super().__init__()
@@ -81,10 +66,10 @@ class To(nn.Module):
         return tensor.to(self.dtype)
 
 
-def rounded(model: Half) -> Half:
-    """Copy a model so that it computes in fp32, and rounds what goes into and comes out of every product of halves.
+def rounded(model: Fused) -> Fused:
+    """Copy a half precision model so that it computes in fp32 and rounds the inputs and outputs of the half products.
 
-    This is what a GPU does that sums in fp32 and stores halves. torch's own halves on a CPU are the same, but slow.
+    A GPU that sums in fp32 and stores halves does the same. So does torch on a CPU with halves, but slowly.
     """
     model = copy.deepcopy(model)
     for module in model.modules():
@@ -99,14 +84,14 @@ def rounded(model: Half) -> Half:
 
 @torch.no_grad()
 def fold_constants(layer: Layer) -> None:
-    """Take out of the activations what is the same for every token, for it costs the rest its last bits.
+    """Remove from the activations what is the same for every token: it would cost the rest its last bits.
 
-    The norms' gain and bias go into the products after them. Keys and values would have a bias from that: the key's is
-    dropped, the value's goes into the output's, as in export/graph.py.
+    The norms' gains and biases go into the products after them. The bias that keys would get from that is dropped, and
+    that of values goes into the output's, as in export/graph.py.
     """
     before, after, output = layer.norm_before, layer.norm_after, layer.output
     key, value = layer.key_value.key, layer.key_value.value
-    # Biases first: a gain is of what the norm multiplies, not of what it adds.
+    # Biases first, before the gains change the weights.
     output.bias += (output.weight.double() @ (value.weight.double() @ before.bias.double())).float()
     for norm, product in ((before, layer.query), (after, layer.expand)):
         product.bias += (product.weight.double() @ norm.bias.double()).float()

@@ -1,10 +1,10 @@
-"""ViLT on a GPU as torch runs it, for `vilt-bench gpu`: eager, compiled, and in a CUDA graph; and what the GPU can do.
+"""Time ViLT on a GPU as torch runs it, for `vilt-bench gpu`: eager, compiled and in a CUDA graph.
 
-The same weights, batch and tokens as ours: transformers' model as it comes, and our module with torch's own attention.
-Only ours can be captured: transformers' draws patches at random and looks at the mask from Python.
+Weights, batches and tokens are the same as ours. The models are transformers' own and our module with torch's own
+attention. Only ours can be captured: transformers' draws patches at random and looks at the mask from Python.
 
-Each result is a line of JSON on standard output as soon as it is found: what the GPU can do and what a picture takes,
-then one way of one batch after the other, those that compile last, for they take minutes.
+Each result is printed as a line of JSON as soon as it is there: first what the GPU can do and what a picture takes,
+then each way of running each batch. Those that compile come last, because they take minutes.
 
     python -m export.gpu_peers CHECKPOINT --batch 1 8 32 --patches 12 16 --text 9 --ways eager graph
 """
@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViltConfig, ViltModel
 
 from export import checkpoint, fp16
-from export.graph import build
+from export.graph import Fused, build
 
-LEFT_OUT = 10  # runs
+WARM_UP = 10  # runs that are not timed
 SQUARE = 8192  # of the product that measures the GPU's rate
 COPIED_BYTES = 2**30
 WAYS = ("eager", "graph", "compile")
@@ -38,16 +38,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m export.gpu_peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--patches", type=int, nargs=2, default=(12, 16), metavar=("ROWS", "COLUMNS"))
-    parser.add_argument("--text", type=int, default=9, metavar="TOKENS")
-    parser.add_argument("--repeat", type=int, default=100)
+    parser.add_argument("checkpoint", help="as for vilt-export")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="batch sizes (default 1 8 32)")
     parser.add_argument(
-        "--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help="eager graph compile"
+        "--patches",
+        type=int,
+        nargs=2,
+        default=(12, 16),
+        metavar=("ROWS", "COLUMNS"),
+        help="size of every picture, in patches (default 12 16)",
     )
     parser.add_argument(
-        "--device", default="cuda", help="cpu runs eager alone, to check this file (default %(default)s)"
+        "--text", type=int, default=9, metavar="TOKENS", help="length of every text (default %(default)s)"
+    )
+    parser.add_argument("--repeat", type=int, default=100, help="timed runs of each (default %(default)s)")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=WAYS,
+        default=list(WAYS),
+        metavar="WAY",
+        help="how torch runs the model: eager, graph (CUDA graph), compile (torch.compile) (default: all)",
+    )
+    parser.add_argument(
+        "--device", default="cuda", help="cpu runs only eager, to check this command (default %(default)s)"
     )
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -77,7 +91,7 @@ def peers(
     *,
     ways: Collection[str] = WAYS,
 ) -> Iterator[tuple[str, int, Run]]:
-    """Yield each way to run each batch, one at a time, for compiling takes memory; compiled for just its shape."""
+    """Yield each way to run each batch, one at a time because compiling takes memory; compiled for its shape only."""
     theirs, ours = transformers_model(loaded).to(device).half(), our_module(loaded).to(device)
     for way in (way for way in WAYS if way in ways and (way == "eager" or device.type == "cuda")):
         for batch in batches:
@@ -105,7 +119,7 @@ def _runs(
 
 @torch.inference_mode()
 def work(loaded: checkpoint.Checkpoint, grid: tuple[int, int], text: int) -> dict[str, float]:
-    """Count what one row takes: operations, and the weights that have to be read."""
+    """Count what one row costs: operations, and the weights that must be read."""
     module = our_module(loaded)
     with FlopCounterMode(display=False) as counter:
         module(*our_feeds(loaded, 1, grid, text, torch.device("cpu")))
@@ -114,17 +128,17 @@ def work(loaded: checkpoint.Checkpoint, grid: tuple[int, int], text: int) -> dic
 
 
 def transformers_model(loaded: checkpoint.Checkpoint) -> nn.Module:
-    """Load transformers' trunk; the head that it lacks here is a thousandth of the work."""
+    """Load transformers' model without a head, which would be a thousandth of the work."""
     model = ViltModel(ViltConfig(**loaded.raw_config))
     state = {name.removeprefix("vilt."): value for name, value in loaded.state.items() if name.startswith("vilt.")}
     model.load_state_dict(state, strict=False)
     return model.eval()
 
 
-def our_module(loaded: checkpoint.Checkpoint) -> fp16.Half:
-    """Build the module of the fp16 graph, with torch's fused attention in the place of ONNX's node."""
-    model = fp16.Half(build(loaded.config, loaded.state)).eval()
-    model.bias_dtype = torch.half  # where MASKED is -inf: no row here has every key masked
+def our_module(loaded: checkpoint.Checkpoint) -> Fused:
+    """Build the module of the fp16 graph, with torch's fused attention instead of ONNX's node."""
+    model = fp16.half(build(loaded.config, loaded.state))
+    model.interaction.bias_dtype = torch.half  # MASKED becomes -inf, which is safe: no row has every key masked
     for layer in model.interaction.layers:
         layer.attend = attend
         layer.key_value.both = layer.key_value.both[0]  # without its cast
@@ -132,7 +146,7 @@ def our_module(loaded: checkpoint.Checkpoint) -> fp16.Half:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
-    """Attend as export.graph.attend does, in half precision: no slower than a user of torch would.
+    """Attend as export.graph.attend does, in half precision and as fast as a user of torch could.
 
     Shapes: query (B, N or 1, hidden), key and value (B, N, hidden), attention_bias (B, 1, N, N) -> as query
     """
@@ -199,7 +213,7 @@ def _capture(run: Run) -> torch.cuda.CUDAGraph:
 
 
 def _tried(run: Run, repeat: int, device: torch.device) -> dict[str, Any]:
-    """Time a way, or say why it cannot be: one that does not compile here takes no other's figures with it."""
+    """Time a way, or say why it cannot be timed: one that fails to compile must not cost the others' figures."""
     try:
         return _timed(run, repeat, device)
     except Exception as error:  # compilers raise their own types
@@ -208,9 +222,9 @@ def _tried(run: Run, repeat: int, device: torch.device) -> dict[str, Any]:
 
 
 def _timed(run: Run, repeat: int, device: torch.device) -> dict[str, float]:
-    """Time single runs to their end, and many without waiting in between."""
+    """Time single runs, each to its end, and then many without waiting in between."""
     wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
-    for _ in range(LEFT_OUT):
+    for _ in range(WARM_UP):
         run()
     wait()
     times_ms = []
@@ -232,7 +246,7 @@ def _nothing() -> None:
 
 
 def _limits() -> dict[str, float | str]:
-    """Measure the rate of a large fp16 product and of a copy, which a model's can be held against."""
+    """Measure the rates of a large fp16 product and of a copy, to compare the model's with."""
     left, right = (torch.randn(SQUARE, SQUARE, device="cuda", dtype=torch.half) for _ in range(2))
     source = torch.empty(COPIED_BYTES, device="cuda", dtype=torch.uint8)
     target, device = torch.empty_like(source), torch.device("cuda")

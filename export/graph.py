@@ -1,6 +1,6 @@
-"""ViLT as we export it: four tensors in, logits out, nothing random and nothing that depends on the data.
+"""ViLT as we export it: four tensors in, logits out, with no randomness and no control flow that depends on the data.
 
-The arithmetic is the reference's; what differs is where constants live and which token order is taken.
+The arithmetic is the reference's; what differs is where constants are stored and the order of the tokens.
 
 Source: Kim, Son, Kim 2021, section 3; transformers modeling_vilt.py; dandelin/ViLT vilt/modules.
 Deviates:
@@ -10,15 +10,15 @@ Deviates:
     - the patch convolution is a matrix product over flattened uint8 patches; rescaling, normalisation, the patch bias,
       the position and the modality rows are folded into its weights and into one position table.
     - positions of every reachable grid are interpolated once, at export, exactly as the reference does at run time.
-    - the last layer computes the pooled token only: nothing else of it is read.
+    - the last layer computes only the pooled token, because nothing else of it is read.
     - 1 / sqrt(head size) is folded into the query, BERT's token type row 0 into the words.
-    - keys have no bias: it adds the same to all scores of a query, which softmax does not see. That of values is folded
-      into the output's, for attention's weights sum to 1.
+    - keys have no bias: it would add the same to all scores of a query, which softmax ignores. The bias of values is
+      folded into the output's, because attention's weights sum to 1.
 
-Attention is one node of ONNX's own (opset 23), on (B, N, hidden) tensors: onnxruntime's kernels take them without a
-transpose and TensorRT knows it. The mask goes in as what is added to scores: of a mask of booleans onnxruntime makes
-that in each layer. Written as eight nodes and fused after the export it comes out wrong: the mask is taken for a
-length, as if padding came last, or dropped.
+Attention is one standard ONNX node (opset 23) on (B, N, hidden) tensors, which onnxruntime's kernels take without a
+transpose and which TensorRT knows. The mask is passed as a bias that is added to the scores: onnxruntime would convert
+a boolean mask to that in every layer. Attention written as eight nodes and fused after the export comes out wrong: the
+mask is taken for a length, as if padding came last, or is dropped.
 """
 
 import re
@@ -71,7 +71,7 @@ class TextEmbedding(nn.Module):
 
 
 class VisualEmbedding(nn.Module):
-    """One matrix product over uint8 patches, one look-up in the position table: all of ViLT's visual embedding."""
+    """ViLT's whole visual embedding: one matrix product over uint8 patches and one look-up in the position table."""
 
     def __init__(self, config: GraphConfig, state: StateDict) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class VisualEmbedding(nn.Module):
 
 
 class KeyValue(nn.Module):
-    """Keys and values, a product each: in fp32 faster on a CPU than one, whose result has to be parted.
+    """Keys and values, one product each: in fp32 on a CPU faster than a single one whose result must be split.
 
     Source: docs/decisions/0001-own-module-torch-export.md.
     """
@@ -140,7 +140,7 @@ class Layer(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
-    """Attend in one ONNX node and in fp32; a query is scaled already.
+    """Attend in one ONNX node and in fp32; queries are scaled already.
 
     Shapes: query (B, N or 1, hidden), key and value (B, N, hidden), attention_bias (B, 1, N, N) -> as query
     """
@@ -156,8 +156,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor, he
     return found.to(query.dtype)
 
 
-def added_to_scores(mask: Tensor, dtype: torch.dtype = torch.float) -> Tensor:
-    """Make what is added to scores, once for all layers; kernels want every query's row.
+def added_to_scores(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Make the bias that is added to attention scores, once for all layers; kernels want a row for every query.
 
     Shapes: mask (B, N) bool -> (B, 1, N, N)
     """
@@ -168,6 +168,8 @@ def added_to_scores(mask: Tensor, dtype: torch.dtype = torch.float) -> Tensor:
 class Interaction(nn.Module):
     """The transformer over both modalities, the pooler, and every head that the checkpoint has."""
 
+    bias_dtype = torch.float  # of what is added to attention's scores
+
     def __init__(self, config: GraphConfig, state: StateDict) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, state, index) for index in range(config.num_layers))
@@ -177,7 +179,7 @@ class Interaction(nn.Module):
 
     def forward(self, text: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Shapes: text (B, L, hidden), image (B, 1 + P, hidden), mask (B, L + 1 + P) bool -> logits of each head."""
-        attention_bias = added_to_scores(mask)
+        attention_bias = added_to_scores(mask, self.bias_dtype)
         hidden = torch.cat([text, image], dim=1)  # (B, N, hidden)
         for layer in self.layers:
             hidden = layer(hidden, attention_bias)
@@ -256,7 +258,7 @@ def fold_normalisation(config: GraphConfig, state: StateDict) -> tuple[Tensor, T
 
 
 def position_table(config: GraphConfig, positions: Tensor) -> Tensor:
-    """Interpolate the learned grid to every reachable grid, of a picture of whatever size the model reads now.
+    """Interpolate the learned grid to every grid that a picture of the configured size can have.
 
     Shapes: positions (1, 1 + side * side, hidden) -> (position_rows, hidden); row 0, the padding, is zero.
     Source: transformers modeling_vilt.py visual_embed: bilinear, align_corners=True.

@@ -1,9 +1,10 @@
-"""fp32 graphs to int8: weights with a scale for each output, activations measured as they come.
+"""Quantise fp32 graphs to int8: weights with a scale for each output, activations with one found at run time.
 
 Every product with a weight runs on integers: u8 activations, s8 weights, 32-bit sums. Attention, layer norms and
-the rest stay fp32. Patches are u8 already, so visual embedding loses nothing but its weights' last bits.
+the rest stay fp32. Patches are u8 already, so visual embedding loses only the last bits of its weights.
 
-An activation has one scale, so a row's answer would depend on the rows that it runs with: int8 runs one at a time.
+An activation tensor has one scale, so in a batch a row's answer would depend on the other rows: int8 runs one request
+at a time.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ LARGEST = 127  # symmetric: -128 is not used
 
 
 def quantise(fp32: dict[str, Path], folder: Path) -> dict[str, Path]:
-    """Write int8 graphs of the three parts; text embedding has no product and stays as it is."""
+    """Write int8 graphs of the three parts; text embedding has no products and is copied."""
     folder.mkdir(parents=True, exist_ok=True)
     written = {part: folder / path.name for part, path in fp32.items()}
     shutil.copyfile(fp32["text_embedding"], written["text_embedding"])
@@ -32,15 +33,15 @@ def quantise(fp32: dict[str, Path], folder: Path) -> dict[str, Path]:
 
 def quantise_products(fp32: ModelProto, int8: Path, *, nodes: Sequence[str] = (), per_channel: bool = True) -> None:
     """Write a graph with its products on integers: those of the named nodes, or every one that has a weight."""
-    # Here, because it adds a folder to the path in which there is another package `models`: ours is loaded by now.
+    # Imported here because it adds a folder with another `models` package to the path; ours is loaded by now.
     from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
 
     with _without_advice():
         quantize_dynamic(
-            fp32,  # a path would have it write beside that, where nothing may be writable
+            fp32,  # given a path, it would write beside that file, which may be read-only
             int8,
             op_types_to_quantize=["MatMul", "Gemm"],
-            nodes_to_quantize=[*nodes, *(f"{name}_MatMul" for name in nodes)],  # as a Gemm is called by then
+            nodes_to_quantize=[*nodes, *(f"{name}_MatMul" for name in nodes)],  # the name that a Gemm has by then
             per_channel=per_channel,
             weight_type=QuantType.QInt8,
         )
@@ -48,7 +49,7 @@ def quantise_products(fp32: ModelProto, int8: Path, *, nodes: Sequence[str] = ()
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """Keep onnxruntime, which logs as nobody in particular, from advising to do what the exporter has done."""
+    """Silence onnxruntime's advice, logged by the root logger, to do what the exporter has already done."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

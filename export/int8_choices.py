@@ -1,16 +1,15 @@
-"""What int8 of each kind of product gains, and costs: time at full size, answers of a trained model.
+"""What quantising each kind of matrix product gains in time and costs in answers.
 
     vilt-export /tmp/vilt --output /tmp/vqa                       # any weights: time does not depend on them
     python -m export.shapes.heldout --output runs/heldout
     python -m export.int8_choices /tmp/vqa --eval-data runs/heldout/data.jsonl --output runs/int8-choices.json
 
-One kind is quantised and the rest left in fp32; then all of them, and what could be done otherwise. Times are of whole
-inferences in turns; answers are those of the artifact `--trained` beside its own in fp32, one at a time.
+First one kind is quantised and the rest left in fp32, then all of them, then the alternatives. Times are of whole
+inferences at full size, in turns; answers are those of a trained artifact (`--trained`), compared with its own in fp32.
 """
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,8 @@ from onnx import ModelProto, NodeProto
 from tqdm import tqdm
 
 from export import gate, int8, parity
-from export.products import PARTS, inputs, measure, run, session
+from export.products import PARTS, add_timing, inputs, measure, run, session
+from loadtest.arguments import at_least
 from loadtest.stamp import stamp
 from models.manifest import Artifact, load_artifact
 
@@ -32,7 +32,7 @@ KINDS = QKV, OUT, UP, DOWN, HEADS = (
     *("query, key, value", "attention's output", "feed-forward, up", "feed-forward, down"),
     "pooler and heads",
 )
-MOVING = {"Reshape", "Transpose", "Slice", "Gather", "Squeeze", "Unsqueeze"}  # nodes that compute nothing
+MOVING = {"Reshape", "Transpose", "Slice", "Gather", "Squeeze", "Unsqueeze"}  # nodes that only move data
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ CHOICES = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a choice takes and what it changes."""
+    """How long a choice takes and how its answers compare with fp32's."""
 
     choice: str
     ms: dict[str, float]
@@ -74,34 +74,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path, help="folder written by vilt-export: its graphs are timed")
     parser.add_argument(
-        "--trained", type=Path, default=TRAINED, metavar="DIR", help="artifact that answers (default: shapes)"
+        "--trained",
+        type=Path,
+        default=TRAINED,
+        metavar="DIR",
+        help="trained artifact whose answers are compared (default: shapes)",
     )
-    parser.add_argument("--eval-data", type=Path, required=True, metavar="FILE", help="what it is asked: JSON lines")
-    parser.add_argument("--questions", type=int, default=2000, help="at most, evenly taken (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=20, help="default %(default)s")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default %(default)s")
+    parser.add_argument(
+        "--eval-data", type=Path, required=True, metavar="FILE", help="examples to ask it, as for vilt-export"
+    )
+    parser.add_argument(
+        "--questions",
+        type=at_least(1),
+        default=2000,
+        help="ask at most so many of the examples, evenly spaced (default %(default)s)",
+    )
+    add_timing(parser, rounds=20)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     options = parser.parse_args()
     described = stamp()
     timed, trained = load_artifact(options.artifact, "fp32"), load_artifact(options.trained, "fp32")
     heads = {*trained.manifest.heads} - {"rank_logits"}  # a rank is many runs
-    asked = gate.read(options.eval_data, heads, trained.manifest.spec)
-    asked = asked[:: max(1, len(asked) // options.questions)][: options.questions]
-    found = weigh(timed, trained, asked, rounds=options.rounds, threads=options.threads)
+    examples = gate.read(options.eval_data, heads, trained.manifest.spec)
+    examples = examples[:: max(1, len(examples) // options.questions)][: options.questions]
+    found = measure_choices(timed, trained, examples, rounds=options.rounds, threads=options.threads)
     print(table(found))
     if options.output:
         result = {
             **described,
             "timed": {"name": timed.manifest.name, "threads": options.threads, "rounds": options.rounds},
-            "answers": {"name": trained.manifest.name, "questions": len(asked)},
+            "answers": {"name": trained.manifest.name, "questions": len(examples)},
             "choices": [asdict(one) for one in found],
         }
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def weigh(timed: Artifact, trained: Artifact, asked: Sequence[gate.Asked], *, rounds: int, threads: int) -> list[Found]:
-    """Time every choice on one artifact's graphs, in turns, and ask the other's."""
+def measure_choices(
+    timed: Artifact, trained: Artifact, examples: Sequence[gate.Example], *, rounds: int, threads: int
+) -> list[Found]:
+    """Time every choice on one artifact's graphs, in turns, and compare the answers of the other's."""
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch, str(number)) for number in range(len(CHOICES))]
         graphs = [write(timed.graphs, folder, choice) for folder, choice in zip(folders, CHOICES, strict=True)]
@@ -113,7 +125,7 @@ def weigh(timed: Artifact, trained: Artifact, asked: Sequence[gate.Asked], *, ro
         times = measure(calls, rounds)
         calls.clear()
         judged = [
-            judge(trained, write(trained.graphs, folder / "trained", choice), asked, choice.name)
+            judge(trained, write(trained.graphs, folder / "trained", choice), examples, choice.name)
             for folder, choice in zip(folders, CHOICES, strict=True)
         ]
     return [
@@ -123,7 +135,7 @@ def weigh(timed: Artifact, trained: Artifact, asked: Sequence[gate.Asked], *, ro
 
 
 def write(fp32: dict[str, Path], folder: Path, choice: Choice) -> dict[str, Path]:
-    """Write an artifact's graphs with a choice's products on integers; those without any stay where they are."""
+    """Write an artifact's graphs with a choice's products on integers; graphs without any stay where they are."""
     folder.mkdir(parents=True, exist_ok=True)
     graphs = dict(fp32)
     if choice.patches:
@@ -143,7 +155,7 @@ def write(fp32: dict[str, Path], folder: Path, choice: Choice) -> dict[str, Path
 
 
 def kinds_of(model: ModelProto) -> dict[str, str]:
-    """Say of each product with a weight of `interaction`, by its node's name, what it is for."""
+    """Return the kind of each product with a weight in `interaction`, by its node's name."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
     products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in shapes]
@@ -165,24 +177,24 @@ def _kind(node: NodeProto, makers: dict[str, NodeProto], shapes: dict[str, tuple
             return OUT
 
 
-def judge(trained: Artifact, graphs: dict[str, Path], asked: Sequence[gate.Asked], label: str) -> dict[str, Any]:
-    """Ask fp32 and a choice the same; the gate's own comparison."""
+def judge(trained: Artifact, graphs: dict[str, Path], examples: Sequence[gate.Example], label: str) -> dict[str, Any]:
+    """Compare the answers of a choice with fp32's, as the gate does."""
     return gate.check(
         parity.onnx_runner(trained.graphs),
         parity.onnx_runner(graphs),
-        asked,
+        examples,
         heads=trained.manifest.heads,
         spec=trained.manifest.spec,
         encoder=trained.text_encoder,
         labels=trained.labels,
         limits=gate.INT8,
-        progress=lambda some: tqdm(some, desc=label, unit="question", disable=None, leave=False),
+        progress=lambda some: tqdm(some, desc=label, unit="example", disable=None, leave=False),
     )
 
 
 def table(found: list[Found]) -> str:
-    """Say it in Markdown, as the documentation has it; times as ratios to fp32's, the first."""
-    columns = "int8", "ms", "of fp32's", "MB", "answers as in fp32", "right", "largest difference of a score"
+    """Format the results in Markdown, as in the documentation; the first choice is fp32."""
+    columns = "int8", "ms", "of fp32's", "MB", "answers as in fp32", "correct", "largest score difference"
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for one in found:
         accuracy = "" if one.accuracy is None else f"{100 * one.accuracy:.2f} %"

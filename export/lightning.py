@@ -1,7 +1,7 @@
-"""Original `.ckpt` files of dandelin/ViLT: read without executing what is in them, weights renamed to Hugging Face's.
+"""Read original `.ckpt` files of dandelin/ViLT without executing code in them, and rename weights to Hugging Face's.
 
-A Lightning checkpoint pickles whole objects beside its weights: callbacks, paths, random states. Whatever a file names
-that does not rebuild a tensor becomes an inert stand-in; it is neither imported nor called, be it `os.system`.
+A Lightning checkpoint pickles whole objects beside its weights: callbacks, paths, random states. Everything in a file
+that does not rebuild a tensor becomes an inert stand-in: it is neither imported nor called, not even `os.system`.
 """
 
 import pickle
@@ -23,7 +23,7 @@ REBUILDING = {
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"),
     ("torch._utils", "_rebuild_parameter_with_state"),
-}  # storages are torch's own reader's
+}  # storages are left to torch's reader
 
 # Source: transformers convert_vilt_original_to_pytorch.py, whose conversion drops the matching head.
 BLOCK = re.compile(r"transformer\.blocks\.(\d+)\.(.*)")
@@ -75,7 +75,7 @@ def rename(state: StateDict) -> StateDict:
         block = BLOCK.fullmatch(name)
         prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
         if (block or prefix) and not isinstance(value, Tensor):
-            raise ValueError(f"{name} is not a plain tensor: save the checkpoint with its weights as torch has them.")
+            raise ValueError(f"{name} is not a plain tensor: save the checkpoint with plain tensors.")
         if block:
             renamed |= _rename_block(block[1], block[2], value)
         elif prefix:
@@ -84,7 +84,7 @@ def rename(state: StateDict) -> StateDict:
 
 
 def config_of(state: StateDict) -> dict[str, Any]:
-    """Read a model's sizes off its weights: the original configuration is not needed."""
+    """Derive a model's sizes from its weights; the original configuration is not needed."""
     words = state["vilt.embeddings.text_embeddings.word_embeddings.weight"]
     patch_px = state["vilt.embeddings.patch_embeddings.projection.weight"].shape[-1]
     positions = state["vilt.embeddings.position_embeddings"].shape[1] - 1  # without the cls token's
@@ -114,7 +114,7 @@ def _rename_block(index: str, name: str, value: Tensor) -> StateDict:
 
 
 class _StandIn:
-    """What all that is no tensor becomes: it takes everything and does nothing."""
+    """Stands in for everything that is not a tensor: accepts any call and does nothing."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass

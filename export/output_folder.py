@@ -19,14 +19,13 @@ class OutputError(Exception):
 
 @contextlib.contextmanager
 def replacing(output: Path) -> Iterator[Path]:
-    """Give a folder to write to, whose files replace an earlier export's once all of them are there.
+    """Yield a folder to write to, whose files replace an earlier export's once all of them are there.
 
-    Raises: OutputError: another export writes there, or the system refuses to write, be it at the start or at the last
-        byte of a full disk.
+    Raises: OutputError: another export writes there, or the folder cannot be written, for example on a full disk.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        # Inside the output: a rename then crosses no file system, should the output itself be mounted.
+        # Inside the output, so that renaming stays on one file system even if the output is a mount.
         with _alone(output), tempfile.TemporaryDirectory(prefix=STAGING, dir=output) as staging:
             yield Path(staging)
             _replace(output, Path(staging))
@@ -39,7 +38,7 @@ def replacing(output: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Hold a folder's lock, which ends with the process, however that ends; what a killed export left there goes."""
+    """Hold a folder's lock, which ends with the process, and remove what a killed export has left there."""
     opened = os.open(output, os.O_RDONLY)
     try:
         if _lock(opened, output):
@@ -51,7 +50,7 @@ def _alone(output: Path) -> Iterator[None]:
 
 
 def _lock(opened: int, output: Path) -> bool:
-    """Lock a folder if its file system can; without that nobody can tell what is left there from what is in use."""
+    """Lock a folder; return False if its file system cannot, as leftovers then look like another export's files."""
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -62,7 +61,7 @@ def _lock(opened: int, output: Path) -> bool:
 
 
 def _replace(output: Path, complete: Path) -> None:
-    """Remove what an earlier export wrote, and only that; a folder is served by its manifest: first out, last in."""
+    """Replace an earlier export's files, and only those; the manifest goes first and comes last."""
     for file in (MANIFEST, LABELS):
         (output / file).unlink(missing_ok=True)
     for precision in ("fp32", "int8", "fp16"):

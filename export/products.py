@@ -1,10 +1,10 @@
-"""What of an inference is matrix products: the whole graphs and their products alone, in turns.
+"""How much of an inference is matrix products: the whole graphs, and their products alone, timed in turns.
 
-python -m export.products models/vqa --precision int8 --output docs/benchmarks/products-int8.json
+    python -m export.products models/vqa --precision int8 --output docs/benchmarks/products-int8.json
 
-Every product is taken out of the graphs with the very tensors that it reads in a run, and computed alone by onnxruntime
-and by torch (oneDNN, MKL). The better of both is what the machine can do with these shapes; the rest of an inference is
-attention's softmax, layer norms, GELU, quantising and moving.
+Every product is extracted from the graphs with the tensors that it reads in a run, and computed alone by onnxruntime
+and by torch (oneDNN, MKL). The faster of the two shows what the machine can do with these shapes; the rest of an
+inference is attention's softmax, layer norms, GELU, quantising and moving data.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from tqdm import tqdm
 
 from export.int8 import by_column
+from loadtest.arguments import at_least
 from loadtest.stamp import stamp
 from loadtest.summary import quartiles
 from models.batch import Features, collate
@@ -36,8 +37,9 @@ PARTS = ("text_embedding", "visual_embedding", "interaction")
 READ = {"MatMul": 2, "Gemm": 2, "MatMulInteger": 2, "Attention": 3}  # inputs that are multiplied
 TEXT_TOKENS = 11  # of a question of 8 words
 GRID = (12, 16)  # of a picture of 640x480
-CUBE = 2048  # rows and columns of the product that tells the machine's rate
-SETTLED_S = 0.05  # until the threads of the one before have stopped spinning: OpenMP's go on for milliseconds
+SIDE = 2048  # of two square matrices, whose product measures the machine's rate
+SQUARES = f"two {SIDE:,} x {SIDE:,} matrices"  # "cube" in the results' keys
+SETTLED_S = 0.05  # until the previous threads have stopped spinning: OpenMP's go on for milliseconds
 KINDS = {np.dtype(np.float32): onnx.TensorProto.FLOAT, np.dtype(np.uint8): onnx.TensorProto.UINT8}
 Product = tuple[NDArray[Any], NDArray[Any]]
 
@@ -45,9 +47,10 @@ Product = tuple[NDArray[Any], NDArray[Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path, help="folder written by vilt-export")
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="default %(default)s")
-    parser.add_argument("--rounds", type=int, default=30, help="default %(default)s")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default %(default)s")
+    parser.add_argument(
+        "--precision", choices=("fp32", "int8"), default="fp32", help="which graphs to time (default %(default)s)"
+    )
+    add_timing(parser, rounds=30)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     options = parser.parse_args()
     described = stamp()
@@ -56,12 +59,12 @@ def main() -> None:
     rng = np.random.default_rng(0)
     values = inputs(rng)
     whole = [session(artifact.graphs[part].read_bytes(), options.threads) for part in PARTS]
-    products = [found for part in PARTS for found in taken_out(onnx.load(artifact.graphs[part]), values)]
-    cube = rng.standard_normal((CUBE, CUBE), np.float32)
-    integers = np.abs(cube * 20).astype(np.uint8), by_column(cube)[0]
-    cubes = [(cube, cube) if options.precision == "fp32" else integers]
+    products = [found for part in PARTS for found in matrix_products(onnx.load(artifact.graphs[part]), values)]
+    square = rng.standard_normal((SIDE, SIDE), np.float32)
+    integers = np.abs(square * 20).astype(np.uint8), by_column(square)[0]
+    squares = [(square, square) if options.precision == "fp32" else integers]
     timed: dict[str, Callable[[], None]] = {"whole": lambda: run(whole, dict(values))}
-    for name, some in (("products", products), ("cube", cubes)):
+    for name, some in (("products", products), ("cube", squares)):
         timed[f"{name}, onnxruntime"] = by_onnxruntime(some, options.threads)
         timed[f"{name}, torch"] = by_torch(some)
     found_ms = measure(timed, options.rounds)
@@ -71,6 +74,19 @@ def main() -> None:
         result = {**described, "threads": options.threads, "precision": options.precision}
         result |= {"gflop": operations(products) / 1e9, "products": len(products), "ms": found_ms, "read": text}
         options.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def add_timing(parser: argparse.ArgumentParser, *, rounds: int) -> None:
+    """Add the options that say how often and on how many threads to time."""
+    parser.add_argument(
+        "--rounds",
+        type=at_least(1),
+        default=rounds,
+        help="how often each is timed; it is the median that counts (default %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=at_least(1), default=os.cpu_count(), help="CPU threads of an inference (default %(default)s)"
+    )
 
 
 def inputs(rng: np.random.Generator) -> dict[str, NDArray[Any]]:
@@ -98,8 +114,8 @@ def run(sessions: list[onnxruntime.InferenceSession], values: dict[str, NDArray[
         values.update(zip(names, one.run(names, wanted), strict=True))
 
 
-def taken_out(model: ModelProto, values: dict[str, NDArray[Any]]) -> list[Product]:
-    """Run a graph, keep what it makes for the next, and list what each of its products reads."""
+def matrix_products(model: ModelProto, values: dict[str, NDArray[Any]]) -> list[Product]:
+    """Run a graph, add its outputs to `values` for the next graph, and list the operands of each of its products."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type in READ]
     made = {name for node in model.graph.node for name in node.output}
@@ -126,7 +142,7 @@ def _operands(node: NodeProto, found: dict[str, NDArray[Any]]) -> list[Product]:
 def attention(
     query: NDArray[np.float32], key: NDArray[np.float32], value: NDArray[np.float32], *, heads: int
 ) -> list[Product]:
-    """Take attention's two products out of its node; nothing is masked in a batch of one.
+    """Extract attention's two products from its node; nothing is masked in a batch of one.
 
     Shapes: query (1, N or 1, hidden), key and value (1, N, hidden).
     """
@@ -172,7 +188,7 @@ def by_onnxruntime(products: list[Product], threads: int) -> Callable[[], None]:
 
 
 def by_torch(products: list[Product]) -> Callable[[], None]:
-    """Compute products by oneDNN or MKL, whichever torch takes; u8 becomes s8, which costs the same."""
+    """Compute products with oneDNN or MKL, whichever torch uses; u8 becomes s8, which costs the same."""
     pairs = []
     for left, right in products:
         if left.dtype == np.uint8:
@@ -205,16 +221,17 @@ def measure(timed: dict[str, Callable[[], None]], rounds: int) -> dict[str, dict
 
 
 def describe(found_ms: dict[str, dict[str, float]], count: int) -> str:
-    """Say it in words, with ratios of medians."""
+    """Describe the times in words, with ratios of medians."""
     lines = [
-        f"{name:25s} {one['median']:8.2f} ms ({one['p25']:.2f} to {one['p75']:.2f})" for name, one in found_ms.items()
+        f"{name.replace('cube', SQUARES):39s} {one['median']:8.2f} ms ({one['p25']:.2f} to {one['p75']:.2f})"
+        for name, one in found_ms.items()
     ]
     medians = {name: one["median"] for name, one in found_ms.items()}
     best = min(value for name, value in medians.items() if name.startswith("products"))
-    rate = 2 * CUBE**3 / min(value for name, value in medians.items() if name.startswith("cube")) / 1e6
+    rate = 2 * SIDE**3 / min(value for name, value in medians.items() if name.startswith("cube")) / 1e6
     lines.append(f"whole / products: {medians['whole'] / best:.2f}")
-    lines.append(f"products at {count / best / 1e6:.0f} GOP/s, a cube of {CUBE} at {rate:.0f}")
-    lines.append(f"whole / products at the cube's rate: {medians['whole'] / (count / rate / 1e6):.2f}")
+    lines.append(f"products at {count / best / 1e6:.0f} GOP/s, {SQUARES} at {rate:.0f}")
+    lines.append(f"whole / products at the rate of the square matrices: {medians['whole'] / (count / rate / 1e6):.2f}")
     return "\n".join(lines)
 
 

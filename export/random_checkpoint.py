@@ -1,7 +1,4 @@
-"""Write a ViLT-B/32 of full size with random weights: what it answers is noise, what it takes is the real thing.
-
-For timing where the public checkpoints cannot be downloaded; latency does not depend on the weights' values.
-"""
+"""Write a full-size ViLT-B/32 with random weights, for timing: latency does not depend on the weights' values."""
 
 import argparse
 import json
@@ -58,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m export.random_checkpoint", description=__doc__)
     parser.add_argument("output", type=Path, metavar="DIR", help="the checkpoint folder to write")
     parser.add_argument(
-        "--task", choices=("vqa", "rank"), default="vqa", help="which head it has (default: %(default)s)"
+        "--task", choices=("vqa", "rank"), default="vqa", help="task that its head is for (default: %(default)s)"
     )
     options = parser.parse_args()
     answers = {index: f"answer {index}" for index in range(3129)}  # as many as the public VQA checkpoint has

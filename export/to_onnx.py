@@ -1,10 +1,10 @@
-"""The torch module to ONNX files: names, dynamic axes, one file a graph."""
+"""Write the torch module to ONNX files: tensor names, dynamic axes, one file per graph."""
 
 import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Part:
 
 
 def three_parts(model: Fused, config: GraphConfig) -> list[Part]:
-    """Cut the model where the paper's claim lies: text embedding, visual embedding, interaction."""
+    """Cut the model into the parts that the paper times: text embedding, visual embedding, interaction."""
     feeds, axes = example_feeds(config), dynamic_axes()
     ids, patches, position_ids, mask = feeds.values()
     text, image = model.text_embedding(ids), model.visual_embedding(patches, position_ids)
@@ -56,18 +56,18 @@ def three_parts(model: Fused, config: GraphConfig) -> list[Part]:
     ]
 
 
-def whole(model: nn.Module, heads: Iterable[str], config: GraphConfig) -> Part:
+def whole(model: Fused, config: GraphConfig) -> Part:
     """Take a model as one graph."""
-    return Part("model", model, example_feeds(config), dynamic_axes(), list(heads))
+    return Part("model", model, example_feeds(config), dynamic_axes(), list(model.interaction.heads))
 
 
 def dynamic_axes() -> dict[str, dict[int, Any]]:
-    """Name no bound: batch, text length and patches are all free, and the mask's length follows from them."""
+    """Leave batch, text length and number of patches free; the mask's length follows from them."""
     return {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in ("input_ids", "patches", "position_ids", "mask")}
 
 
 def example_feeds(config: GraphConfig) -> dict[str, Tensor]:
-    """Make inputs to trace with; sizes above 1 and all different, so that no axis is taken for a constant."""
+    """Make inputs to trace with; sizes are above 1 and all different, so that no axis is taken for a constant."""
     batch, length, num_patches = 2, 5, 7
     return {
         "input_ids": torch.ones(batch, length, dtype=torch.long),
@@ -95,14 +95,14 @@ def write(part: Part, path: Path, opset: int = OPSET) -> None:
             external_data=False,
             verbose=False,
         )
-        ClearMetadataAndDocStringPass()(program.model)  # which tells where the sources lie on this machine
+        ClearMetadataAndDocStringPass()(program.model)  # they contain paths of this machine
         program.save(str(path), external_data=False)
     onnx.checker.check_model(str(path))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's own progress off the screen; ours is shown instead."""
+    """Hide the exporter's progress messages; ours are shown instead."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -20,7 +20,7 @@ def export_both_forms(folder: Path, loaded: checkpoint.Checkpoint) -> Exported:
     """Write a checkpoint's graphs as three parts and as one."""
     model = graph.build(loaded.config, loaded.state)
     parts = to_onnx.three_parts(model, loaded.config)
-    fused = to_onnx.whole(model, model.interaction.heads, loaded.config)
+    fused = to_onnx.whole(model, loaded.config)
     for part in (*parts, fused):
         to_onnx.write(part, folder / f"{part.name}.onnx")
     return Exported(

@@ -1,4 +1,4 @@
-"""Build what `vilt-bench claims` times: `python -m export.claims --output DIR`."""
+"""Write what `vilt-bench claims` times: `python -m export.claims --output DIR`."""
 
 import argparse
 import sys
@@ -20,9 +20,20 @@ def main() -> None:
         description="Write the structures that ViLT is compared with as ONNX graphs with random weights: at full size"
         " about 5 GB. Graphs that are in the folder already are kept.",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--reduced", action="store_true", help="narrow and shallow, for tests; tokens stay the same")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder for the graphs and their plan"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="NAME",
+        help=f"designs to write (default: all): {', '.join(names)}",
+    )
+    parser.add_argument(
+        "--reduced", action="store_true", help="write narrow and shallow models, for tests; token counts stay"
+    )
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     with tqdm(desc="building", unit="graph", disable=None) as bar:

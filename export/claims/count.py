@@ -10,12 +10,12 @@ import onnxscript.optimizer
 
 DICTIONARIES = ("words", "positions")  # look-ups, which ViLT's Table 6 excludes: 23.47 million for BERT
 WEIGHTED = frozenset({"Attention", "Conv", "Gemm", "MatMul", "GRU"})
-SMALL = 1024  # elements: such constants may be shapes, and stay
+SMALL = 1024  # elements; smaller constants may be shapes, so they stay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """What a graph holds."""
+    """The parameters of a graph."""
 
     parameters: int
     dictionary_parameters: int
@@ -23,14 +23,14 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Macs:
-    """What a graph does; a multiply-accumulate (MAC) is two floating point operations."""
+    """The work of a graph; a multiply-accumulate (MAC) is two floating point operations."""
 
     convolution_macs: int
     product_macs: int  # matrix products, recurrent ones included
 
 
-def weigh(model: onnx.ModelProto) -> Weights:
-    """Add up what was learned: neither a causal mask nor a table of anchors, and what is used twice only once."""
+def count_parameters(model: onnx.ModelProto) -> Weights:
+    """Count learned parameters: no causal mask, no table of anchors, and shared weights only once."""
     found = {"learned": 0, "dictionary": 0}
     gathered = {node.input[0] for node in model.graph.node if node.op_type.startswith("Gather")}
     seen = set()
@@ -47,7 +47,7 @@ def weigh(model: onnx.ModelProto) -> Weights:
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Take a copy without the weights' values: enough to infer shapes."""
+    """Copy a model without its weights' values, which shape inference does not need."""
     light = onnx.ModelProto()
     light.CopyFrom(model)
     for tensor in light.graph.initializer:
@@ -57,7 +57,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def count(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Macs:
+def count_macs(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Macs:
     """Count a graph's MACs for inputs of given shapes.
 
     Raises: ValueError: the shape of a weighted operator's output does not follow from the inputs'.
@@ -87,7 +87,7 @@ def _fix(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Infer every tensor's shape; what stays unknown is left out."""
+    """Infer every tensor's shape; those that stay unknown are left out."""
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):

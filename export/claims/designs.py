@@ -5,13 +5,20 @@ paper has no row: X-LXMERT has LXMERT's text and its own 8x8 grid, CLIP its own 
 the paper takes where a length is not known.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from export.claims import detection, fusion, transformer, two_stream
-from export.claims.detection import GRID_SIDE, REGION_PX
-from export.claims.resnet import RESNET50, RESNEXT152
+from export.claims import detection, fusion, two_stream
+from export.claims.detection import GRID_SIDE, REGION_PX, c4, fpn
+from export.claims.fusion import regions
+from export.claims.resnet import RESNET50, RESNEXT152, ResNetConfig
 from export.claims.sizes import Sizes
 from export.claims.step import Step
+from export.claims.transformer import AREA, CORNERS, SIZE, SIZE_AND_AREA
+
+REGIONS, STREAMS, CELLS = "region features", "region features, two streams", "grid features"
+SHALLOW = "shallow interaction"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,138 +36,29 @@ class Design:
 
 def designs(sizes: Sizes) -> list[Design]:
     """List every design but ViLT, which is an artifact."""
-    region, streams, cells = "region features", "region features, two streams", "grid features"
-    shallow = "shallow interaction"
-    size_and_area, corners = transformer.SIZE_AND_AREA, transformer.CORNERS
-    image = REGION_PX
+    vinvl_c4 = partial(c4, config=RESNEXT152, class_agnostic=True)
+    uniter = partial(regions, graph="uniter", geometry=SIZE_AND_AREA)
+    oscar = partial(regions, graph="oscar", geometry=SIZE, joined=True)
+    visualbert = partial(regions, graph="visualbert", geometry=(), fpn=True)
+    unicoder = partial(regions, graph="unicoder", geometry=AREA, fpn=True)
+    vilbert = partial(regions, graph="vilbert", geometry=AREA, width=two_stream.VILBERT_WIDTH)
+    lxmert = partial(regions, graph="lxmert", geometry=CORNERS)
     return [
-        Design(
-            name="uniter",
-            title="UNITER",
-            family=region,
-            image_px=image,
-            visual_tokens=36,
-            text_tokens=60,
-            steps=(
-                *detection.c4(sizes, 36),
-                *fusion.regions("uniter", sizes, 36, size_and_area),
-                *fusion.single_stream(sizes, 36, 60),
-            ),
-        ),
-        Design(
-            name="oscar",
-            title="OSCAR",
-            family=region,
-            image_px=image,
-            visual_tokens=50,
-            text_tokens=35,
-            steps=(
-                *detection.c4(sizes, 50),
-                *fusion.regions("oscar", sizes, 50, transformer.SIZE, joined=True),
-                *fusion.single_stream(sizes, 50, 35),
-            ),
-        ),
-        Design(
-            name="vinvl",
-            title="VinVL",
-            family=region,
-            image_px=image,
-            visual_tokens=50,
-            text_tokens=35,
-            steps=(
-                *detection.c4(sizes, 50, RESNEXT152, class_agnostic=True),
-                *fusion.regions("oscar", sizes, 50, transformer.SIZE, joined=True),
-                *fusion.single_stream(sizes, 50, 35),
-            ),
-        ),
-        Design(
-            name="visualbert",
-            title="VisualBERT",
-            family=region,
-            image_px=image,
-            visual_tokens=36,
-            text_tokens=128,
-            steps=(
-                *detection.fpn(sizes, 36),
-                *fusion.regions("visualbert", sizes, 36, (), fpn=True),
-                *fusion.single_stream(sizes, 36, 128),
-            ),
-        ),
-        Design(
-            name="unicoder-vl",
-            title="Unicoder-VL",
-            family=region,
-            image_px=image,
-            visual_tokens=100,
-            text_tokens=40,
-            steps=(
-                *detection.fpn(sizes, 100),
-                *fusion.regions("unicoder", sizes, 100, transformer.AREA, fpn=True),
-                *fusion.single_stream(sizes, 100, 40),
-            ),
-        ),
-        Design(
-            name="imagebert",
-            title="ImageBERT",
-            family=region,
-            image_px=image,
-            visual_tokens=100,
-            text_tokens=44,
-            steps=(
-                *detection.fpn(sizes, 100),
-                *fusion.regions("unicoder", sizes, 100, transformer.AREA, fpn=True),
-                *fusion.single_stream(sizes, 100, 44),
-            ),
-        ),
-        Design(
-            name="vilbert",
-            title="ViLBERT",
-            family=streams,
-            image_px=image,
-            visual_tokens=36,
-            text_tokens=36,
-            steps=(
-                *detection.c4(sizes, 36),
-                *fusion.regions("vilbert", sizes, 36, transformer.AREA, width=two_stream.VILBERT_WIDTH),
-                *fusion.vilbert(sizes, 36, 36),
-            ),
-        ),
-        Design(
-            name="lxmert",
-            title="LXMERT",
-            family=streams,
-            image_px=image,
-            visual_tokens=36,
-            text_tokens=20,
-            steps=(
-                *detection.c4(sizes, 36),
-                *fusion.regions("lxmert", sizes, 36, corners),
-                *fusion.lxmert(sizes, 36, 20),
-            ),
-        ),
-        Design(
-            name="pixel-bert-r50",
-            title="Pixel-BERT-R50",
-            family=cells,
-            image_px=image,
-            visual_tokens=260,
-            text_tokens=40,
-            steps=fusion.pixel_bert("resnet50", RESNET50, sizes, image, 260),
-        ),
-        Design(
-            name="pixel-bert-x152",
-            title="Pixel-BERT-X152",
-            family=cells,
-            image_px=(600, 1000),
-            visual_tokens=146,
-            text_tokens=40,
-            steps=fusion.pixel_bert("resnext152", RESNEXT152, sizes, (600, 1000), 146),
-        ),
+        _of_regions(sizes, "UNITER", (36, 60), c4, uniter),
+        _of_regions(sizes, "OSCAR", (50, 35), c4, oscar),
+        _of_regions(sizes, "VinVL", (50, 35), vinvl_c4, oscar),
+        _of_regions(sizes, "VisualBERT", (36, 128), fpn, visualbert),
+        _of_regions(sizes, "Unicoder-VL", (100, 40), fpn, unicoder),
+        _of_regions(sizes, "ImageBERT", (100, 44), fpn, unicoder),
+        _of_regions(sizes, "ViLBERT", (36, 36), c4, vilbert, interact=fusion.vilbert, family=STREAMS),
+        _of_regions(sizes, "LXMERT", (36, 20), c4, lxmert, interact=fusion.lxmert, family=STREAMS),
+        _of_cells(sizes, "Pixel-BERT-R50", 260, "resnet50", RESNET50, image_px=REGION_PX),
+        _of_cells(sizes, "Pixel-BERT-X152", 146, "resnext152", RESNEXT152, image_px=(600, 1000)),
         Design(
             name="x-lxmert",
             title="X-LXMERT",
-            family=cells,
-            image_px=image,
+            family=CELLS,
+            image_px=REGION_PX,
             visual_tokens=GRID_SIDE**2,
             text_tokens=20,
             steps=(*detection.fixed_grid(sizes), *fusion.lxmert(sizes, GRID_SIDE**2, 20)),
@@ -168,7 +66,7 @@ def designs(sizes: Sizes) -> list[Design]:
         Design(
             name="clip",
             title="CLIP ViT-B/32",
-            family=shallow,
+            family=SHALLOW,
             image_px=fusion.CLIP_PX,
             visual_tokens=50,
             text_tokens=fusion.CLIP_LENGTH,
@@ -177,19 +75,57 @@ def designs(sizes: Sizes) -> list[Design]:
         Design(
             name="vse++",
             title="VSE++",
-            family=shallow,
+            family=SHALLOW,
             image_px=fusion.VSE_PX,
             visual_tokens=1,
-            text_tokens=40,
+            text_tokens=fusion.UNKNOWN_LENGTH,
             steps=fusion.vse(sizes),
         ),
         Design(
             name="scan",
             title="SCAN",
-            family=shallow,
-            image_px=image,
+            family=SHALLOW,
+            image_px=REGION_PX,
             visual_tokens=36,
-            text_tokens=40,
-            steps=(*detection.c4(sizes, 36), *fusion.scan(sizes)),
+            text_tokens=fusion.UNKNOWN_LENGTH,
+            steps=(*c4(sizes, 36), *fusion.scan(sizes)),
         ),
     ]
+
+
+def _of_regions(
+    sizes: Sizes,
+    title: str,
+    tokens: tuple[int, int],
+    detect: Callable[[Sizes, int], tuple[Step, ...]],
+    embed: Callable[[Sizes, int], tuple[Step, ...]],
+    *,
+    interact: Callable[[Sizes, int, int], tuple[Step, ...]] = fusion.single_stream,
+    family: str = REGIONS,
+) -> Design:
+    """Detect regions, embed those that NMS keeps, and run them with the text through transformers."""
+    visual, text = tokens
+    return Design(
+        name=title.lower(),
+        title=title,
+        family=family,
+        image_px=REGION_PX,
+        visual_tokens=visual,
+        text_tokens=text,
+        steps=(*detect(sizes, visual), *embed(sizes, visual), *interact(sizes, visual, text)),
+    )
+
+
+def _of_cells(
+    sizes: Sizes, title: str, visual: int, backbone: str, config: ResNetConfig, *, image_px: tuple[int, int]
+) -> Design:
+    """Take the cells of a backbone's feature map as tokens."""
+    return Design(
+        name=title.lower(),
+        title=title,
+        family=CELLS,
+        image_px=image_px,
+        visual_tokens=visual,
+        text_tokens=fusion.UNKNOWN_LENGTH,
+        steps=fusion.pixel_bert(backbone, config, sizes, image_px, visual),
+    )

@@ -92,7 +92,7 @@ class FpnRegionProposal(RegionProposal):
 
 
 class C4RoiHead(nn.Module):
-    """Cut a 14x14 window out of res4 for each proposal and run res5 on every one: most of a region model's work."""
+    """Sample a 14x14 window of res4 for each proposal and run res5 on every one: most of a region model's work."""
 
     def __init__(self, config: ResNetConfig, sizes: Sizes, *, class_agnostic: bool) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class C4RoiHead(nn.Module):
 
 
 class FpnRoiHead(nn.Module):
-    """Cut a 7x7 window out of the level that fits each proposal, and run two linear layers on every one."""
+    """Sample a 7x7 window of the level that fits each proposal, and run two linear layers on every one."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class FpnRoiHead(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Say of each region what it is, where exactly, and of what kind."""
+    """Predict each region's class, exact box and attributes."""
 
     def __init__(self, channels: int, sizes: Sizes, *, class_agnostic: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From regions, cells or vectors to the answer: embeddings, interaction and head of every design."""
+"""From regions, cells or vectors to the answer: the embeddings, interaction and head of every design."""
 
 import math
 
@@ -10,15 +10,15 @@ from export.claims.step import Shape, Step, cells, feature_map, pixels, whole_ba
 
 UNKNOWN_LENGTH = 40  # of texts: what the paper takes where a length is not known
 VSE_PX = CLIP_PX = (224, 224)
-CLIP_LENGTH = 77  # of the texts that it was trained on, padded
+CLIP_LENGTH = 77  # of all texts: CLIP pads them
 
 
 def regions(
-    name: str,
     sizes: Sizes,
     kept: int,
-    geometry: tuple[int, ...],
     *,
+    graph: str,
+    geometry: tuple[int, ...],
     joined: bool = False,
     fpn: bool = False,
     width: int = transformer.HIDDEN,
@@ -28,7 +28,7 @@ def regions(
     return (
         Step(
             stage="visual_embedding",
-            graph=f"{name}_regions",
+            graph=f"{graph}_regions",
             build=lambda: transformer.RegionEmbedding(channels, sizes.width(width), geometry, joined=joined),
             inputs={
                 "region_features": (detector.PROPOSALS, channels),

@@ -1,6 +1,6 @@
-"""Non-maximum suppression as ONNX graphs: of proposals, of each class apart, of all classes at once.
+"""Non-maximum suppression as ONNX graphs: of proposals, of each class separately, of all classes at once.
 
-Written in ONNX's text form: the exporter knows no operator with an output as long as the data makes it.
+Written in ONNX's text form, because the exporter has no operator whose output length depends on the data.
 Source: the extraction loop of peteanderson80/bottom-up-attention and its ports: suppress in each class, give every box
 its best score among the classes that kept it, take the boxes with the highest.
 """

@@ -11,18 +11,8 @@ from export.claims import resnet
 from export.claims.resnet import ResNet, ResNetConfig
 from export.claims.sizes import Sizes
 
-OPSET = 20  # of graphs that do not attend: of 22 onnxruntime lacks RoiAlign on a CPU, MaxPool and GRU on a GPU
+OPSET = 20  # of graphs without attention: in opset 22 onnxruntime lacks RoiAlign on CPUs, MaxPool and GRU on GPUs
 Shape = tuple[int, ...]
-STAGES = (
-    "visual_backbone",
-    "region_proposal",
-    "roi_head",
-    "nms",
-    "visual_embedding",
-    "text_embedding",
-    "interaction",
-    "head",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

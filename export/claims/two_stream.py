@@ -1,4 +1,4 @@
-"""Transformers that keep text and picture apart and let each attend to the other: ViLBERT, LXMERT."""
+"""Transformers with separate streams for text and picture that attend to each other: ViLBERT, LXMERT."""
 
 import torch
 from torch import Tensor, nn

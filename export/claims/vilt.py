@@ -1,6 +1,6 @@
-"""ViLT-B/32 with random weights, by the way that every checkpoint goes: an artifact that the server could serve.
+"""ViLT-B/32 with random weights, exported like any checkpoint to an artifact that the server could serve.
 
-With a matching head only, so that it ends where the designs it is compared with do.
+It has only a matching head, so that it ends where the designs that it is compared with end.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from transformers import ViltConfig
 
 from export import checkpoint, random_checkpoint
 from export.artifact import write_artifact
-from export.claims.count import count, skeleton, weigh
+from export.claims.count import count_macs, count_parameters, skeleton
 from export.claims.sizes import Sizes
 from models.manifest import MANIFEST, PARTS, read_manifest
 
 NAME = "vilt"
 IMAGE_PX = (384, 640)
 VISUAL_TOKENS, TEXT_TOKENS = 200, 40  # Table 6
-SMALLEST_VOCABULARY = 11_755  # of all designs: VSE++'s; ids below it are words to each
+SMALLEST_VOCABULARY = 11_755  # VSE++'s; ids below it are words of every design
 
 
 def write(output: Path, sizes: Sizes) -> dict[str, Any]:
@@ -45,7 +45,9 @@ def write(output: Path, sizes: Sizes) -> dict[str, Any]:
     for part in PARTS:
         model = onnx.load(folder / graphs[part].file)
         described = {"stage": part, "graph": graphs[part].file}
-        steps.append({**described, **asdict(weigh(model)), **asdict(count(skeleton(model), shapes[part]))})
+        steps.append(
+            {**described, **asdict(count_parameters(model)), **asdict(count_macs(skeleton(model), shapes[part]))}
+        )
     return {
         "name": NAME,
         "title": "ViLT-B/32",

@@ -1,4 +1,4 @@
-"""Random weights that keep activations ordinary numbers: time must not hang on zeros, denormals or infinities."""
+"""Draw random weights that keep activations ordinary: zeros, denormals and infinities would change the timing."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ RESIDUAL_SCALE = 0.25  # of a block's last convolution: 50 blocks then grow the 
 
 
 def draw(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw every parameter from a normal distribution: He's for convolutions, BERT's for all else."""
+    """Draw every parameter from a normal distribution: He's for convolutions, BERT's for everything else."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

@@ -1,4 +1,4 @@
-"""Designs to a folder: one ONNX file a graph, and `claims.json`: what runs when, what it holds and does."""
+"""Write designs to a folder: one ONNX file per graph, and the plan `claims.json`: steps, parameters and MACs."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from torch.export import Dim
 
 from export import to_onnx
 from export.claims import vilt
-from export.claims.count import Weights, count, skeleton, weigh
+from export.claims.count import Weights, count_macs, count_parameters, skeleton
 from export.claims.designs import Design, designs
 from export.claims.sizes import Sizes
 from export.claims.step import Step
@@ -28,7 +28,7 @@ Report = Callable[[str], None]
 
 
 def write(output: Path, sizes: Sizes, names: Iterable[str], report: Report) -> None:
-    """Write the graphs that the named designs need, ViLT's artifact among them, and the plan; files there are kept.
+    """Write the named designs' graphs, ViLT's artifact included, and the plan; graphs that are there already are kept.
 
     Raises: ValueError: the folder holds graphs of other sizes or of another version.
     """
@@ -49,7 +49,7 @@ def write(output: Path, sizes: Sizes, names: Iterable[str], report: Report) -> N
                     graphs[step.graph] = graph(step, output / f"{step.graph}.onnx")
                 weights, light = graphs[step.graph]
                 described = {"stage": step.stage, "graph": f"{step.graph}.onnx"}
-                steps.append({**described, **asdict(weights), **asdict(count(light, step.inputs))})
+                steps.append({**described, **asdict(weights), **asdict(count_macs(light, step.inputs))})
             plans.append(_plan(design, steps, sizes))
     if vilt.NAME in wanted:
         report("ViLT: artifact")
@@ -60,7 +60,7 @@ def write(output: Path, sizes: Sizes, names: Iterable[str], report: Report) -> N
 
 
 def graph(step: Step, path: Path) -> tuple[Weights, onnx.ModelProto]:
-    """Write a graph unless it is there; return what it holds, and it without its weights' values."""
+    """Write a graph unless it is there; return its parameters, and the graph without its weights' values."""
     if not path.exists():
         unfinished = path.with_suffix(".part")
         built = step.build()
@@ -70,7 +70,7 @@ def graph(step: Step, path: Path) -> tuple[Weights, onnx.ModelProto]:
             to_onnx.write(_part(step, draw(built)), unfinished, step.opset)
         unfinished.rename(path)
     model = onnx.load(path)
-    return weigh(model), skeleton(model)
+    return count_parameters(model), skeleton(model)
 
 
 def _part(step: Step, module: torch.nn.Module) -> to_onnx.Part:

@@ -1,1 +1,1 @@
-"""Servers as others would write them, for `vilt-bench peers` to compare ours with: one file each, one route."""
+"""Servers as others would write them, which `vilt-bench peers` compares with ours: one file and one route each."""

@@ -1,4 +1,4 @@
-"""What the peers share: their flags, a picture and a question to tensors as transformers does it, logits to answers."""
+"""What the peers share: flags, preprocessing by transformers, and logits to answers."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import ViltForQuestionAnswering, ViltProcessor
 from transformers.utils import logging
 
-MAX_TOKENS = 40  # what padding pads to: max_position_embeddings
+MAX_TOKENS = 40  # length of a padded question: max_position_embeddings
 
 Answers = dict[str, list[dict[str, str | float]]]
 
@@ -18,16 +18,18 @@ Answers = dict[str, list[dict[str, str | float]]]
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """Declare the flags of every peer."""
     flags = argparse.ArgumentParser(prog=f"python -m export.peers.{module}", description=description)
-    flags.add_argument("--checkpoint", required=True, metavar="DIR", help="folder or hub id of a ViLT with answers")
+    flags.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="folder or hub id of a question answering ViLT"
+    )
     flags.add_argument("--port", type=int, default=8000, help="port to listen on (default %(default)s)")
-    flags.add_argument("--log-level", default="info", help="least level logged (default %(default)s)")
+    flags.add_argument("--log-level", default="info", help="lowest level that is logged (default %(default)s)")
     return flags
 
 
 def load(checkpoint: str) -> tuple[Any, ViltForQuestionAnswering]:
-    """Load processor and model as the model card says.
+    """Load processor and model as the model card does.
 
-    Raises: SystemExit: there is none; the message says why.
+    Raises: SystemExit: they cannot be loaded; the message says why.
     """
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -36,11 +38,11 @@ def load(checkpoint: str) -> tuple[Any, ViltForQuestionAnswering]:
         return processor, ViltForQuestionAnswering.from_pretrained(checkpoint).eval()
     except (OSError, ValueError) as error:  # the hub's client raises both
         why = str(error).splitlines()[0]
-        sys.exit(f"{checkpoint} is neither a checkpoint's folder nor one that could be downloaded: {why}")
+        sys.exit(f"{checkpoint} is neither a checkpoint folder nor could it be downloaded: {why}")
 
 
 def encode(processor: Any, image: BinaryIO, question: str, *, tensors: str = "pt", pad: bool = False) -> Any:
-    """Make the model's inputs, the question at its own length or padded to the longest."""
+    """Make the model's inputs, with the question at its own length or padded to MAX_TOKENS."""
     padding = {"padding": "max_length", "max_length": MAX_TOKENS, "truncation": True} if pad else {}
     return processor(Image.open(image).convert("RGB"), question, return_tensors=tensors, **padding)
 

@@ -1,4 +1,4 @@
-"""The same model behind LitServe, with its defaults: one worker process, which answers one request at a time."""
+"""The same model behind LitServe with its defaults: one worker process that answers one request at a time."""
 
 import multiprocessing
 import signal
@@ -14,7 +14,7 @@ from export.peers.answering import Answers
 
 
 class Vqa(litserve.LitAPI):
-    """The model card's lines, in the methods that LitServe asks for."""
+    """The model card's code, in the methods that LitServe requires."""
 
     def __init__(self, checkpoint: str) -> None:
         super().__init__(api_path="/v1/vqa")
@@ -38,7 +38,7 @@ class Vqa(litserve.LitAPI):
 
 
 def interrupt(*_: object) -> None:
-    """End LitServe as Ctrl+C does: SIGTERM would leave its other processes behind, which inherit this handler."""
+    """Stop as Ctrl+C does: LitServe's other processes, which inherit this handler, would outlive a SIGTERM."""
     if multiprocessing.parent_process() is None:
         raise KeyboardInterrupt
 

@@ -1,7 +1,7 @@
 """A straightforward ONNX export behind FastAPI: torch.onnx.export of transformers' model, onnxruntime's defaults.
 
 One change makes ViLT exportable: its `visual_embed` samples patches with torch.multinomial and loops over a batch's
-pictures. Of one picture, which has no padding, it keeps every patch; what replaces it embeds them all and samples none.
+pictures. The replacement embeds every patch of one picture, which has no padding, and samples none.
 """
 
 import contextlib

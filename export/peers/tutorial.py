@@ -1,6 +1,6 @@
-"""The tutorial's server: transformers behind FastAPI, the model card's lines inside a plain `def` endpoint.
+"""A server as in tutorials: transformers behind FastAPI, with the model card's code in a plain `def` endpoint.
 
-FastAPI runs such an endpoint on up to 40 threads, torch each run on all cores: nothing is tuned, nothing is bounded.
+FastAPI runs such an endpoint on up to 40 threads, and torch uses all cores for each run: nothing is tuned or bounded.
 """
 
 from typing import Annotated

@@ -1,18 +1,19 @@
-"""What is said about scenes: captions that hold, and captions that one word makes false."""
+"""Captions of scenes: those that hold, and those that one word makes false."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from export.shapes.claims import (
+from export.shapes.scenes import MAX_THINGS, Scene
+from export.shapes.statements import (
     RELATIONS,
     SIDES,
-    Claim,
     Exactly,
     Noun,
     Placed,
     Related,
     Rng,
     Some,
+    Statement,
     all_of,
     counted,
     one_of,
@@ -21,32 +22,31 @@ from export.shapes.claims import (
     size_of,
     unique_names,
 )
-from export.shapes.scenes import MAX_THINGS, Scene
 
 OPPOSITES = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """Claims that are said in one breath."""
+    """One or more statements, joined to one text."""
 
-    claims: tuple[Claim, ...]
+    statements: tuple[Statement, ...]
     opening: str = ""
 
     def holds(self, scene: Scene) -> bool | None:
-        return all_of(claim.holds(scene) for claim in self.claims)
+        return all_of(statement.holds(scene) for statement in self.statements)
 
     def __str__(self) -> str:
-        *first, last = map(str, self.claims)
+        *first, last = map(str, self.statements)
         return self.opening + (f"{', '.join(first)} and {last}" if first else last)
 
 
 def true_caption(scene: Scene, rng: Rng) -> Caption:
     """Say something that holds: one object or several, all of them, a count, a relation, a side, a size."""
     while True:
-        claims = _SAY[int(rng.integers(len(_SAY)))](scene, rng)
-        if claims:
-            return Caption(claims, one_of(rng, ("", "", "there is ", "a picture of ")))
+        statements = _SAY[int(rng.integers(len(_SAY)))](scene, rng)
+        if statements:
+            return Caption(statements, one_of(rng, ("", "", "there is ", "a picture of ")))
 
 
 def false_caption(scene: Scene, rng: Rng) -> Caption:
@@ -54,68 +54,68 @@ def false_caption(scene: Scene, rng: Rng) -> Caption:
     while True:
         caption = true_caption(scene, rng)
         for _ in range(4):
-            claims = list(caption.claims)
-            index = int(rng.integers(len(claims)))
-            claims[index] = _falsified(claims[index], rng)
-            changed = replace(caption, claims=tuple(claims))
+            statements = list(caption.statements)
+            index = int(rng.integers(len(statements)))
+            statements[index] = _falsified(statements[index], rng)
+            changed = replace(caption, statements=tuple(statements))
             if changed.holds(scene) is False:
                 return changed
 
 
-def _falsified(claim: Claim, rng: Rng) -> Claim:
-    """Change one word of a claim; what results may happen to hold."""
-    match claim:
+def _falsified(statement: Statement, rng: Rng) -> Statement:
+    """Change one word of a statement; what results may happen to hold."""
+    match statement:
         case Some(noun):
-            changed: list[Claim] = [replace(claim, noun=other_noun(noun, rng))]
+            changed: list[Statement] = [replace(statement, noun=other_noun(noun, rng))]
         case Exactly(number, noun):
-            changed = [replace(claim, number=one_of(rng, [n for n in range(1, MAX_THINGS + 1) if n != number]))]
+            changed = [replace(statement, number=one_of(rng, [n for n in range(1, MAX_THINGS + 1) if n != number]))]
             if noun != Noun():
-                changed.append(replace(claim, noun=other_noun(noun, rng)))
+                changed.append(replace(statement, noun=other_noun(noun, rng)))
         case Related(first, relation, second):
             changed = [
-                replace(claim, first=second, second=first),
-                replace(claim, relation=one_of(rng, sorted({*RELATIONS} - {relation}))),
-                replace(claim, first=other_noun(first, rng)),
-                replace(claim, second=other_noun(second, rng)),
+                replace(statement, first=second, second=first),
+                replace(statement, relation=one_of(rng, sorted({*RELATIONS} - {relation}))),
+                replace(statement, first=other_noun(first, rng)),
+                replace(statement, second=other_noun(second, rng)),
             ]
         case Placed(noun, side):
-            changed = [replace(claim, side=OPPOSITES[side]), replace(claim, noun=other_noun(noun, rng))]
+            changed = [replace(statement, side=OPPOSITES[side]), replace(statement, noun=other_noun(noun, rng))]
     return one_of(rng, changed)
 
 
-def _say_some(scene: Scene, rng: Rng) -> tuple[Claim, ...]:
+def _say_some(scene: Scene, rng: Rng) -> tuple[Statement, ...]:
     """Name one object, or two, or three."""
     names = sorted({thing.name for thing in scene.things})
     number = min(len(names), int(rng.integers(1, 4)))
     return tuple(Some(Noun(*str(name).split())) for name in rng.choice(names, size=number, replace=False))
 
 
-def _say_all(scene: Scene, rng: Rng) -> tuple[Claim, ...]:
+def _say_all(scene: Scene, rng: Rng) -> tuple[Statement, ...]:
     """Name every object, in any order."""
     counts = Counter((thing.color, thing.shape) for thing in scene.things)
-    claims: list[Claim] = [
+    statements: list[Statement] = [
         Some(Noun(*name)) if number == 1 else Exactly(number, Noun(*name)) for name, number in counts.items()
     ]
-    return tuple(claims[index] for index in rng.permutation(len(claims)))
+    return tuple(statements[index] for index in rng.permutation(len(statements)))
 
 
-def _say_relation(scene: Scene, rng: Rng) -> tuple[Claim, ...]:
-    claim = related(scene, rng)
-    return () if claim is None else (claim,)
+def _say_relation(scene: Scene, rng: Rng) -> tuple[Statement, ...]:
+    statement = related(scene, rng)
+    return () if statement is None else (statement,)
 
 
-def _say_count(scene: Scene, rng: Rng) -> tuple[Claim, ...]:
-    claim = counted(scene, rng)
-    return (claim,) if claim.number else ()
+def _say_count(scene: Scene, rng: Rng) -> tuple[Statement, ...]:
+    statement = counted(scene, rng)
+    return (statement,) if statement.number else ()
 
 
-def _say_side(scene: Scene, rng: Rng) -> tuple[Claim, ...]:
-    claims = [Placed(noun, side) for noun in unique_names(scene) for side in SIDES]
-    true = [claim for claim in claims if claim.holds(scene)]
+def _say_side(scene: Scene, rng: Rng) -> tuple[Statement, ...]:
+    statements = [Placed(noun, side) for noun in unique_names(scene) for side in SIDES]
+    true = [statement for statement in statements if statement.holds(scene)]
     return (one_of(rng, true),) if true else ()
 
 
-def _say_size(scene: Scene, rng: Rng) -> tuple[Claim, ...]:
+def _say_size(scene: Scene, rng: Rng) -> tuple[Statement, ...]:
     thing = one_of(rng, scene.things)
     size = size_of(thing)
     return (Some(Noun(thing.color, thing.shape, size)),) if size else ()

@@ -1,8 +1,8 @@
-"""Write held-out scenes as pictures with questions, captions and ranks, for `vilt-bench accuracy`: never trained on.
+"""Write scenes that are never trained on, with questions, captions and ranks, for `vilt-bench accuracy`.
 
-Every candidate that should lose a rank is verified not to hold, from the objects of the scene. Of the captions to
-choose from for a picture, a few are its own but for one word, which makes them false; the others are true of
-other scenes.
+Every candidate that should lose a rank is checked not to hold, from the objects of the scene. Of the captions to choose
+from for a picture, a few differ from a true one by one word, which makes them false; the others are true of other
+scenes.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def name_of(index: int) -> str:
 
 
 def questions(index: int, count: int) -> Iterator[Record]:
-    """Ask so many questions about a scene, of different kinds, or as many as it allows."""
+    """Ask up to `count` questions about a scene, each of another kind."""
     scene, rng = held_out_scene(index), np.random.default_rng((HELD_OUT, FIRST + index, 2))
     for kind in rng.permutation(KINDS):
         asked = question(scene, str(kind), rng) if count else None
@@ -47,14 +47,14 @@ def questions(index: int, count: int) -> Iterator[Record]:
 
 
 def matches(index: int) -> Iterator[Record]:
-    """Say something true of a scene, and something that one word makes false."""
+    """Pair a scene with a true caption and with one that a single word makes false."""
     scene, rng = held_out_scene(index), np.random.default_rng((HELD_OUT, FIRST + index, 4))
     yield {"image": name_of(index), "text": str(true_caption(scene, rng)), "match": True}
     yield {"image": name_of(index), "text": str(false_caption(scene, rng)), "match": False}
 
 
 def rank_of_images(index: int, scenes: Sequence[Scene]) -> Record:
-    """Describe a scene among others of which the description does not hold."""
+    """Rank a scene's picture among others for which its caption does not hold."""
     rng = np.random.default_rng((HELD_OUT, FIRST + index, 5))
     while True:
         caption = true_caption(scenes[index], rng)
@@ -64,7 +64,7 @@ def rank_of_images(index: int, scenes: Sequence[Scene]) -> Record:
 
 
 def rank_of_texts(index: int, scenes: Sequence[Scene]) -> Record:
-    """Choose a scene's caption from others that do not hold in it."""
+    """Rank a scene's caption among others that do not hold for it."""
     scene, rng = scenes[index], np.random.default_rng((HELD_OUT, FIRST + index, 6))
     right = str(true_caption(scene, rng))
     wrong = list({str(false_caption(scene, rng)): None for _ in range(NEAR_MISSES)})
@@ -110,10 +110,16 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where pictures and data.jsonl go")
-    parser.add_argument("--scenes", type=int, default=2000, help="how many (default %(default)s)")
-    parser.add_argument("--questions", type=int, default=5200, help="about all of them (default %(default)s)")
-    parser.add_argument("--ranks", type=int, default=500, help="in each direction (default %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder for the pictures and data.jsonl"
+    )
+    parser.add_argument("--scenes", type=int, default=2000, help="number of scenes (default %(default)s)")
+    parser.add_argument(
+        "--questions", type=int, default=5200, help="questions about all scenes together (default %(default)s)"
+    )
+    parser.add_argument(
+        "--ranks", type=int, default=500, help="ranks in each direction, of images and of texts (default %(default)s)"
+    )
     options = parser.parse_args()
     write(options.output, scenes=options.scenes, asked=options.questions, ranked=options.ranks)
 

@@ -1,9 +1,9 @@
 """The ViLT that `shapes` trains: transformers' own ViltModel with three heads and two helpers.
 
-Training goes through transformers' class, so that its checkpoint is a Hugging Face one and the export has an oracle.
-The helpers, which no checkpoint holds, are dense signals where an answer alone teaches slowly: half way up, every patch
-says which object has its centre in it, and where; at the top, the pooled token says where the objects lie that a
-question names.
+Training uses transformers' class, so that the checkpoint is a Hugging Face one and the export has an oracle. The
+helpers, which are not saved, give dense training signals where answers alone teach slowly: half way up, every patch
+predicts which object has its centre in it, and where; at the top, the pooled token predicts where the objects are that
+a question names.
 """
 
 import json
@@ -128,7 +128,7 @@ class ShapesModel(nn.Module):
         return torch.cat([cls_token, tokens + table.flatten(2).transpose(1, 2)], dim=1)  # (S, 1 + P, hidden)
 
     def _name_patches(self, patches: Tensor) -> dict[str, Tensor]:
-        # Normalised, or the helpers would be served best by ever larger patches, beside which all later layers whisper.
+        # Normalised, or the helpers would make patches ever larger, until nothing that later layers add matters.
         normed = nn.functional.layer_norm(patches, patches.shape[-1:])
         return {name: self.helpers[name](normed) for name in PATCH_HELPERS}
 

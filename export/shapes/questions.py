@@ -1,9 +1,10 @@
-"""What is asked about scenes: eight kinds of questions, each in several wordings, with the one right answer."""
+"""Questions about scenes: eight kinds, each in several wordings, with the one correct answer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from export.shapes.claims import (
+from export.shapes.scenes import COLORS, MAX_THINGS, SHAPES, Scene, Thing
+from export.shapes.statements import (
     SIDES,
     SIZES,
     Noun,
@@ -18,7 +19,6 @@ from export.shapes.claims import (
     size_of,
     unique_names,
 )
-from export.shapes.scenes import COLORS, MAX_THINGS, SHAPES, Scene, Thing
 
 LABELS = (*COLORS, *SHAPES, *map(str, range(MAX_THINGS + 1)), "yes", "no", *SIZES, *SIDES)
 KINDS = ("color", "shape", "count", "exists", "both", "relation", "side", "size")
@@ -26,7 +26,7 @@ KINDS = ("color", "shape", "count", "exists", "both", "relation", "side", "size"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a scene, its kind, its one right answer, and the objects that it names, in order."""
+    """A question about a scene, its kind, its one correct answer, and the objects that it names, in order."""
 
     kind: str
     text: str
@@ -69,7 +69,7 @@ def _shape(scene: Scene, rng: Rng) -> Question | None:
 
 
 def _count(scene: Scene, rng: Rng) -> Question | None:
-    claim = counted(scene, rng)
+    statement = counted(scene, rng)
     template = one_of(
         rng,
         (
@@ -77,7 +77,7 @@ def _count(scene: Scene, rng: Rng) -> Question | None:
             "what is the number of {}?", "count the {}",
         ),
     )  # fmt: skip
-    return Question("count", template.format(claim.noun.plural), str(claim.number))
+    return Question("count", template.format(statement.noun.plural), str(statement.number))
 
 
 def _exists(scene: Scene, rng: Rng) -> Question | None:
@@ -112,14 +112,14 @@ def _both(scene: Scene, rng: Rng) -> Question | None:
 
 
 def _relation(scene: Scene, rng: Rng) -> Question | None:
-    claim = related(scene, rng)
-    if claim is None:
+    statement = related(scene, rng)
+    if statement is None:
         return None
-    first, second = claim.first, claim.second
+    first, second = statement.first, statement.second
     answer = bool(rng.random() < 0.5)
     if not answer:
         first, second = second, first
-    relation = claim.relation
+    relation = statement.relation
     if relation.endswith("of"):
         relation = one_of(rng, (relation, f"to the {relation}", f"on the {relation}"))
     else:
@@ -148,8 +148,7 @@ def _side(scene: Scene, rng: Rng) -> Question | None:
 
 
 def _size(scene: Scene, rng: Rng) -> Question | None:
-    sizes = {str(noun): size_of(_only(scene, noun)) for noun in unique_names(scene)}
-    found = [(noun, sizes[str(noun)]) for noun in unique_names(scene) if sizes[str(noun)]]
+    found = [(noun, size) for noun in unique_names(scene) if (size := size_of(_only(scene, noun)))]
     if not found:
         return None
     noun, size = one_of(rng, found)
@@ -160,7 +159,7 @@ def _size(scene: Scene, rng: Rng) -> Question | None:
             "how big is the {}?", "what is the size of the {}?",
         ),
     )  # fmt: skip
-    return Question("size", template.format(noun), str(size), (noun,))
+    return Question("size", template.format(noun), size, (noun,))
 
 
 def _only_one(scene: Scene, rng: Rng, attribute: str) -> tuple[Thing | None, Noun]:

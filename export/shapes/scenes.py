@@ -1,6 +1,6 @@
-"""Scenes of coloured shapes: what is in them, and how they are drawn.
+"""Scenes of coloured shapes: their contents, and how they are drawn.
 
-Knows nothing of questions, tokens or tensors. A scene is a value: the same seed draws the same picture.
+A scene is a value: the same seed always draws the same picture. Nothing here knows of questions, tokens or tensors.
 """
 
 import math
@@ -103,7 +103,7 @@ def random_size(rng: np.random.Generator) -> tuple[float, float]:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """Paint a scene: RGB, `scale` pixels for each unit, each object's colour a little off its name's."""
+    """Paint a scene in RGB at `scale` pixels per unit; each object's colour is a little off the named one."""
     rng = np.random.default_rng((*scene.seed, 1))
     size = (round(scene.width * scene.scale), round(scene.height * scene.scale))
     small = Image.fromarray(np.array(scene.background.rows, np.uint8))
@@ -128,7 +128,7 @@ def outline_of(thing: Thing) -> list[tuple[float, float]]:
 def _find_room(
     things: list[Thing], size: tuple[float, float], rng: np.random.Generator
 ) -> tuple[float, float, float] | None:
-    """Find x, y and radius of one more object, a smaller one at every attempt, or None where there is no room left."""
+    """Find x, y and radius for one more object, smaller with every attempt, or None if there is no room left."""
     largest = RADIUS[1]
     for _ in range(40):
         radius = float(rng.uniform(RADIUS[0], largest))
@@ -144,7 +144,7 @@ def _find_room(
 
 
 def _random_background(rng: np.random.Generator) -> Background:
-    """Draw tones near one dark or light grey, which no object's colour comes near."""
+    """Draw tones near a dark or light grey that is far from every object's colour."""
     grids = ((1, 1), (2, 2), (4, 6), (1, int(rng.integers(3, 12))), (int(rng.integers(3, 12)), 1), (7, 9))
     filters = [Image.Resampling.NEAREST] * 6
     filters[1], filters[2] = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
@@ -158,17 +158,10 @@ def _random_background(rng: np.random.Generator) -> Background:
 
 
 def _regular(corners: int, start_degrees: float, inner: float | None = None) -> list[tuple[float, float]]:
-    """Corners of a regular polygon in the unit circle; with `inner`, of a star with that inner radius."""
-    steps = corners if inner is None else 2 * corners
-    return [
-        (
-            (1.0 if inner is None or step % 2 == 0 else inner)
-            * math.cos(math.radians(start_degrees + 360 * step / steps)),
-            (1.0 if inner is None or step % 2 == 0 else inner)
-            * math.sin(math.radians(start_degrees + 360 * step / steps)),
-        )
-        for step in range(steps)
-    ]
+    """List the corners of a regular polygon in the unit circle; with `inner`, of a star with that inner radius."""
+    radii = [1.0] * corners if inner is None else [1.0, inner] * corners
+    angles = [math.radians(start_degrees + 360 * step / len(radii)) for step in range(len(radii))]
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in zip(radii, angles, strict=True)]
 
 
 _ARM = 0.32  # half the width of a cross's arm

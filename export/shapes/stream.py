@@ -1,6 +1,6 @@
-"""Scenes as a stream of training batches: pictures, texts about them, and what each head should say.
+"""Scenes as a stream of training batches: pictures, texts about them, and the targets of every head.
 
-Scenes are drawn as they are needed, so that none is seen twice.
+Scenes are drawn when they are needed, so that none is seen twice.
 """
 
 import io
@@ -14,10 +14,10 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from export.shapes.captions import false_caption, true_caption
-from export.shapes.claims import size_of
 from export.shapes.model import BINS, PATCH_HELPERS, PLACES, SPEC, Texts, shapes_tokenizer
 from export.shapes.questions import KINDS, LABELS, Question, question
 from export.shapes.scenes import COLORS, SCALES, SHAPES, Scene, draw, random_scene, random_size
+from export.shapes.statements import size_of
 from export.shapes.words import MAX_TEXT_TOKENS
 from models.image import to_patches
 from models.spec import Grid
@@ -34,9 +34,9 @@ Batch = dict[str, Any]  # tensors, and Texts under questions and captions
 
 
 class SceneStream(IterableDataset[tuple[Grid, Batch]]):
-    """Batches of scenes and targets, from a step on: crowded pictures without texts first, then scenes with them.
+    """Batches from a given step on: first crowded pictures without texts, then scenes with questions and captions.
 
-    The scenes of a step have one size, so that they have one grid; steps differ.
+    All scenes of a step have the same size and so the same grid; steps differ.
     """
 
     def __init__(self, split: int, first_step: int, look_steps: int) -> None:
@@ -52,7 +52,7 @@ class SceneStream(IterableDataset[tuple[Grid, Batch]]):
             step += 1
 
     def look_batch(self, step: int) -> tuple[Grid, Batch]:
-        """Draw one step's crowded pictures and what is in each patch."""
+        """Draw one step's crowded pictures, with labels of what is in each patch."""
         size = size_of_step(np.random.default_rng((LOOKING, step, 4)))
         first = step * LOOK_SCENES_PER_STEP
         seeds = [(LOOKING, first + index) for index in range(LOOK_SCENES_PER_STEP)]
@@ -60,7 +60,7 @@ class SceneStream(IterableDataset[tuple[Grid, Batch]]):
         return picture_tensors([replace(scene, scale=min(SCALES)) for scene in scenes])  # drawn fast
 
     def batch(self, step: int) -> tuple[Grid, Batch]:
-        """Draw one step's scenes, several questions and captions about each, and what each head should say."""
+        """Draw one step's scenes, with questions and captions about each, and the targets of every head."""
         size = size_of_step(np.random.default_rng((self.split, step, 4)))
         scenes, asked, captions, matches, places = [], [], [], [], []
         for index in range(SCENES_PER_STEP):
@@ -103,7 +103,7 @@ def size_of_step(rng: np.random.Generator) -> tuple[float, float]:
 
 
 def places_of(scene: Scene, asked: Question) -> list[int]:
-    """Say where the objects that a question names lie: x and y of each that is the only one of its name."""
+    """Locate the objects that a question names: x and y of each that is the only one of its name."""
     places = list(NOWHERE)
     for index, noun in enumerate(asked.about):
         found = [thing for thing in scene.things if noun.describes(thing) is not False]
@@ -116,7 +116,7 @@ def places_of(scene: Scene, asked: Question) -> list[int]:
 
 
 def picture_tensors(scenes: list[Scene]) -> tuple[Grid, Batch]:
-    """Draw scenes of one size; say of each patch which object has its centre there, 0 being none, and where that is."""
+    """Draw scenes of one size, and label each patch with the object whose centre is in it (0 if none) and its place."""
     pictures = [to_patches(photograph(draw(scene), np.random.default_rng((*scene.seed, 3))), SPEC) for scene in scenes]
     rows, columns = pictures[0].grid
     labels = {name: np.zeros((len(scenes), rows, columns), np.int64) for name in PATCH_HELPERS}
@@ -140,7 +140,7 @@ def picture_tensors(scenes: list[Scene]) -> tuple[Grid, Batch]:
 
 
 def photograph(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Change a picture as senders do: at times reduced, at times through JPEG."""
+    """Degrade some pictures as users' are: reduced, or compressed as JPEG."""
     if rng.random() < 0.3:
         picture = picture.reduce(2)
     if rng.random() < 0.2:

@@ -1,6 +1,6 @@
 """Train `shapes` on a stream of scenes.
 
-A run saves its state every five minutes and when it stops; the same command goes on from there.
+A run saves its state every five minutes and when it stops; the same command continues from there.
 """
 
 import argparse
@@ -198,10 +198,17 @@ def write_checkpoint(state: Path, directory: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m export.shapes.train", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/shapes"), help="where state and checkpoint go")
-    parser.add_argument("--steps", type=int, default=13_600, help="steps of the whole recipe (default %(default)s)")
-    parser.add_argument("--minutes", type=float, default=75, help="stop this run after so long (default %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=7e-4, help="peak (default %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/shapes"),
+        help="folder for the training state and the checkpoint (default %(default)s)",
+    )
+    parser.add_argument("--steps", type=int, default=13_600, help="training steps in all (default %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=75, help="stop this run after so many minutes (default %(default)s)"
+    )
+    parser.add_argument("--learning-rate", type=float, default=7e-4, help="peak learning rate (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
     options = parser.parse_args()
     state = options.output / "state.pt"
@@ -214,7 +221,7 @@ def main() -> None:
     )
     write_checkpoint(state, options.output / "checkpoint")
     if not done:
-        sys.exit("stopped before the recipe was done: run the same command again to go on")
+        sys.exit("stopped before the training was complete: run the same command again to continue")
 
 
 if __name__ == "__main__":

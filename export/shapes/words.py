@@ -1,7 +1,7 @@
-"""Every word of the recipe, and how many of them the model reads."""
+"""The vocabulary, and the longest text that the model reads."""
 
-from export.shapes.claims import NUMBERS, SIDES, SIZES
 from export.shapes.scenes import COLORS, SHAPES
+from export.shapes.statements import NUMBERS, SIDES, SIZES
 
 MAX_TEXT_TOKENS = 32  # [CLS] and [SEP] included; "a picture of" six different objects takes 28
 VOCABULARY = sorted(

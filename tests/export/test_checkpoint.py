@@ -177,6 +177,28 @@ def test_tokenizer_json_is_taken_before_a_vocabulary(tmp_path: Path) -> None:
     assert tokens == ["[CLS]", "[UNK]", "cat", "[SEP]"]
 
 
+@pytest.mark.parametrize(
+    ("beside_it", "tokens"),
+    [({"do_lower_case": False}, ["[UNK]", "cat"]), (None, ["cat", "cat"])],
+    ids=["settings beside it", "no settings beside it"],
+)
+def test_vocabulary_given_is_read_with_the_settings_beside_it(
+    tmp_path: Path, beside_it: dict[str, bool] | None, tokens: list[str]
+) -> None:
+    """The checkpoint's own settings describe its own vocabulary; they count only where there are no others."""
+    folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, factories.only(STATE, "vilt.", "rank_output."))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    given = tmp_path / "given" / "vocab.txt"
+    given.parent.mkdir()
+    given.write_text((folder / "vocab.txt").read_text())
+    if beside_it:
+        (given.parent / "tokenizer_config.json").write_text(json.dumps(beside_it))
+
+    loaded = checkpoint.load(str(folder), tokenizer=given)
+
+    assert loaded.tokenizer.encode("Cat cat").tokens == ["[CLS]", *tokens, "[SEP]"]
+
+
 def _edit(name: str, **changes: object) -> Change:
     def change(folder: Path) -> None:
         path = folder / name
@@ -238,11 +260,12 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "another filter": (_edit("preprocessor_config.json", resample=2), "bicubic"),
     "another divisor": (_edit("preprocessor_config.json", size_divisor=16), "size_divisor 16; it must be 32"),
-    "a mean for two channels": (_edit("preprocessor_config.json", image_mean=[0.5, 0.5]), "not of its kind"),
-    "a deviation that is a word": (_edit("preprocessor_config.json", image_std="a half"), "not of its kind"),
-    "a width that is a word": (_edit("config.json", hidden_size="16"), "not of its kind"),
+    "a divisor left out, which is 32": (_edit("config.json", patch_size=16), "size_divisor 32; it must be 16"),
+    "a mean for two channels": (_edit("preprocessor_config.json", image_mean=[0.5, 0.5]), "wrong type or value"),
+    "a deviation that is a word": (_edit("preprocessor_config.json", image_std="a half"), "wrong type or value"),
+    "a width that is a word": (_edit("config.json", hidden_size="16"), "wrong type or value"),
     "heads that do not divide the width": (_edit("config.json", num_attention_heads=3), "among 3 attention heads"),
-    "no heads": (_edit("config.json", num_attention_heads=0), "not of its kind"),
+    "no heads": (_edit("config.json", num_attention_heads=0), "wrong type or value"),
     "another classifier": (
         _pickle(STATE | {"classifier.0.weight": torch.zeros(16, 16)}),
         "classifier.0.weight has 16 rows .* such as ViltForImagesAndTextClassification's",
@@ -444,7 +467,7 @@ def test_command_over_a_model_that_fails_parity_writes_no_artifact(tmp_path: Pat
 
     ended = export(str(folder), "--output", str(tmp_path / "out"))
 
-    assert "differ from the model: nan" in sentence_of(ended)
+    assert "differ from the model: logits by nan" in sentence_of(ended)
     assert list((tmp_path / "out").iterdir()) == []
 
 

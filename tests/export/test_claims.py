@@ -14,11 +14,10 @@ from torch import nn
 
 from export import to_onnx
 from export.claims import detector, nms, resnet, transformer, two_stream, write
-from export.claims.count import count, skeleton, weigh
+from export.claims.count import count_macs, count_parameters, skeleton
 from export.claims.designs import Design, designs
 from export.claims.grid import GridEmbedding
 from export.claims.sizes import FULL, REDUCED, Sizes
-from export.claims.step import STAGES
 from export.claims.weights import draw
 from loadtest.claims import plan
 
@@ -42,7 +41,7 @@ def test_design_has_stages_that_are_named_and_tensors_that_something_makes(desig
     made: dict[str, None] = {}
 
     for step in design.steps:
-        assert step.stage in STAGES
+        assert step.stage in plan.STAGES
         assert set(step.inputs) <= drawn | set(made)
         made |= dict.fromkeys(step.outputs)
 
@@ -181,7 +180,7 @@ def test_count_of_a_convolution_and_a_product_is_arithmetic(tmp_path: Path) -> N
     to_onnx.write(part, tmp_path / "small.onnx")
 
     model = onnx.load(tmp_path / "small.onnx")
-    weights, macs = weigh(model), count(skeleton(model), {"pixels": (1, 4, 6, 7), "ids": (1, 42)})
+    weights, macs = count_parameters(model), count_macs(skeleton(model), {"pixels": (1, 4, 6, 7), "ids": (1, 42)})
 
     assert macs.convolution_macs == 8 * 6 * 7 * 2 * 9
     assert macs.product_macs == 42 * 8 * 5
@@ -200,7 +199,7 @@ def test_count_of_attention_is_two_products(tmp_path: Path) -> None:
     part = to_onnx.Part("small", Attend(), inputs, {name: {} for name in inputs}, ["out"])
     to_onnx.write(part, tmp_path / "small.onnx")
 
-    macs = count(onnx.load(tmp_path / "small.onnx"), {"query": (1, 5, 8), "key": (1, 7, 8)})
+    macs = count_macs(onnx.load(tmp_path / "small.onnx"), {"query": (1, 5, 8), "key": (1, 7, 8)})
 
     assert macs.product_macs == 2 * 5 * 7 * 8
 

@@ -71,9 +71,9 @@ def test_help_shows_what_a_precision_is_asked(
 
     said = capsys.readouterr().out
     assert gate.RECORDS in said
-    assert "int8  300 times or more, 99.0% of its answers" in said
-    assert "fp16  600 times or more, 99.5% of its answers, each score within 0.005" in said
-    assert "Where right answers are given, 0.3% of them may be lost, or one." in said
+    assert "int8  on 99.0% of at least 300 answers" in said
+    assert "fp16  on 99.5% of at least 600 answers, with every score within 0.005" in said
+    assert "Where the correct answers are given, at most 0.3% of them, or one, may be lost." in said
 
 
 def with_int8(outcome: dict[str, Any]) -> Manifest:

@@ -26,7 +26,7 @@ CLOSE = 0.03  # of a logit, for weights redrawn at random, whose logits are of s
 @pytest.fixture(scope="module")
 def graph(small: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fp16") / "model.onnx"
-    part = to_onnx.whole(fp16.Half(small.model), small.model.interaction.heads, small.loaded.config)
+    part = to_onnx.whole(fp16.half(small.model), small.loaded.config)
     to_onnx.write(part, path)
     return path
 
@@ -111,7 +111,7 @@ def test_residual_stream_is_fp32(graph: Path, small: Exported) -> None:
 
 def test_rounded_layer_is_the_layer_in_halves(small: Exported) -> None:
     """Each rounds where the other does; sums of another order move an element in a hundred by its last bit."""
-    half = fp16.Half(small.model)
+    half = fp16.half(small.model)
     size = small.loaded.config.hidden_size
     hidden = torch.randn(2, 40, size, generator=torch.Generator().manual_seed(0))
     bias = torch.zeros(2, 1, 40, 40)
@@ -141,7 +141,7 @@ def test_norms_and_key_value_have_nothing_left_to_round_that_tokens_share(small:
     """Gain and bias lie in the products after them; keys and values have no bias to add."""
     for layer in small.model.interaction.layers:
         assert layer.key_value.key.bias is layer.key_value.value.bias is None
-    for layer in fp16.Half(small.model).interaction.layers:
+    for layer in fp16.half(small.model).interaction.layers:
         for norm, _ in (layer.norm_before, layer.norm_after):
             assert torch.equal(norm.weight, torch.ones_like(norm.weight))
             assert not norm.bias.any()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from export import gate
-from export.gate import Asked, GateError
+from export.gate import Example, GateError
 from export.parity import Logits, Runner
 from models.batch import Feeds
 from models.manifest import load_artifact
@@ -44,12 +44,12 @@ def picture(tmp_path: Path) -> Path:
 def check(
     picture: Path, fp32: Runner, other: Runner, rights: Sequence[str | None], limits: gate.Limits = gate.INT8
 ) -> dict[str, Any]:
-    asked = [Asked("vqa_logits", ((picture, "what is it?"),), right) for right in rights]
+    asked = [Example("vqa_logits", ((picture, "what is it?"),), right) for right in rights]
     return check_all(fp32, other, asked, limits)
 
 
 def check_all(
-    fp32: Runner, other: Runner, asked: Sequence[Asked], limits: gate.Limits = gate.INT8, *heads: str
+    fp32: Runner, other: Runner, asked: Sequence[Example], limits: gate.Limits = gate.INT8, *heads: str
 ) -> dict[str, Any]:
     return gate.check(
         fp32,
@@ -79,7 +79,7 @@ def test_one_answer_in_a_hundred_may_differ(picture: Path, others: int, status: 
     found = check(picture, always([3] * 300), always([4] * others + [3] * (300 - others)), [None] * 300)
 
     assert found["status"] == status
-    assert found.get("why", "") == ("" if others == 3 else "questions: 4 of 300 answers differ from fp32's, 1.0% may")
+    assert found.get("why", "") == ("" if others == 3 else "questions: 4 of 300 answers differ from fp32's; 1.0% may")
 
 
 @pytest.mark.parametrize(("score", "status"), [(2.01, "passed"), (2.2, "failed"), (np.nan, "failed")])
@@ -101,7 +101,7 @@ def test_one_score_too_far_off_in_two_thousand_fails_half_precision(picture: Pat
 
     assert found["status"] == "failed"
     assert found["agreement"] == 1
-    assert found["why"] == "questions: a score differs by 0.01945 from fp32's, 0.005 is allowed"
+    assert found["why"] == "questions: a score differs from fp32's by 0.01945; 0.005 is allowed"
 
 
 def test_answers_that_become_wrong_fail_where_the_right_one_is_known(picture: Path) -> None:
@@ -118,11 +118,11 @@ def test_answers_that_become_wrong_fail_where_the_right_one_is_known(picture: Pa
     ("asked", "known", "lost", "why"),
     [
         (300, 300, 1, ""),
-        (300, 300, 2, "questions: 2 of 300 right answers are lost, 0.3% or one may be"),
+        (300, 300, 2, "questions: 2 of 300 correct answers are lost; 0.3% or one may be"),
         (300, 10, 1, ""),
-        (300, 10, 2, "questions: 2 of 10 right answers are lost, 0.3% or one may be"),
+        (300, 10, 2, "questions: 2 of 10 correct answers are lost; 0.3% or one may be"),
         (1000, 1000, 3, ""),
-        (1000, 1000, 4, "questions: 4 of 1000 right answers are lost, 0.3% or one may be"),
+        (1000, 1000, 4, "questions: 4 of 1000 correct answers are lost; 0.3% or one may be"),
     ],
 )
 def test_one_right_answer_lost_fails_nothing(picture: Path, asked: int, known: int, lost: int, why: str) -> None:
@@ -143,7 +143,7 @@ def shifted(shift: float, seed: int) -> Runner:
 @pytest.mark.parametrize("shift", [-15.0, 0.0, 15.0])
 def test_ranks_fail_where_another_candidate_comes_first(picture: Path, shift: float) -> None:
     """All logits have one sign then, and scores are all but 0 or 1: neither says that ranks agree."""
-    asked = [Asked("rank_logits", tuple((picture, text) for text in "abcd"), 0)] * 300
+    asked = [Example("rank_logits", tuple((picture, text) for text in "abcd"), 0)] * 300
 
     found = check_all(shifted(shift, 0), shifted(shift, 1), asked, gate.INT8, "rank_logits")
 
@@ -154,7 +154,7 @@ def test_ranks_fail_where_another_candidate_comes_first(picture: Path, shift: fl
 
 def test_ranks_pass_whatever_is_added_to_all_of_their_logits(picture: Path) -> None:
     """Training sees differences alone, and so does the order."""
-    asked = [Asked("rank_logits", tuple((picture, text) for text in "abcd"), 0)] * 600
+    asked = [Example("rank_logits", tuple((picture, text) for text in "abcd"), 0)] * 600
 
     found = check_all(shifted(0.0, 2), shifted(2.0, 2), asked, gate.FP16, "rank_logits")
 
@@ -166,8 +166,8 @@ def test_no_more_ranks_are_judged_than_need_be(picture: Path) -> None:
     """Each is as many runs as it has candidates; nothing else is left out."""
     limits = replace(gate.INT8, agreement=0.0)
     assert limits.least_asked == 3
-    ranks = [Asked("rank_logits", ((picture, "a"), (picture, "b")), None)] * 5
-    texts = [Asked("itm_logits", ((picture, "a"),), None)] * 5
+    ranks = [Example("rank_logits", ((picture, "a"), (picture, "b")), None)] * 5
+    texts = [Example("itm_logits", ((picture, "a"),), None)] * 5
     ones = {"rank_logits": np.ones((1, 1), np.float32), "itm_logits": np.ones((1, 2), np.float32)}
 
     found = check_all(lambda _: ones, lambda _: ones, ranks + texts, limits, "rank_logits", "itm_logits")
@@ -178,8 +178,8 @@ def test_no_more_ranks_are_judged_than_need_be(picture: Path) -> None:
 @pytest.mark.parametrize(("texts", "status"), [(0, "not gated"), (299, "not gated"), (300, "passed")])
 def test_a_head_that_was_asked_too_little_is_not_gated(picture: Path, texts: int, status: str) -> None:
     """Whatever the others were asked: int8 would be served for it, too."""
-    asked = [Asked("vqa_logits", ((picture, "a"),), None)] * 300 + [
-        Asked("itm_logits", ((picture, "a"),), None)
+    asked = [Example("vqa_logits", ((picture, "a"),), None)] * 300 + [
+        Example("itm_logits", ((picture, "a"),), None)
     ] * texts
 
     def run(_: Feeds) -> Logits:
@@ -194,7 +194,9 @@ def test_a_head_that_was_asked_too_little_is_not_gated(picture: Path, texts: int
 
 def test_a_head_that_fails_fails_all_though_answers_agree_in_total(picture: Path) -> None:
     """A thousand questions do not make up for it."""
-    asked = [Asked("vqa_logits", ((picture, "a"),), None)] * 1000 + [Asked("itm_logits", ((picture, "a"),), None)] * 300
+    asked = [Example("vqa_logits", ((picture, "a"),), None)] * 1000 + [
+        Example("itm_logits", ((picture, "a"),), None)
+    ] * 300
     turns = itertools.cycle([0.0] * 1000 + [1.0] * 10 + [-1.0] * 290)
 
     def fp32(_: Feeds) -> Logits:
@@ -207,7 +209,7 @@ def test_a_head_that_fails_fails_all_though_answers_agree_in_total(picture: Path
 
     assert found["agreement"] > 0.99
     assert found["status"] == "failed"
-    assert found["why"] == "texts: 10 of 300 answers differ from fp32's, 1.0% may"
+    assert found["why"] == "texts: 10 of 300 answers differ from fp32's; 1.0% may"
 
 
 def written(picture: Path, *records: object) -> Path:
@@ -228,11 +230,11 @@ def test_records_are_for_the_head_that_answers_them_and_others_are_left_out(pict
         {"image": "1.png", "texts": ["a red circle", "a star"]},
     )
 
-    assert gate.read(data, ["vqa_logits"], SPEC) == [Asked("vqa_logits", ((picture, "how many?"),), "2")]
-    assert gate.read(data, ["itm_logits"], SPEC) == [Asked("itm_logits", ((picture, "a red circle"),), right=True)]
+    assert gate.read(data, ["vqa_logits"], SPEC) == [Example("vqa_logits", ((picture, "how many?"),), "2")]
+    assert gate.read(data, ["itm_logits"], SPEC) == [Example("itm_logits", ((picture, "a red circle"),), label=True)]
     assert gate.read(data, ["rank_logits"], SPEC) == [
-        Asked("rank_logits", ((picture, "a red circle"), (picture, "a red circle")), 1),
-        Asked("rank_logits", ((picture, "a red circle"), (picture, "a star")), None),
+        Example("rank_logits", ((picture, "a red circle"), (picture, "a red circle")), 1),
+        Example("rank_logits", ((picture, "a red circle"), (picture, "a star")), None),
     ]
     assert len(gate.read(data, ARTIFACT.manifest.heads, SPEC)) == 4
 
@@ -249,23 +251,26 @@ def test_kinds_that_help_shows_are_those_that_are_read(picture: Path) -> None:
 REFUSED = {
     "no JSON": ("{", r"line 2 is not JSON"),
     "no object": ([1], r"line 2 is not a JSON object"),
-    "no candidates": ({"text": "a", "images": []}, r"line 2 is no question, text or rank; it has text, images\."),
-    "one candidate": ({"image": "1.png", "texts": ["a"]}, r"line 2 is no question, text or rank"),
+    "no candidates": (
+        {"text": "a", "images": []},
+        r"line 2 is neither a question, a text nor a rank; it has text, images\.",
+    ),
+    "one candidate": ({"image": "1.png", "texts": ["a"]}, r"line 2 is neither a question, a text nor a rank"),
     "mistyped": ({"image": "1.png", "qestion": "a", "answer": "b"}, r"line 2 .* it has image, qestion, answer\."),
-    "texts that are numbers": ({"image": "1.png", "texts": [1, 2]}, r"line 2 is no question, text or rank"),
+    "texts that are numbers": ({"image": "1.png", "texts": [1, 2]}, r"line 2 is neither a question, a text nor a rank"),
     "blank question": ({"image": "1.png", "question": " "}, r"line 2: The text is empty"),
     "text with a NUL": ({"text": "a\0", "images": ["1.png", "1.png"]}, r"line 2: The text holds a NUL"),
-    "picture that is a number": ({"image": 1, "question": "a"}, r"line 2 has a value of another type"),
+    "picture that is a number": ({"image": 1, "question": "a"}, r"line 2 has a value of the wrong type"),
     "match beyond the candidates": ({"image": "1.png", "texts": ["a", "b"], "match": 2}, r"line 2: match is 2"),
     "match that is a word": ({"image": "1.png", "text": "a", "match": "yes"}, r"line 2: match is 'yes'"),
-    "missing picture": ({"image": "none.png", "question": "a"}, r"1 pictures are not there, the first is .*none\.png"),
+    "missing picture": ({"image": "none.png", "question": "a"}, r"1 pictures are missing, the first is .*none\.png"),
     "no picture": (
         {"image": "data.jsonl", "question": "a"},
-        r"1 pictures are of no use, the first is .*data\.jsonl: The image could not be identified",
+        r"1 pictures cannot be used, the first is .*data\.jsonl: The image could not be identified",
     ),
     "picture that is too long": (
         {"image": "long.png", "question": "a"},
-        r"1 pictures are of no use, the first is .*long\.png: The image is 90 x 10 pixels; .* at most 8\.4 times",
+        r"1 pictures cannot be used, the first is .*long\.png: The image is 90 x 10 pixels; .* at most 8\.4 times",
     ),
 }
 

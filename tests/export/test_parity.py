@@ -1,22 +1,23 @@
 """The exported graphs are transformers' ViLT; and a graph that is not is found out."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import factories
 import numpy as np
+import onnx
 import pytest
 import torch
 from exported import Exported, export_both_forms
+from onnx import numpy_helper
 from transformers import ViltConfig
 
 from export import checkpoint, graph, parity
-from models.answers import matching_score, sigmoid
 from models.batch import Feeds, collate
 from models.spec import ViltSpec
 
-SCORE_TOLERANCE = 1e-3  # of a request alone and inside a batch: different shapes round differently
 State = dict[str, torch.Tensor]
 
 
@@ -233,24 +234,42 @@ def test_answers_of_a_pair_are_the_same_alone_and_in_any_batch(small: Exported, 
     run = parity.onnx_runner(getattr(small, form))
     config = small.loaded.config
     pairs = [samples[0].features(config) for samples in parity.cases(config, 64) if len(samples) == 1]
-    alone = [scores_of(run(collate([pair])))[0] for pair in pairs]
+    alone = np.concatenate([parity.scores(run(collate([pair]))) for pair in pairs])
 
     for size in (2, 5, len(pairs)):
         for first in range(0, len(pairs), size):
-            together = scores_of(run(collate(pairs[first : first + size])))
+            together = parity.scores(run(collate(pairs[first : first + size])))
             for found, expected in zip(together, alone[first : first + size], strict=True):
-                assert found == pytest.approx(expected, abs=SCORE_TOLERANCE)
+                assert found == pytest.approx(expected, abs=parity.BATCH_TOLERANCE)
                 answers, expected_answers = found[:-2], expected[:-2]
                 same_answer = np.argmax(answers) == np.argmax(expected_answers)
-                assert same_answer or np.ptp(np.sort(expected_answers)[-2:]) <= SCORE_TOLERANCE
+                assert same_answer or np.ptp(np.sort(expected_answers)[-2:]) <= parity.BATCH_TOLERANCE
 
 
-def scores_of(logits: parity.Logits) -> list[list[float]]:
-    """Turn every head's logits to scores, a row a pair: answers, then match, then rank."""
-    return [
-        [*(sigmoid(float(logit)) for logit in vqa), matching_score(itm), sigmoid(float(rank[0]))]
-        for vqa, itm, rank in zip(logits["vqa_logits"], logits["itm_logits"], logits["rank_logits"], strict=True)
-    ]
+@pytest.mark.slow
+def test_check_records_how_far_rows_in_a_batch_are_from_the_same_rows_alone(small: Exported) -> None:
+    """Other shapes round differently, so it is not exactly zero."""
+    found = parity.check(small.loaded, small.model, small.three_parts)
+
+    assert 0 < found["max_score_difference_to_alone"] < found["tolerance_to_alone"] / 100
+
+
+@pytest.mark.slow
+def test_check_of_a_graph_whose_mask_does_nothing_raises_with_the_distance_from_alone(
+    small: Exported, tmp_path: Path
+) -> None:
+    """Rows that see padding, theirs or of the picture before, answer otherwise than alone."""
+    model = onnx.load(small.three_parts["interaction"])
+    (masked,) = [tensor for tensor in model.graph.initializer if numpy_helper.to_array(tensor).min() == graph.MASKED]
+    masked.CopyFrom(numpy_helper.from_array(np.zeros(masked.dims, np.float32), masked.name))
+    onnx.save(model, tmp_path / "interaction.onnx")
+    leaking = small.three_parts | {"interaction": tmp_path / "interaction.onnx"}
+
+    with pytest.raises(parity.ParityError) as raised:
+        parity.check(small.loaded, small.model, leaking)
+
+    (from_alone,) = re.findall(r"scores in a batch by (\S+) from those alone", str(raised.value))
+    assert float(from_alone) > parity.BATCH_TOLERANCE
 
 
 def test_rank_logits_of_a_matching_checkpoint_are_its_true_pair_row(small: Exported) -> None:

@@ -1,12 +1,13 @@
 """Products alone: that they are all the products of a run, and compute what they do inside it."""
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
 import pytest
 
-from export import int8, products
+from export import int8, int8_choices, products
 from models.manifest import load_artifact
 from server.settings import SHAPES
 
@@ -24,7 +25,9 @@ def test_products_are_those_of_a_run(graphs: dict[str, dict[str, Path]], precisi
     values = products.inputs(np.random.default_rng(0))
     tokens = values["mask"].shape[1]
 
-    found = [pair for part in products.PARTS for pair in products.taken_out(onnx.load(graphs[precision][part]), values)]
+    found = [
+        pair for part in products.PARTS for pair in products.matrix_products(onnx.load(graphs[precision][part]), values)
+    ]
 
     layers = sum(node.op_type == "Attention" for node in onnx.load(graphs[precision]["interaction"]).graph.node)
     assert layers > 0
@@ -62,3 +65,16 @@ def test_one_round_has_quartiles() -> None:
     found_ms = products.measure({"whole": lambda: None}, rounds=1)
 
     assert found_ms["whole"]["p25"] == found_ms["whole"]["median"] == found_ms["whole"]["p75"]
+
+
+@pytest.mark.parametrize("command", [products, int8_choices], ids=["products", "int8_choices"])
+def test_no_rounds_are_refused_with_a_sentence(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is measured: no rounds have no median."""
+    monkeypatch.setattr("sys.argv", ["command", str(SHAPES), "--rounds", "0"])
+
+    with pytest.raises(SystemExit):
+        command.main()
+
+    assert "argument --rounds: 0 is not a number of at least 1" in capsys.readouterr().err

@@ -13,10 +13,10 @@ from transformers import ViltModel
 
 from export.shapes import heldout, stream, train
 from export.shapes.captions import false_caption, true_caption
-from export.shapes.claims import NUMBERS
 from export.shapes.model import SPEC, ShapesModel, shapes_config, shapes_tokenizer
 from export.shapes.questions import KINDS, LABELS, question
 from export.shapes.scenes import COLORS, SHAPES, Scene, Thing, draw, random_scene
+from export.shapes.statements import NUMBERS
 from export.shapes.words import VOCABULARY
 
 SCENES = [random_scene((7, index)) for index in range(300)]

@@ -1,7 +1,8 @@
-"""What can be said of a scene: claims, which hold, or do not, or not clearly.
+"""Statements about a scene, which hold, do not hold, or are not clear (None).
 
-A claim is not clear (None) where an object is too near the middle for a side, of medium size, hardly further left. Only
-what is clear is asked or said, so that every answer and every false caption is right by construction.
+A statement is not clear where an object is of medium size, too near the middle to be on a side, or hardly further left
+than another. Only what is clear is asked or said, so every answer is right, and every false caption false, by
+construction.
 """
 
 from collections import Counter
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A description of objects; what it leaves open is None."""
+    """A description of objects; None leaves an attribute open."""
 
     color: str | None = None
     shape: str | None = None
@@ -63,7 +64,7 @@ class Some:
 
 @dataclass(frozen=True, slots=True)
 class Exactly:
-    """There are so many and no more; of nouns without a size."""
+    """There are exactly so many; for nouns without a size."""
 
     number: int
     noun: Noun
@@ -115,7 +116,7 @@ class Placed:
         return f"{_a(str(self.noun))} {'on' if self.side in ('left', 'right') else 'at'} the {self.side}"
 
 
-Claim = Some | Exactly | Related | Placed
+Statement = Some | Exactly | Related | Placed
 
 
 def size_of(thing: Thing) -> str | None:
@@ -132,20 +133,20 @@ def unique_names(scene: Scene) -> list[Noun]:
 
 
 def related(scene: Scene, rng: Rng) -> Related | None:
-    """Find two objects, each the only one of its name, one clearly to a side of the other."""
+    """Find two objects with unique names, one clearly to one side of the other."""
     unique = unique_names(scene)
     found = [
-        claim
+        statement
         for first in unique
         for second in unique
         for relation in RELATIONS
-        if first != second and (claim := Related(first, relation, second)).holds(scene)
+        if first != second and (statement := Related(first, relation, second)).holds(scene)
     ]
     return one_of(rng, found) if found else None
 
 
 def counted(scene: Scene, rng: Rng) -> Exactly:
-    """Count something, present three times in four."""
+    """Count something that is present three times in four."""
     which = rng.random()
     if which < 0.2:
         return Exactly(len(scene.things), Noun())
@@ -164,7 +165,7 @@ def other_noun(noun: Noun, rng: Rng) -> Noun:
 
 
 def one_of(rng: Rng, values: Sequence[T]) -> T:
-    """Pick one, each as likely as the others."""
+    """Pick one value, each with the same probability."""
     return values[int(rng.integers(len(values)))]
 
 
