@@ -32,6 +32,7 @@ class Settings(BaseSettings):
         cli_hide_none_type=True,
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
     )
 
     model: Annotated[list[Path], NoDecode] = Field(
