@@ -107,7 +107,7 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
         largest_px = tile_px(data) if image.format == "TIFF" else 0
     except TOO_MANY_PIXELS as error:
         raise InputTooLarge(
-            "image_too_large", f"The image has too many pixels: at most {max_pixels:,} are read."
+            "image_too_large", f"The image has too many pixels: at most {max_pixels:,} are allowed."
         ) from error
     except Exception as error:  # a decoder may fail in any way on hostile bytes
         raise InvalidInput(
@@ -121,7 +121,7 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
         )
     if largest_px > max_pixels:
         raise InputTooLarge(
-            "image_too_large", f"The image's tiles have too many pixels: at most {max_pixels:,} are read."
+            "image_too_large", f"The image's tiles have too many pixels: at most {max_pixels:,} are allowed."
         )
     if isinstance(image, JpegImageFile) and has_too_many_scans(data):
         raise InputTooLarge("too_many_scans", f"The JPEG image has more than {MAX_SCANS} scans.")

@@ -66,7 +66,7 @@ def gpu_name(driver: Any) -> str:
     """
     device, text, value = ctypes.c_int(), ctypes.create_string_buffer(128), ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-        raise MissingError("The NVIDIA driver is here, but it finds no GPU.")
+        raise MissingError("The NVIDIA driver is installed, but it finds no GPU.")
     driver.cuDriverGetVersion(ctypes.byref(value))
     if value.value < OLDEST_DRIVER:
         found = f"{value.value // 1000}.{value.value % 1000 // 10}"
