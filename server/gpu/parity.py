@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batch import Features, Feeds, collate
+from models.batch import Features, collate
 from models.image import ImagePatches
 from models.spec import Grid, ViltSpec
 from models.text import TextTokens
@@ -76,12 +76,6 @@ def random_batches(spec: ViltSpec, rng: np.random.Generator, most: int, count: i
     for _ in range(count):
         size = min(most, int(rng.geometric(0.5))) if rng.random() < 0.97 else most
         yield [_row(spec, rng, spec.grids[rng.integers(len(spec.grids))]) for _ in range(size)]
-
-
-def random_feeds(spec: ViltSpec, *, seed: int, batch: int) -> Feeds:
-    """Draw one batch."""
-    rng = np.random.default_rng(seed)
-    return collate([_row(spec, rng, spec.grids[rng.integers(len(spec.grids))]) for _ in range(batch)])
 
 
 def _row(spec: ViltSpec, rng: np.random.Generator, grid: Grid) -> Features:
