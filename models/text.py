@@ -1,4 +1,4 @@
-"""Text to token ids, with the tokenizer that the artifact carries."""
+"""From text to token ids, with the artifact's tokenizer."""
 
 import re
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class TextTokens:
     """One text as the graph reads it, without padding."""
 
     input_ids: NDArray[np.int64]  # (L,), [CLS] first, [SEP] last
-    truncated: bool  # the text was longer than the model reads
+    truncated: bool  # the text was longer than the model can read
 
 
 class TextEncoder:
-    """WordPiece from a `tokenizer.json`, cut at the length the model reads."""
+    """The tokenizer of a `tokenizer.json`; cuts texts at the length that the model reads."""
 
     def __init__(self, path: Path, max_tokens: int) -> None:
         try:

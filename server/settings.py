@@ -151,7 +151,9 @@ class Settings(BaseSettings):
     @field_validator("api_key")
     @classmethod
     def _can_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not KEYS.fullmatch(value.get_secret_value()):  # an empty one is not "no key": say so
+        if value is not None and not KEYS.fullmatch(
+            value.get_secret_value()
+        ):  # an empty key is a mistake, and does not mean "no key"
             raise ValueError("a key is one or more of A-Z a-z 0-9 - . _ ~ + /, and = at its end")
         return value
 
@@ -164,13 +166,13 @@ class Settings(BaseSettings):
     @classmethod
     def _are_origins(cls, values: list[str]) -> list[str]:
         for value in values:
-            if not ORIGIN.fullmatch(value):  # browsers name origins so, and anything else would match none
+            if not ORIGIN.fullmatch(value):  # the form in which browsers send origins: anything else would match none
                 raise ValueError(f"{value!r} is not * or an origin as https://example.com or http://localhost:3000")
         return values
 
 
 def command_line() -> CliSettingsSource[Settings]:
-    """Read flags, with a --help that shows no Python."""
+    """Return a source that reads flags, with a --help that shows no Python."""
     return CliSettingsSource(Settings, add_argument_method=_add_flag, formatter_class=HelpFormatter)
 
 
@@ -190,7 +192,7 @@ def shown_default(name: str) -> str:
 
 
 def explain(error: ValidationError) -> str:
-    """Say the first thing that is wrong: the setting, whichever way it was set, its value, and what it has to be."""
+    """Describe the first mistake in a sentence: the setting, its value, and what it has to be."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     flag = f"--{name.replace('_', '-')} (or {variable(name)})"
@@ -200,12 +202,12 @@ def explain(error: ValidationError) -> str:
 
 
 def variable(name: str) -> str:
-    """Name the environment variable of a setting."""
+    """Return the environment variable of a setting."""
     return PREFIX + name.upper()
 
 
 def warnings(settings: Settings, environment: Iterable[str]) -> Iterator[str]:
-    """Yield a sentence for each thing that is probably not meant so."""
+    """Yield a sentence for each setting that is probably a mistake."""
     yield from unknown_variables(environment)
     if settings.deadline_ms > 1000 * settings.drain_timeout_s:
         yield (
@@ -215,7 +217,7 @@ def warnings(settings: Settings, environment: Iterable[str]) -> Iterator[str]:
 
 
 def unknown_variables(environment: Iterable[str]) -> Iterator[str]:
-    """Say of each VILT_* variable that sets nothing so, and what it may have been meant to be."""
+    """Yield a sentence for each VILT_* variable that sets nothing, with the setting that may have been meant."""
     known = [variable(name) for name in Settings.model_fields]
     for name in sorted(environment):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
