@@ -17,7 +17,7 @@ from server.backend import LocalBackend
 from server.listening import Server
 from server.loading import load
 from server.metrics import Metrics
-from server.settings import Settings, unknown_variables, variable
+from server.settings import Settings, command_line, explain, warnings
 from server.version import own_version
 
 log = logging.getLogger("server")
@@ -28,11 +28,11 @@ def serve() -> None:
         print(f"vilt-serve {own_version()}")  # noqa: T201 what it was asked for
         return
     try:
-        settings = CliApp.run(Settings)
+        settings = CliApp.run(Settings, cli_settings_source=command_line())
     except ValidationError as error:
-        sys.exit(f"vilt-serve: {_explain(error)}; see vilt-serve --help")
+        sys.exit(f"vilt-serve: {explain(error)}; see vilt-serve --help")
     logs.configure(settings.log_format, settings.log_level)
-    for warning in unknown_variables(os.environ):
+    for warning in warnings(settings, os.environ):
         log.warning(warning)
     if settings.workers > 1:  # the same process, without the libraries of those that it starts
         signal.pthread_sigmask(signal.SIG_BLOCK, control.SIGNALS)  # they wait until the supervisor handles them
@@ -46,13 +46,3 @@ def serve() -> None:
     admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
     backend = LocalBackend(settings, models, admission, metrics, time.perf_counter)
     Server(create_app(settings, models, backend), settings, backend).run(listeners)
-
-
-def _explain(error: ValidationError) -> str:
-    """Say the first thing that is wrong, and with which setting, whichever way it was set."""
-    first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return message
-    name = str(first["loc"][0])
-    return f"--{name.replace('_', '-')}, or {variable(name)}: {message}"
