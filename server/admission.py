@@ -12,6 +12,10 @@ from server.watchdog import Watchdog
 
 FAULTS_IN_A_ROW = 3  # runs that fail one after the other, until the server no longer calls itself ready
 FAULTY_S = 10.0  # after the last of them it is ready for another try: whom a balancer leaves out has no run to succeed
+BROKEN_FAULTS, BROKEN_S = (
+    10,
+    60.0,
+)  # faults in a row, over at least so long, after which runs are not expected to succeed
 BEYOND_DOUBT = 0.5  # of a run as it took at warm-up: an idle engine refuses only what has even less time
 
 
@@ -60,7 +64,7 @@ class Admission:
         self._work_s = dict.fromkeys(Urgency, 0.0)
         self._prepare_s = Mean()  # what decoding and the like have taken of late
         self._is_open = False
-        self._faults, self._fault_s = 0, 0.0  # in a row, and the instant of the last
+        self._faults, self._first_fault_s, self._fault_s = 0, 0.0, 0.0  # in a row; instants of the first and the last
         self._runs: list[Run] = []  # under way, the oldest first
         self.watchdog = Watchdog()
         self._promises = Promises(clock)
@@ -92,8 +96,16 @@ class Admission:
         """Learn how a run went: the third fault in a row and each after it end readiness, a success brings it back."""
         if is_sound:
             self._faults = 0
-        else:
-            self._faults, self._fault_s = self._faults + 1, self._clock()
+            return
+        self._fault_s = self._clock()
+        if not self._faults:
+            self._first_fault_s = self._fault_s
+        self._faults += 1
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether runs have failed for so long that the engine is not expected to recover."""
+        return self._faults >= BROKEN_FAULTS and self._fault_s - self._first_fault_s >= BROKEN_S
 
     @contextlib.contextmanager
     def following(self, batch: Sequence[Entry], estimate_s: float) -> Iterator[None]:

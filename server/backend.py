@@ -130,6 +130,7 @@ class LocalBackend:
         )
         self.places = Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock)
         self._metrics = metrics
+        self._is_on_gpu = settings.provider != "cpu"
         for model in models:
             labels = (model.name, model.artifact.precision, model.engine.provider, model.artifact.short_identity)
             metrics.model_info.labels(*labels, own_version()).set(1)
@@ -158,9 +159,13 @@ class LocalBackend:
             os._exit(1)  # for whose thread Python would wait
 
     async def _end_if_hopeless(self, batching: asyncio.Task[None]) -> None:
-        """End the process when a run will never end, once those who wait have been told."""
-        await self.admission.watchdog.until_hopeless()
-        log.critical("a run of the model does not end: ending, to be started again")
+        """End the process when a run will never end or a GPU is broken, once those who wait have been told.
+
+        After an error such as an illegal address, CUDA refuses every call until the process ends.
+        """
+        await self.admission.watchdog.until_hopeless(lambda: self._is_on_gpu and self.admission.is_broken)
+        what = "a run of the model does not end" if self.admission.watchdog.is_stuck else "all runs of the model fail"
+        log.critical("%s: ending, to be started again", what)
         self.admission.close()
         batching.cancel()
         try:

@@ -6,7 +6,7 @@ import itertools
 import pytest
 from fakes import FakeClock, FakeEngine, features, latency, served
 
-from server.admission import FAULTS_IN_A_ROW, FAULTY_S, Admission
+from server.admission import BROKEN_FAULTS, BROKEN_S, FAULTS_IN_A_ROW, FAULTY_S, Admission
 from server.errors import DeadlineExceeded, Overloaded, Unavailable
 from server.metrics import Metrics
 from server.types import Entry, ServedModel, Urgency
@@ -244,6 +244,22 @@ def test_faulty_server_is_tried_again_after_a_while_and_one_more_fault_is_enough
         look()
 
     assert seen == ["faulty", "ready", "faulty", "ready"]
+
+
+def test_engine_is_broken_after_many_faults_in_a_row_over_a_minute() -> None:
+    """Neither a burst of faults nor a few far apart say so, and a success begins anew."""
+    desk = Desk()
+
+    def fail(times: int, every_s: float) -> bool:
+        for _ in range(times):
+            desk.admission.report(False)
+            desk.clock.now_s += every_s
+        return desk.admission.is_broken
+
+    assert not fail(10 * BROKEN_FAULTS, every_s=0.1)
+    desk.admission.report(True)
+    assert not fail(BROKEN_FAULTS - 1, every_s=BROKEN_S)
+    assert fail(1, every_s=0)
 
 
 def test_server_told_to_end_while_it_starts_does_not_become_ready() -> None:
