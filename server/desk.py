@@ -121,7 +121,6 @@ class Desk:
         grid: list[int],
         key: str,
         client: str,
-        request_id: str,
     ) -> None:
         """Queue an entry whose patches are in a slot."""
         admitted = self._admitted[permit]
@@ -137,7 +136,6 @@ class Desk:
             urgency=admitted.urgency,
             deadline_s=admitted.deadline_s,
             client=client,
-            request_id=request_id,
             key=key,
             let_go=functools.partial(self._slots.let_go, slot),
         )

@@ -97,7 +97,6 @@ class Pipeline:
         deadline_s: float,
         *,
         client: str = "",
-        request_id: str = "",
     ) -> Outcome:
         """Answer one question, or match one text.
 
@@ -112,7 +111,7 @@ class Pipeline:
             async with self._backend.admit(model, Urgency.INTERACTIVE, 1, deadline_s, asked) as permit:
                 timings.mark("admit")
                 pair = await self._in_pool(lambda: self._preparation.pair(model, body.image, text, timings))
-                entry = _entry(model, pair, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s, request_id=request_id)
+                entry = _entry(model, pair, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s)
                 result = await permit.run(entry)
                 _mark_runs(timings, [result])
                 top_k = body.top_k if isinstance(body, VqaBody) else 0
@@ -126,7 +125,6 @@ class Pipeline:
         deadline_s: float,
         *,
         client: str = "",
-        request_id: str = "",
     ) -> RankOutcome:
         """Rank candidates, best first; they are prepared just in time, slice by slice.
 
@@ -144,9 +142,7 @@ class Pipeline:
                 first = await self._in_pool(lambda: self._preparation.first_of(model, body, timings, pixels))
 
                 def make_entry(pair: Pair) -> Entry:
-                    return _entry(
-                        model, pair, urgency=Urgency.RANK, deadline_s=deadline_s, request_id=request_id, client=client
-                    )
+                    return _entry(model, pair, urgency=Urgency.RANK, deadline_s=deadline_s, client=client)
 
                 def prepare(index: int) -> Pair:
                     return self._preparation.candidate(model, body, index, first, pixels)
@@ -243,16 +239,13 @@ def _asked(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:
             return client, "itm", end_of(body.text), end_of(body.image)
 
 
-def _entry(
-    model: ServedModel, pair: Pair, *, urgency: Urgency, deadline_s: float, request_id: str, client: str = ""
-) -> Entry:
+def _entry(model: ServedModel, pair: Pair, *, urgency: Urgency, deadline_s: float, client: str = "") -> Entry:
     return Entry(
         model=model,
         features=pair.features,
         urgency=urgency,
         deadline_s=deadline_s,
         client=client,
-        request_id=request_id,
         key=(model.name, pair.digest, pair.features.text.input_ids.tobytes()),
     )
 

@@ -142,7 +142,6 @@ class RemotePermit:
             "grid": image.grid,
             "key": _digest(entry.key),
             "client": entry.client,
-            "request_id": entry.request_id,
         }
         ids = input_ids.tobytes() + image.position_ids.tobytes()
         result = read_result(*await self._line.call(self._line.next_number(), "run", fields, ids))

@@ -97,15 +97,14 @@ class TaskRoutes:
 
     async def rank(self, request: Request) -> Response:
         """Rank images for a text, or texts for an image."""
-        rank = functools.partial(self._pipeline.rank, client=client_of(request), request_id=request.state.request_id)
+        rank = functools.partial(self._pipeline.rank, client=client_of(request))
         outcome = await self._walk(request, "rank", RankBody, rank)
         return self._respond(request, outcome, results=_written(outcome.results))
 
     def _answer(
         self, request: Request, task: str
     ) -> Callable[[Callable[[], Awaitable[VqaBody | ItmBody]], Timings, float], Awaitable[Outcome]]:
-        about = {"client": client_of(request), "request_id": request.state.request_id}
-        return functools.partial(self._pipeline.answer, task, **about)
+        return functools.partial(self._pipeline.answer, task, client=client_of(request))
 
     async def _walk(
         self,
@@ -211,7 +210,6 @@ class TaskRoutes:
                 total_ms=round(1000 * elapsed_s, 3),
                 timing_ms={stage: round(1000 * value, 3) for stage, value in {**stages_s, **timings.parts_s}.items()},
                 batch_size=outcome.ran.batch_size if outcome else None,
-                batch_mates=tuple(sorted(outcome.ran.ran_together - {request_id})) if outcome else (),
             )
         )
 

@@ -31,7 +31,6 @@ class SlowRequest:
     total_ms: float
     timing_ms: dict[str, float]  # the stages it went through, and parts of inference
     batch_size: int | None = None  # how many ran together; of a rank, in its last slice
-    batch_mates: tuple[str, ...] = ()  # the other requests' ids
 
 
 Heap = list[tuple[float, int, SlowRequest]]  # by total_ms, the fastest first; the number settles ties

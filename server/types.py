@@ -132,7 +132,6 @@ class EntryResult:
     ended_s: float
     parts_s: dict[str, float]
     batch_size: int
-    ran_together: frozenset[str] = frozenset()  # ids of the requests whose entries were in the batch
 
     def since(self, joined_s: float) -> "EntryResult":
         """Take what a run is to an entry that joined it: what was left of it, if anything was."""
@@ -155,8 +154,7 @@ class Entry:
     urgency: Urgency
     deadline_s: float
     client: str = ""
-    request_id: str = ""
-    key: Hashable | None = None
+    key: Hashable = field(default_factory=object)  # unless given, unlike any other
     queued_s: float = 0.0
     followers: list["Entry"] = field(default_factory=list)
     let_go: Callable[[], None] = lambda: None  # called once, when nobody will look at the features any more

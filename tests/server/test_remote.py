@@ -112,7 +112,7 @@ async def until(has_happened: Callable[[], bool]) -> None:
 
 
 def test_entries_of_two_fronts_run_in_one_batch_and_each_gets_its_own() -> None:
-    """Logits, instants and batch mates come back as the engine gave them; nothing is held afterwards."""
+    """Logits, instants and batch sizes come back as the engine gave them; nothing is held afterwards."""
 
     async def scenario() -> None:
         async with Split().running() as split:
