@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -62,9 +62,9 @@ class Backend(Protocol):
         ...
 
     def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
+        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
     ) -> AbstractAsyncContextManager[Permit]:
-        """Hold room for a request's entries while it is answered; by its key one that was refused is known again.
+        """Hold room for a request's entries until it is answered; its key identifies it when it comes back.
 
         Raises: ServerError: as Admission.admit.
         """
@@ -183,9 +183,9 @@ class LocalBackend:
 
     @contextlib.asynccontextmanager
     async def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
+        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
     ) -> AsyncIterator[Permit]:
-        with self.admission.admit(model, urgency, entries, deadline_s, key_of) as ticket:
+        with self.admission.admit(model, urgency, entries, deadline_s, key) as ticket:
             yield LocalPermit(ticket, self.batcher)
 
     def record(self, request: SlowRequest) -> None:

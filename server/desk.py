@@ -102,7 +102,7 @@ class Desk:
             if len(self._slots) < wanted:
                 why = "There is no memory for another image now: come back later."
                 raise Overloaded("overloaded", why, retry_after_s=served.latency.run_s(1))
-            admitted = self._backend.admission.admit(served, Urgency(urgency), entries, deadline_s, lambda: key)
+            admitted = self._backend.admission.admit(served, Urgency(urgency), entries, deadline_s, key)
             ticket = stack.enter_context(admitted)
             slots = self._slots.take(wanted)
             for slot in slots:

@@ -21,7 +21,7 @@ from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Timings
 
 T = TypeVar("T")
 MATCH_FROM = 0.5  # a pair is said to match from this score on
-TELLING = 256  # bytes or characters at the end of an image or a text that tell it from others
+KEY_END = 256  # bytes or characters at the end of an image or a text, by which a retry is recognised
 PREPARED_AHEAD = 4  # candidates of a rank decoded before the engine asks for them
 
 
@@ -107,8 +107,9 @@ class Pipeline:
             timings.mark("receive")
             model = self._choose(body.model, task)
             text = body.question if isinstance(body, VqaBody) else body.text
-            asked = functools.partial(_asked, client, body)
-            async with self._backend.admit(model, Urgency.INTERACTIVE, 1, deadline_s, asked) as permit:
+            async with self._backend.admit(
+                model, Urgency.INTERACTIVE, 1, deadline_s, _retry_key(client, body)
+            ) as permit:
                 timings.mark("admit")
                 pair = await self._in_pool(lambda: self._preparation.pair(model, body.image, text, timings))
                 entry = _entry(model, pair, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s)
@@ -135,8 +136,7 @@ class Pipeline:
             timings.mark("receive")
             model = self._choose(body.model, "rank")
             count = len(body.candidates)
-            asked = functools.partial(_asked, client, body)
-            async with self._backend.admit(model, Urgency.RANK, count, deadline_s, asked) as permit:
+            async with self._backend.admit(model, Urgency.RANK, count, deadline_s, _retry_key(client, body)) as permit:
                 timings.mark("admit")
                 pixels = self._preparation.budget()
                 first = await self._in_pool(lambda: self._preparation.first_of(model, body, timings, pixels))
@@ -223,11 +223,14 @@ def _mark_runs(timings: Timings, results: Sequence[EntryResult]) -> None:
             timings.parts_s[part] = timings.parts_s.get(part, 0.0) + value
 
 
-def _asked(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:
-    """Tell a request from others that the client may make, in microseconds and few bytes: by its parts' ends."""
+def _retry_key(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:
+    """Return what a request is recognised by when it comes back: client, task, and the end of each part.
+
+    Units: a microsecond or two.
+    """
 
     def end_of(content: str | bytes | None) -> Hashable:
-        return content and (len(content), content[-TELLING:])
+        return content and (len(content), content[-KEY_END:])
 
     match body:
         case RankBody():

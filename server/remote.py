@@ -213,7 +213,7 @@ class RemoteBackend:
 
     @contextlib.asynccontextmanager
     async def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
+        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
     ) -> AsyncIterator[RemotePermit]:
         line = self._connected()
         fields = {
@@ -221,7 +221,7 @@ class RemoteBackend:
             "urgency": urgency,
             "entries": entries,
             "deadline_s": deadline_s,
-            "key": _digest(key_of()),
+            "key": _digest(key),
         }
         async with line.hold("admit", fields) as (number, slots):
             yield RemotePermit(line, number, slots)

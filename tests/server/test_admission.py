@@ -26,7 +26,7 @@ class Desk:
 
     def admit(self, entries: int = 1, *, rank: bool = False, within_s: float = LATER, key: str = ""):  # noqa: ANN201
         urgency = Urgency.RANK if rank else Urgency.INTERACTIVE
-        return self.admission.admit(self.model, urgency, entries, self.clock.now_s + within_s, lambda: key)
+        return self.admission.admit(self.model, urgency, entries, self.clock.now_s + within_s, key)
 
     def refusal(
         self, entries: int = 1, *, rank: bool = False, within_s: float = LATER, key: str = ""
@@ -147,7 +147,7 @@ def test_idle_engine_refuses_only_what_is_impossible_beyond_doubt() -> None:
 
 
 def test_who_comes_back_in_time_finds_the_room_that_newcomers_leave() -> None:
-    """With three runs ahead and 0.45 s left there is room for one more; who was promised it gets it."""
+    """With three runs ahead and 0.45 s left there is room for one more; whoever has a reservation gets it."""
     desk = Desk()
     with desk.admit(5):
         wait_s = desk.refusal(within_s=0.45, key="early").retry_after_s or 0.0
@@ -173,7 +173,7 @@ def test_those_who_are_refused_together_are_told_to_come_back_one_after_the_othe
     assert all(gap_s > ONE_RUN_S for gap_s in gaps_s[1:])
 
 
-def test_idle_engine_waits_for_nobody_who_was_promised_room() -> None:
+def test_idle_engine_waits_for_no_reservation() -> None:
     """Work-conserving: what is there goes first."""
     desk = Desk()
     with desk.admit(5):
@@ -207,7 +207,7 @@ def test_request_is_not_told_to_stay_away_because_others_waited_to_be_decoded() 
         with desk.admit(within_s=3, key="a"):
             pass
 
-    assert refused.message.endswith("left: come back later, or allow more time.")
+    assert refused.message.endswith("left: retry later, or allow more time.")
     assert refused.retry_after_s == pytest.approx(2.5, rel=1e-3)
 
 

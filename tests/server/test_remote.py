@@ -81,7 +81,7 @@ class Split:
         text = features(number).text
         image = ImagePatches(np.full((2, 3072), patch, np.uint8), np.ones(2, np.int64), (1, 2))
         backend = self.fronts[front]
-        async with backend.admit(model, Urgency.INTERACTIVE, 1, deadline_s, lambda: ("client", number)) as permit:
+        async with backend.admit(model, Urgency.INTERACTIVE, 1, deadline_s, ("client", number)) as permit:
             entry = Entry(
                 model=model,
                 features=Features(image, text),
