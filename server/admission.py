@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from server.errors import DeadlineExceeded, Overloaded, ServerError, Unavailable
 from server.metrics import Metrics
 from server.reservations import SHARE, Reservations
-from server.types import Clock, Entry, Mean, ServedModel, Urgency
+from server.types import Clock, Entry, LoadedModel, Mean, Urgency
 from server.watchdog import Watchdog
 
 FAULTS_IN_A_ROW = 3  # runs that fail one after the other, until the server no longer calls itself ready
@@ -161,7 +161,7 @@ class Admission:
 
     @contextlib.contextmanager
     def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
+        self, model: LoadedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
     ) -> Iterator[Ticket]:
         """Hold room for a request's entries until it is answered.
 
@@ -195,7 +195,7 @@ class Admission:
             ticket.release()
 
     def _forecast(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
+        self, model: LoadedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
     ) -> Forecast:
         remaining_s = deadline_s - self._clock()
         if remaining_s <= 0:
@@ -226,7 +226,7 @@ class Admission:
         error.details = forecast.details_ms
         return error
 
-    def _ahead(self, model: ServedModel, urgency: Urgency, entries: int) -> tuple[float, float]:
+    def _ahead(self, model: LoadedModel, urgency: Urgency, entries: int) -> tuple[float, float]:
         """Estimate the engine time of what goes ahead of a request, and of each of its own entries."""
         latency, most = model.latency, model.max_batch_size
         queued_s = self._work_s[Urgency.INTERACTIVE]

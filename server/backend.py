@@ -8,10 +8,12 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
+from models.batch import Features
 from server.admission import Admission, Ticket
 from server.batcher import Batcher
 from server.clients import Places
@@ -19,7 +21,7 @@ from server.metrics import Metrics
 from server.reports import Reports
 from server.settings import Settings
 from server.slowest import Slowest, SlowRequest
-from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
+from server.types import Clock, Entry, EntryResult, LoadedModel, Urgency
 from server.version import own_version
 
 log = logging.getLogger(__name__)
@@ -30,8 +32,10 @@ LAST_WORDS_S = 1.0  # for responses to those who waited, when the process ends i
 class Permit(Protocol):
     """The right to have so many entries run."""
 
-    async def run(self, entry: Entry) -> EntryResult:
+    async def run(self, features: Features, key: Hashable) -> EntryResult:
         """Queue an entry and wait for its result; its part of the permit is then used up.
+
+        Entries of one key ask for the same, and one in flight is joined.
 
         Raises: ServerError: of the kind that says why there is none.
         """
@@ -62,7 +66,7 @@ class Backend(Protocol):
         ...
 
     def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
+        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
     ) -> AbstractAsyncContextManager[Permit]:
         """Hold room for a request's entries until it is answered; its key identifies it when it comes back.
 
@@ -94,17 +98,30 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LocalPermit:
-    """A permit of this process."""
+    """A permit of this process, and what all entries of its request have in common."""
 
-    def __init__(self, ticket: Ticket, batcher: Batcher) -> None:
-        self._ticket = ticket
-        self._batcher = batcher
+    batcher: Batcher
+    ticket: Ticket
+    model: LoadedModel
+    urgency: Urgency
+    deadline_s: float
+    client: str
 
-    async def run(self, entry: Entry) -> EntryResult:
-        """Queue an entry and wait for its result."""
-        result = await self._batcher.submit(entry)
-        self._ticket.finish()
+    async def run(self, features: Features, key: Hashable, let_go: Callable[[], None] = lambda: None) -> EntryResult:
+        """Queue an entry and wait for its result; `let_go` is called when its features are not needed any more."""
+        entry = Entry(
+            model=self.model,
+            features=features,
+            urgency=self.urgency,
+            deadline_s=self.deadline_s,
+            client=self.client,
+            key=key,
+            let_go=let_go,
+        )
+        result = await self.batcher.submit(entry)
+        self.ticket.finish()
         return result
 
 
@@ -114,11 +131,12 @@ class LocalBackend:
     def __init__(
         self,
         settings: Settings,
-        models: Sequence[ServedModel],
+        models: Sequence[LoadedModel],
         admission: Admission,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
+        self._models = {model.name: model for model in models}
         self.admission = admission
         self.batcher = Batcher(
             clock,
@@ -183,10 +201,26 @@ class LocalBackend:
 
     @contextlib.asynccontextmanager
     async def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
-    ) -> AsyncIterator[Permit]:
-        with self.admission.admit(model, urgency, entries, deadline_s, key) as ticket:
-            yield LocalPermit(ticket, self.batcher)
+        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
+    ) -> AsyncIterator[LocalPermit]:
+        with self.permit(model, urgency, entries, deadline_s=deadline_s, client=client, key=key) as permit:
+            yield permit
+
+    @contextlib.contextmanager
+    def permit(
+        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
+    ) -> Iterator[LocalPermit]:
+        """Do what `admit` does, without a loop."""
+        loaded = self._models[model]
+        with self.admission.admit(loaded, urgency, entries, deadline_s, key) as ticket:
+            yield LocalPermit(
+                batcher=self.batcher,
+                ticket=ticket,
+                model=loaded,
+                urgency=urgency,
+                deadline_s=deadline_s,
+                client=client,
+            )
 
     def record(self, request: SlowRequest) -> None:
         """Count a request, learn from an answer what it took beside queue and run, and perhaps keep it."""

@@ -16,7 +16,7 @@ from server.caches import Cache
 from server.errors import EngineFault, ServerError, Unavailable
 from server.metrics import Metrics
 from server.queue import Queue
-from server.types import Clock, Entry, EntryResult, Logits, ServedModel
+from server.types import Clock, Entry, EntryResult, LoadedModel, Logits
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Batcher:
             for entry in leader.all():
                 entry.resolve(outcome)
 
-    def _run(self, model: ServedModel, batch: list[Entry]) -> tuple[list[EntryResult | ServerError], float] | None:
+    def _run(self, model: LoadedModel, batch: list[Entry]) -> tuple[list[EntryResult | ServerError], float] | None:
         """Pad, run, and share out; on a thread of the engine's. A row that is not finite fails alone.
 
         Returns None, and runs nothing, if all have gone since the batch was formed.
@@ -187,7 +187,7 @@ class Batcher:
         self._leaders.pop((leader.key, leader.urgency), None)
 
 
-def _padding_ratio(model: ServedModel, feeds: Feeds) -> float:
+def _padding_ratio(model: LoadedModel, feeds: Feeds) -> float:
     """Tell the share of padding among the tokens that were run, an engine's own padding with it."""
     rows, tokens = model.engine.padded(*feeds.mask.shape)
     return 1.0 - (1.0 - feeds.padding_ratio) * feeds.mask.size / (rows * tokens)

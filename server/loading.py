@@ -15,13 +15,13 @@ from server.gpu.program import open_engine
 from server.latency import calibrated
 from server.memory import check_fits, memory_limit_bytes, returning_what_is_freed
 from server.settings import Settings
-from server.types import Engine, ServedModel
+from server.types import Engine, LoadedModel
 
 log = logging.getLogger("server")
 TOGETHER = {False: 8, True: 32}  # rows of a batch at most, by whether they run on a GPU
 
 
-def load(settings: Settings) -> list[ServedModel]:
+def load(settings: Settings) -> list[LoadedModel]:
     """Verify, load and warm up every artifact, one after the other, and all before any serves: see GpuEngine.warm_up.
 
     Raises: ArtifactError: one of them cannot be served.
@@ -30,7 +30,7 @@ def load(settings: Settings) -> list[ServedModel]:
     on_gpu = settings.provider != "cpu"
     together = settings.max_batch_size or TOGETHER[on_gpu]
     cache = settings.cache_dir or user_cache_path("vilt-server")
-    models: list[ServedModel] = []
+    models: list[LoadedModel] = []
     limit_bytes = memory_limit_bytes()
     for folder in settings.model:
         artifact = load_artifact(folder, settings.precision, has_vnni=has_vnni(), on_gpu=on_gpu)
@@ -61,7 +61,15 @@ def load(settings: Settings) -> list[ServedModel]:
             cache=cache,
             clock=time.perf_counter,
         )
-        models.append(ServedModel(artifact=artifact, engine=engine, latency=latency, max_batch_size=most))
+        model = LoadedModel(
+            artifact=artifact,
+            provider=engine.provider,
+            slice_size=latency.slice_size(most),
+            engine=engine,
+            latency=latency,
+            max_batch_size=most,
+        )
+        models.append(model)
         log.info(
             "serving %s: %s, %s on %s, %d threads, about %.1f ms a run",
             artifact.manifest.name,

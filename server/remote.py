@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from models.batch import Features
 from server.channel import Channel, Message, read_error, read_result, write_request
 from server.errors import Unavailable
 from server.slots import Memory
 from server.slowest import SlowRequest
-from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
+from server.types import Clock, EntryResult, Urgency
 
 UNSENT = 10_000  # requests that ended while no engine process listened, and are counted when one does again
 TELL_BYTES = 1_000_000  # by which what bodies hold has changed before it is told
@@ -131,17 +132,16 @@ class RemotePermit:
         for slot in slots:
             self._free.put_nowait(slot)
 
-    async def run(self, entry: Entry) -> EntryResult:
-        """Have an entry run; what fails ends the request, and with it the use of its slot."""
+    async def run(self, features: Features, key: Hashable) -> EntryResult:
+        """Have an entry run; a failure ends the request, and with it the use of its slot."""
         slot = await self._free.get()
-        image, input_ids = entry.features.image, entry.features.text.input_ids
+        image, input_ids = features.image, features.text.input_ids
         np.copyto(self._line.memory.view(slot, *image.patches.shape), image.patches)
         fields = {
             "permit": self._number,
             "slot": slot,
             "grid": image.grid,
-            "key": _digest(entry.key),
-            "client": entry.client,
+            "key": _digest(key),
         }
         ids = input_ids.tobytes() + image.position_ids.tobytes()
         result = read_result(*await self._line.call(self._line.next_number(), "run", fields, ids))
@@ -213,14 +213,15 @@ class RemoteBackend:
 
     @contextlib.asynccontextmanager
     async def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
+        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
     ) -> AsyncIterator[RemotePermit]:
         line = self._connected()
         fields = {
-            "model": model.name,
+            "model": model,
             "urgency": urgency,
             "entries": entries,
             "deadline_s": deadline_s,
+            "client": client,
             "key": _digest(key),
         }
         async with line.hold("admit", fields) as (number, slots):

@@ -9,7 +9,7 @@ from fakes import FakeClock, FakeEngine, features, latency, served
 from server.admission import BROKEN_FAULTS, BROKEN_S, FAULTS_IN_A_ROW, FAULTY_S, Admission
 from server.errors import DeadlineExceeded, Overloaded, Unavailable
 from server.metrics import Metrics
-from server.types import Entry, ServedModel, Urgency
+from server.types import Entry, LoadedModel, Urgency
 
 ONE_RUN_S = 0.1
 LATER = 1e9
@@ -42,7 +42,7 @@ class Desk:
         return self.metrics.registry.get_sample_value("vilt_in_flight_entries")
 
 
-def entry(model: ServedModel) -> Entry:
+def entry(model: LoadedModel) -> Entry:
     return Entry(model=model, features=features(1), urgency=Urgency.INTERACTIVE, deadline_s=LATER)
 
 
