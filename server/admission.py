@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from server.errors import DeadlineExceeded, Overloaded, ServerError, Unavailable
 from server.metrics import Metrics
+from server.queue import RANK_TURN
 from server.reservations import SHARE, Reservations
 from server.types import Clock, Entry, LoadedModel, Mean, Urgency
 from server.watchdog import Watchdog
@@ -235,7 +236,8 @@ class Admission:
             queued_s += self._work_s[Urgency.RANK]
         else:
             together = latency.batch_size(self._entries[urgency] + entries, most)
-            queued_s += latency.run_s(1) if self._work_s[Urgency.RANK] else 0.0  # the slice that is running
+            turns = 1 + self._entries[urgency] // together // RANK_TURN  # the first for the slice that is running
+            queued_s += min(turns, self._entries[Urgency.RANK]) * latency.run_s(1)
         if self._runs:  # those behind the oldest wait for it
             queued_s = max(0.0, queued_s - self._runs[0].done_s(self._clock()))
         return queued_s, latency.run_s(together) / together

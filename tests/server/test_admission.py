@@ -9,6 +9,7 @@ from fakes import FakeClock, FakeEngine, features, latency, served
 from server.admission import BROKEN_FAULTS, BROKEN_S, FAULTS_IN_A_ROW, FAULTY_S, Admission
 from server.errors import DeadlineExceeded, Overloaded, Unavailable
 from server.metrics import Metrics
+from server.queue import RANK_TURN
 from server.types import Entry, LoadedModel, Urgency
 
 ONE_RUN_S = 0.1
@@ -119,6 +120,27 @@ def test_question_does_not_count_the_rank_behind_it() -> None:
         refused = desk.refusal(rank=True, within_s=1)
 
     assert refused.details["queued_ms"] == pytest.approx(20_000)
+
+
+@pytest.mark.parametrize(("questions", "slices"), [(1, 1), (RANK_TURN - 1, 1), (RANK_TURN, 2), (3 * RANK_TURN, 4)])
+def test_question_counts_the_slices_whose_turn_comes_before_it(questions: int, slices: int) -> None:
+    """After eight runs of questions a rank that waits has one."""
+    desk = Desk(capacity=1000)
+
+    with desk.admit(200, rank=True), desk.admit(questions):
+        refused = desk.refusal(within_s=0.15)
+
+    assert refused.details["queued_ms"] == pytest.approx(1000 * ONE_RUN_S * (questions + slices))
+
+
+def test_question_counts_no_more_slices_than_there_are_candidates() -> None:
+    """A short rank has no turn after its last."""
+    desk = Desk(capacity=1000)
+
+    with desk.admit(2, rank=True), desk.admit(5 * RANK_TURN):
+        refused = desk.refusal(within_s=0.15)
+
+    assert refused.details["queued_ms"] == pytest.approx(1000 * ONE_RUN_S * (5 * RANK_TURN + 2))
 
 
 def test_rank_gives_back_the_time_of_candidates_that_are_done() -> None:
