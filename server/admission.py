@@ -134,7 +134,7 @@ class Admission:
         """Stop being ready, for good."""
         self._is_open, self.is_draining = False, True
 
-    def report(self, is_sound: bool) -> None:
+    def observe_run(self, is_sound: bool) -> None:
         """Learn how a run went: the third fault in a row and each after it end readiness, a success brings it back."""
         if is_sound:
             self._faults = 0
@@ -242,7 +242,7 @@ class Admission:
             queued_s = max(0.0, queued_s - self._runs[0].done_s(self._clock()))
         return queued_s, latency.run_s(together) / together
 
-    def prepared(self, seconds: float) -> None:
+    def observe_preparation(self, seconds: float) -> None:
         """Learn from an answer how long a request takes beside the queue and the run."""
         self._prepare_s.add(seconds)
 

@@ -20,7 +20,7 @@ from server.clients import Places
 from server.metrics import Metrics
 from server.reports import Reports
 from server.settings import Settings
-from server.slowest import Slowest, SlowRequest
+from server.slowest import RequestRecord, Slowest
 from server.types import Clock, Entry, EntryResult, LoadedModel, Urgency
 from server.version import own_version
 
@@ -74,7 +74,7 @@ class Backend(Protocol):
         """
         ...
 
-    def record(self, request: SlowRequest) -> None:
+    def record(self, request: RequestRecord) -> None:
         """Count a request that has had its response."""
         ...
 
@@ -143,7 +143,7 @@ class LocalBackend:
             metrics,
             overlapping=models[0].engine.overlapping,  # all models have the same provider
             kept_logits=settings.logits_cache_entries,
-            report=admission.report,
+            report=admission.observe_run,
             following=admission.following,
         )
         self.places = Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock)
@@ -222,11 +222,11 @@ class LocalBackend:
                 client=client,
             )
 
-    def record(self, request: SlowRequest) -> None:
+    def record(self, request: RequestRecord) -> None:
         """Count a request, learn from an answer what it took beside queue and run, and perhaps keep it."""
         self._metrics.record(request)
         if request.code == "ok":
-            self.admission.prepared(
+            self.admission.observe_preparation(
                 sum(request.timing_ms[stage] for stage in ("decode", "preprocess", "tokenize")) / 1000
             )
         self._slowest.add(request)

@@ -13,7 +13,7 @@ import numpy as np
 
 from server import errors
 from server.errors import ServerError
-from server.slowest import SlowRequest
+from server.slowest import RequestRecord
 from server.types import EntryResult
 
 log = logging.getLogger(__name__)
@@ -115,11 +115,11 @@ def read_result(fields: dict[str, Any], payload: bytes) -> EntryResult:
     return EntryResult(**fields | {"logits": logits})
 
 
-def write_request(request: SlowRequest) -> dict[str, Any]:
+def write_record(request: RequestRecord) -> dict[str, Any]:
     """Put what became of a request into a message's fields."""
     return asdict(request) | {"when": request.when.isoformat()}
 
 
-def read_request(fields: dict[str, Any]) -> SlowRequest:
+def read_record(fields: dict[str, Any]) -> RequestRecord:
     """Take what became of a request out of a message's fields."""
-    return SlowRequest(**fields | {"when": datetime.fromisoformat(fields["when"])})
+    return RequestRecord(**fields | {"when": datetime.fromisoformat(fields["when"])})

@@ -14,7 +14,7 @@ from models.batch import Features
 from models.image import ImagePatches
 from models.text import TextTokens
 from server.backend import LocalBackend, LocalPermit
-from server.channel import Channel, Message, read_request, write_error, write_result
+from server.channel import Channel, Message, read_record, write_error, write_result
 from server.errors import Overloaded, ServerError, internal_error
 from server.pipeline import PREPARED_AHEAD
 from server.slots import Slots
@@ -72,7 +72,7 @@ class Desk:
             case ["drop", number]:
                 self._drop(number)
             case ["record", fields]:
-                self._backend.record(read_request(fields))
+                self._backend.record(read_record(fields))
             case ["hit"]:
                 self._backend.count_decoded_hit()
             case ["bodies", count]:

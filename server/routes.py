@@ -36,7 +36,7 @@ from server.schemas import (
     three_forms,
 )
 from server.settings import Settings
-from server.slowest import SlowRequest
+from server.slowest import RequestRecord
 from server.threads import run_on
 from server.types import Clock, Timings
 
@@ -184,7 +184,7 @@ class TaskRoutes:
         fields = {"request_id": request_id, "model": model, "status": status, "code": code}
         log.info(task, extra={FIELDS: {**fields, "total_ms": round(1000 * elapsed_s, 2), **stages_ms}})
         self._backend.record(
-            SlowRequest(
+            RequestRecord(
                 request_id=request_id,
                 task=task,
                 model=model,

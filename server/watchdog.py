@@ -15,7 +15,7 @@ HOPELESS_S = 60.0  # after that; as the default deadline: by then nobody waits a
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class WatchedRun:
     """A run that is under way."""
 
     stuck_after_s: float
@@ -26,12 +26,12 @@ class Watchdog:
     """Watches the runs that are under way."""
 
     def __init__(self) -> None:
-        self._runs: set[Run] = set()
+        self._runs: set[WatchedRun] = set()
 
     @contextlib.contextmanager
     def watching(self, estimate_s: float) -> Iterator[None]:
         """Watch a run from its beginning to its end."""
-        run = Run(max(STUCK_S, STUCK_FACTOR * estimate_s))
+        run = WatchedRun(max(STUCK_S, STUCK_FACTOR * estimate_s))
         self._runs.add(run)
         try:
             yield

@@ -221,7 +221,7 @@ def test_request_is_not_told_to_stay_away_because_others_waited_to_be_decoded() 
     """After a backlog of large pictures an idle server may well answer in time: room is kept for afterwards."""
     desk = Desk()
     for _ in range(100):
-        desk.admission.prepared(2.5)
+        desk.admission.observe_preparation(2.5)
 
     with desk.admit():
         refused = desk.refusal(within_s=2, key="a")
@@ -239,7 +239,7 @@ def test_readiness_falls_after_repeated_faults_and_comes_back() -> None:
     admission.open()
     seen = []
     for is_sound in [False] * FAULTS_IN_A_ROW + [True]:
-        admission.report(is_sound)
+        admission.observe_run(is_sound)
         seen.append(admission.is_ready)
 
     assert seen == [True] * (FAULTS_IN_A_ROW - 1) + [False, True]
@@ -257,12 +257,12 @@ def test_faulty_server_is_tried_again_after_a_while_and_one_more_fault_is_enough
         seen.append(desk.admission.status)
 
     for _ in range(FAULTS_IN_A_ROW):
-        desk.admission.report(False)
+        desk.admission.observe_run(False)
     for passed_s in (FAULTY_S / 2, FAULTY_S / 2):
         desk.clock.now_s += passed_s
         look()
     for is_sound in (False, True):
-        desk.admission.report(is_sound)
+        desk.admission.observe_run(is_sound)
         look()
 
     assert seen == ["faulty", "ready", "faulty", "ready"]
@@ -274,12 +274,12 @@ def test_engine_is_broken_after_many_faults_in_a_row_over_a_minute() -> None:
 
     def fail(times: int, every_s: float) -> bool:
         for _ in range(times):
-            desk.admission.report(False)
+            desk.admission.observe_run(False)
             desk.clock.now_s += every_s
         return desk.admission.is_broken
 
     assert not fail(10 * BROKEN_FAULTS, every_s=0.1)
-    desk.admission.report(True)
+    desk.admission.observe_run(True)
     assert not fail(BROKEN_FAULTS - 1, every_s=BROKEN_S)
     assert fail(1, every_s=0)
 
@@ -298,7 +298,7 @@ def test_closed_server_stays_closed_after_a_sound_run() -> None:
     admission = Desk().admission
     admission.open()
     admission.close()
-    admission.report(True)
+    admission.observe_run(True)
 
     assert not admission.is_ready
     assert admission.is_draining

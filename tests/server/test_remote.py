@@ -31,7 +31,7 @@ from server.metrics import Metrics
 from server.remote import RemoteBackend
 from server.settings import SHAPES, Settings
 from server.slots import KEPT, Slots
-from server.slowest import SlowRequest
+from server.slowest import RequestRecord
 from server.types import EngineOutput, EntryResult, Urgency
 
 PATIENCE_S = 20.0
@@ -240,8 +240,8 @@ def test_successor_of_an_engine_process_knows_of_the_bodies_in_flight() -> None:
     play(scenario)
 
 
-def refused() -> SlowRequest:
-    return SlowRequest(
+def refused() -> RequestRecord:
+    return RequestRecord(
         request_id="a",
         task="vqa",
         model="",
@@ -326,8 +326,8 @@ def test_front_of_an_engine_process_that_reads_nothing_writes_only_so_much(monke
     async def scenario() -> None:
         async with Split(fronts=1, places=1).running() as split:
             (front,), (desk,) = split.fronts, split.hall.desks
-            assert front._line
-            writer = front._line._channel._transport
+            assert front._engine
+            writer = front._engine._channel._transport
             desk._channel._transport.pause_reading()
             recorded = 0
             while writer.get_write_buffer_size() <= unread_bytes:
