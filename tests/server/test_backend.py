@@ -181,4 +181,4 @@ def test_process_that_is_told_to_end_does_not_wait_for_a_run_that_does_not(
     asyncio.run(scenario())
 
     assert exits == [1]
-    assert caplog.messages == ["a run of the model does not end: ending in spite of it"]
+    assert caplog.messages == ["a run of the model does not end: ending without waiting for it"]
