@@ -34,7 +34,7 @@ class Run:
         return min(now_s - self.began_s, self.estimate_s) - share_gone * self.estimate_s
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Forecast:
     """What a request would meet if it were admitted."""
 
@@ -231,8 +231,9 @@ class Admission:
             queued_s += self._work_s[Urgency.RANK]
         else:
             together = latency.batch_size(self._entries[urgency] + entries, most)
-            turns = 1 + self._entries[urgency] // together // RANK_TURN  # the first for the slice that is running
-            queued_s += min(turns, self._entries[Urgency.RANK]) * latency.run_s(1)
+            if self._entries[Urgency.RANK]:
+                turns = 1 + self._entries[urgency] // together // RANK_TURN  # the first for the slice that is running
+                queued_s += min(turns, self._entries[Urgency.RANK]) * latency.run_s(1)
         if self._runs:  # only the oldest: the others have not begun to run
             queued_s = max(0.0, queued_s - self._runs[0].done_s(self._clock()))
         return queued_s, latency.run_s(together) / together

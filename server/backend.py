@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -98,7 +98,7 @@ class Backend(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LocalPermit:
     """A permit of this process, with what all entries of the request have in common."""
 
@@ -203,14 +203,6 @@ class LocalBackend:
     async def admit(
         self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
     ) -> AsyncIterator[LocalPermit]:
-        with self.permit(model, urgency, entries, deadline_s=deadline_s, client=client, key=key) as permit:
-            yield permit
-
-    @contextlib.contextmanager
-    def permit(
-        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
-    ) -> Iterator[LocalPermit]:
-        """Do the same as `admit`, synchronously."""
         loaded = self._models[model]
         with self.admission.admit(loaded, urgency, entries, deadline_s, key) as ticket:
             yield LocalPermit(

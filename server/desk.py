@@ -83,18 +83,27 @@ class Desk:
                 self._pid = pid
                 self._processes.add(pid)
 
-    def _admit(self, number: int, *, model: str, urgency: int, entries: int, **about: Any) -> None:
-        loaded = self._models[model]
+    def _admit(
+        self, number: int, *, model: str, urgency: int, entries: int, deadline_s: float, client: str, key: str
+    ) -> None:
+        loaded, urgency = self._models[model], Urgency(urgency)
         with self._holding(number) as stack:
             wanted = min(entries, slots_for(loaded))
             if len(self._slots) < wanted:
                 why = "The server has no memory for another image at the moment: retry later."
                 raise Overloaded("overloaded", why, retry_after_s=loaded.latency.run_s(1))
-            permit = stack.enter_context(self._backend.permit(model, Urgency(urgency), entries, **about))
+            ticket = stack.enter_context(self._backend.admission.admit(loaded, urgency, entries, deadline_s, key))
             slots = self._slots.take(wanted)
             for slot in slots:
                 stack.callback(self._slots.let_go, slot)
-            self._permits[number] = permit
+            self._permits[number] = LocalPermit(
+                batcher=self._backend.batcher,
+                ticket=ticket,
+                model=loaded,
+                urgency=urgency,
+                deadline_s=deadline_s,
+                client=client,
+            )
             stack.callback(self._permits.pop, number)
             self._channel.send([number, False, slots])
 
