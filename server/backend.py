@@ -1,6 +1,6 @@
-"""What a request's walk asks of the engine's side: a place, a permit, a run, and to be counted afterwards.
+"""What a request's walk needs from the engine's side: a place, a permit, a run, and to be counted afterwards.
 
-Either all of that is in this process, or in the engine process that fronts share: remote.py.
+That is either in this process, or in the engine process that fronts share: remote.py.
 """
 
 import asyncio
@@ -10,30 +10,34 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
+from models.batch import Features
 from server.admission import Admission, Ticket
 from server.batcher import Batcher
 from server.clients import Places
 from server.metrics import Metrics
 from server.reports import Reports
 from server.settings import Settings
-from server.slowest import Slowest, SlowRequest
-from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
+from server.slowest import RequestRecord, Slowest
+from server.types import Clock, Entry, EntryResult, LoadedModel, Urgency
 from server.version import own_version
 
 log = logging.getLogger(__name__)
 
-LAST_WORDS_S = 1.0  # for responses to those who waited, when the process ends in spite of them
+LAST_WORDS_S = 1.0  # for responses to waiting clients before the process ends
 
 
 class Permit(Protocol):
     """The right to have so many entries run."""
 
-    async def run(self, entry: Entry) -> EntryResult:
-        """Queue an entry and wait for its result; its part of the permit is then used up.
+    async def run(self, features: Features, key: Hashable) -> EntryResult:
+        """Queue an entry and wait for its result, which uses up its part of the permit.
 
-        Raises: ServerError: of the kind that says why there is none.
+        An entry in flight with the same key is joined.
+
+        Raises: ServerError: why there is none.
         """
         ...
 
@@ -47,7 +51,7 @@ class Backend(Protocol):
         ...
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        """Be there for requests."""
+        """Serve requests while inside."""
         ...
 
     def close(self) -> None:
@@ -55,56 +59,69 @@ class Backend(Protocol):
         ...
 
     def place(self, client: str, task: str) -> AbstractAsyncContextManager[None]:
-        """Hold one of a client's places while its request is answered.
+        """Hold one of a client's places until its request is answered.
 
         Raises: Overloaded: it has none left.
         """
         ...
 
     def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
+        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
     ) -> AbstractAsyncContextManager[Permit]:
-        """Hold room for a request's entries while it is answered; by its key one that was refused is known again.
+        """Hold room for a request's entries until it is answered; its key identifies it when it comes back.
 
         Raises: ServerError: as Admission.admit.
         """
         ...
 
-    def record(self, request: SlowRequest) -> None:
-        """Count a request that has had its response."""
+    def record(self, request: RequestRecord) -> None:
+        """Count a request whose response has been sent."""
         ...
 
     def count_decoded_hit(self) -> None:
-        """Count an image that was decoded before."""
+        """Count an image that did not have to be decoded again."""
         ...
 
     def count_body_bytes(self, count: int) -> None:
-        """Count bytes of bodies that have arrived or, if negative, been let go of."""
+        """Count bytes of bodies that have arrived or, if negative, been released."""
         ...
 
     async def status(self) -> str:
-        """Say whether the server wants requests: "ready", or why not."""
+        """Return "ready", or why the server wants no requests."""
         ...
 
     async def report(self, name: str) -> bytes:
         """Write a report: reports.py.
 
-        Raises: Unavailable: whoever knows is not there.
+        Raises: Unavailable: the engine process is not there.
         """
         ...
 
 
+@dataclass(slots=True, kw_only=True)
 class LocalPermit:
-    """A permit of this process."""
+    """A permit of this process, with what all entries of the request have in common."""
 
-    def __init__(self, ticket: Ticket, batcher: Batcher) -> None:
-        self._ticket = ticket
-        self._batcher = batcher
+    batcher: Batcher
+    ticket: Ticket
+    model: LoadedModel
+    urgency: Urgency
+    deadline_s: float
+    client: str
 
-    async def run(self, entry: Entry) -> EntryResult:
-        """Queue an entry and wait for its result."""
-        result = await self._batcher.submit(entry)
-        self._ticket.finish()
+    async def run(self, features: Features, key: Hashable, let_go: Callable[[], None] = lambda: None) -> EntryResult:
+        """Queue an entry and wait for its result; `let_go` is called when its features are no longer needed."""
+        entry = Entry(
+            model=self.model,
+            features=features,
+            urgency=self.urgency,
+            deadline_s=self.deadline_s,
+            client=self.client,
+            key=key,
+            let_go=let_go,
+        )
+        result = await self.batcher.submit(entry)
+        self.ticket.finish()
         return result
 
 
@@ -114,22 +131,24 @@ class LocalBackend:
     def __init__(
         self,
         settings: Settings,
-        models: Sequence[ServedModel],
+        models: Sequence[LoadedModel],
         admission: Admission,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
+        self._models = {model.name: model for model in models}
         self.admission = admission
         self.batcher = Batcher(
             clock,
             metrics,
             overlapping=models[0].engine.overlapping,  # all models have the same provider
             kept_logits=settings.logits_cache_entries,
-            report=admission.report,
+            report=admission.observe_run,
             following=admission.following,
         )
         self.places = Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock)
         self._metrics = metrics
+        self._is_on_gpu = settings.provider != "cpu"
         for model in models:
             labels = (model.name, model.artifact.precision, model.engine.provider, model.artifact.short_identity)
             metrics.model_info.labels(*labels, own_version()).set(1)
@@ -142,7 +161,7 @@ class LocalBackend:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Be ready, and empty the queue until the end."""
+        """Be ready and empty the queue while inside."""
         batching = asyncio.create_task(self.batcher.run())
         batching.add_done_callback(_end_if_it_failed)
         watching = asyncio.create_task(self._end_if_hopeless(batching))
@@ -154,18 +173,22 @@ class LocalBackend:
         watching.cancel()
         await asyncio.gather(batching, watching, return_exceptions=True)
         if is_stuck:
-            log.critical("a run of the model does not end: ending in spite of it")
-            os._exit(1)  # for whose thread Python would wait
+            log.critical("a run of the model does not end: ending without waiting for it")
+            os._exit(1)  # Python would wait for its thread
 
     async def _end_if_hopeless(self, batching: asyncio.Task[None]) -> None:
-        """End the process when a run will never end, once those who wait have been told."""
-        await self.admission.watchdog.until_hopeless()
-        log.critical("a run of the model does not end: ending, to be started again")
+        """End the process when a run never ends or a GPU is broken, after waiting clients have been told.
+
+        After an error such as an illegal address, CUDA refuses every call until the process ends.
+        """
+        await self.admission.watchdog.until_hopeless(lambda: self._is_on_gpu and self.admission.is_broken)
+        what = "a run of the model does not end" if self.admission.watchdog.is_stuck else "all runs of the model fail"
+        log.critical("%s: ending, to be started again", what)
         self.admission.close()
         batching.cancel()
         try:
             await asyncio.sleep(LAST_WORDS_S)
-        finally:  # even if told to end meanwhile
+        finally:  # even if told to end in the meantime
             os._exit(1)
 
     def close(self) -> None:
@@ -178,16 +201,24 @@ class LocalBackend:
 
     @contextlib.asynccontextmanager
     async def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
-    ) -> AsyncIterator[Permit]:
-        with self.admission.admit(model, urgency, entries, deadline_s, key_of) as ticket:
-            yield LocalPermit(ticket, self.batcher)
+        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
+    ) -> AsyncIterator[LocalPermit]:
+        loaded = self._models[model]
+        with self.admission.admit(loaded, urgency, entries, deadline_s, key) as ticket:
+            yield LocalPermit(
+                batcher=self.batcher,
+                ticket=ticket,
+                model=loaded,
+                urgency=urgency,
+                deadline_s=deadline_s,
+                client=client,
+            )
 
-    def record(self, request: SlowRequest) -> None:
-        """Count a request, learn from an answer what it took beside queue and run, and perhaps keep it."""
+    def record(self, request: RequestRecord) -> None:
+        """Count a request, learn from an answer how long preparing took, and perhaps keep it as a slow one."""
         self._metrics.record(request)
         if request.code == "ok":
-            self.admission.prepared(
+            self.admission.observe_preparation(
                 sum(request.timing_ms[stage] for stage in ("decode", "preprocess", "tokenize")) / 1000
             )
         self._slowest.add(request)
@@ -206,7 +237,7 @@ class LocalBackend:
 
 
 def _end_if_it_failed(batching: asyncio.Task[None]) -> None:
-    """End the process when nobody empties its queue any more: started again it can serve, and as it is it cannot."""
+    """End the process if the batching loop has failed: restarted it can serve, as it is it cannot."""
     if not batching.cancelled():
-        log.critical("nobody empties the queue any more: ending", exc_info=batching.exception())
+        log.critical("the batching loop has failed: ending", exc_info=batching.exception())
         sys.exit(1)

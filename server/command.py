@@ -1,4 +1,4 @@
-"""What vilt-serve does: settings, logs, models, then uvicorn until a signal; or a supervisor of several processes."""
+"""The vilt-serve command: settings, logs, models, then uvicorn until a signal; or a supervisor of processes."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ log = logging.getLogger("server")
 
 def serve() -> None:
     if "--version" in sys.argv[1:]:
-        print(f"vilt-serve {own_version()}")  # noqa: T201 what it was asked for
+        print(f"vilt-serve {own_version()}")  # noqa: T201 the output
         return
     try:
         settings = CliApp.run(Settings, cli_settings_source=command_line())
@@ -34,8 +34,8 @@ def serve() -> None:
     logs.configure(settings.log_format, settings.log_level)
     for warning in warnings(settings, os.environ):
         log.warning(warning)
-    if settings.workers > 1:  # the same process, without the libraries of those that it starts
-        signal.pthread_sigmask(signal.SIG_BLOCK, control.SIGNALS)  # they wait until the supervisor handles them
+    if settings.workers > 1:  # in this process, but without the libraries that only its children need
+        signal.pthread_sigmask(signal.SIG_BLOCK, control.SIGNALS)  # until the supervisor handles them
         os.execv(sys.executable, [sys.executable, "-m", "server.supervisor", *sys.argv[1:]])  # noqa: S606 our own
     listeners = addresses.take(settings.host, settings.port)
     try:
@@ -45,4 +45,7 @@ def serve() -> None:
     metrics = Metrics()
     admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
     backend = LocalBackend(settings, models, admission, metrics, time.perf_counter)
-    Server(create_app(settings, models, backend), settings, backend).run(listeners)
+    server = Server(create_app(settings, models, backend), settings, backend)
+    server.run(listeners)
+    if server.force_exit:
+        os._exit(0)  # Python would wait for its threads, and for ever if a run hangs

@@ -1,26 +1,31 @@
-"""Connections: what a client may send before it is answered, offers to upgrade, and an end that cuts off no request."""
+"""HTTP connections: bounded heads, ignored offers to upgrade, and a shutdown that cuts off no request."""
 
 from asyncio import TimerHandle, Transport
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD_BYTES = 65_536  # a raw image's fields are in the query string: 2,000 characters, each up to 12 bytes there
-MOST_HEADERS = 256  # of a request: each takes some Python
+HEAD_BYTES = 65_536  # the fields of a raw image are in the query string: 2,000 characters of up to 12 bytes
+MAX_HEADERS = 256  # each takes some Python
 HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-MOST_PIPELINED = 16  # requests on a connection that wait for the one before them
-LINGER_S = 1.0  # longer than a request takes to arrive that was sent before its client could know
+MAX_PIPELINED = 16  # requests of a connection that wait for the one before them
+LINGER_S = 1.0  # in which requests arrive that were sent before the client could know of the end
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which takes heads of any length and waits for ever for the rest of one."""
+class ServerProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with three changes.
+
+    A head is bounded in length and time. An offer to upgrade is ignored. And while draining, a connection stays open
+    for as long as a request may be on its way, where uvicorn closes idle connections at once.
+    """
 
     receive_timeout_s: float
     _timer: TimerHandle | None = None
     _head_bytes = 0
-    _unread_bytes = 0  # that came since the parser told of anything: part of a header, of a chunk's extensions
+    _unread_bytes = 0  # since the parser last called back: part of a header, or of a chunk's extensions
     _offers_upgrade = False
     _head_is_too_large = False
+    _is_ending = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
@@ -31,7 +36,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; where it is the beginning of a head, or a body that nobody wants, bound what follows."""
+        """Parse data; at the beginning of a head, or of a body that nobody reads, limit the time for the rest."""
         self._unread_bytes += len(data)
         self._unset_keepalive_if_required()
         try:
@@ -60,16 +65,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._take(len(name) + len(value) + len(": \r\n"))
 
     def on_headers_complete(self) -> None:
-        """Begin a request, unless its head is to be read again without its offer to upgrade.
+        """Begin a request, unless its head has to be parsed again without its offer to upgrade.
 
-        Raises: HttpParserError: too many requests of the connection wait for the one before them.
+        While draining, its response is the last of its connection.
+
+        Raises: HttpParserError: too many requests wait for the one before them.
         """
         self._unread_bytes = 0
         self._stop_timer()
         self._offers_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if not self._offers_upgrade:
             super().on_headers_complete()
-        if len(self.pipeline) > MOST_PIPELINED:
+            if self._is_ending and not self._is_idle():
+                self.cycle.keep_alive = False
+        if len(self.pipeline) > MAX_PIPELINED:
             raise HttpParserError
 
     def on_body(self, body: bytes) -> None:
@@ -77,7 +86,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Hand on a whole body; behind one that was refused, keep the connection as behind any other."""
+        """Pass on the end of a body; after a body that was refused, keep the connection as after any other."""
         self._unread_bytes = 0
         if self._offers_upgrade:
             return
@@ -88,8 +97,20 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def shutdown(self) -> None:
+        """Answer what is there or arrives within LINGER_S, each the last of its connection, and then close."""
+        self._is_ending = True
+        if self._is_idle():
+            self.loop.call_later(LINGER_S, self._close_if_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_if_idle(self) -> None:
+        if self._is_idle():
+            self.transport.close()
+
     def _refuse(self) -> None:
-        """Say what is wrong with a head, and hang up."""
+        """Answer a head that cannot be accepted, and close the connection."""
         if self._head_is_too_large:
             self.logger.warning("A request's head is too large.")
             self.transport.write(HEAD_TOO_LARGE)
@@ -99,10 +120,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self.send_400_response("Invalid HTTP request received.")
 
     def _parse(self, data: bytes) -> None:
-        """Have the parser read, and where a head offers to upgrade, read it again without that.
+        """Parse data, and where a head offers to upgrade, parse it again without the offer.
 
-        Some clients offer HTTP/2 with every request. The parser takes what follows for another protocol: it would leave
-        out the request's body, or take it for the next request.
+        Some clients offer HTTP/2 with every request. The parser treats what follows as another protocol: it would skip
+        the request's body, or read it as the next request.
 
         Raises: HttpParserError: it is not HTTP.
         """
@@ -110,7 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
             try:
                 self.parser.feed_data(data)
             except HttpParserUpgrade as upgrade:
-                if not self._offers_upgrade:  # CONNECT, which is answered as it is
+                if not self._offers_upgrade:  # CONNECT, which is answered like any other method
                     return
                 (offset,) = upgrade.args
                 data = self._head_without_upgrade() + data[offset:]
@@ -126,13 +147,13 @@ class BoundedProtocol(HttpToolsProtocol):
         return b"\r\n".join((*lines, b"", b""))
 
     def _take(self, count: int) -> None:
-        """Count what a head has, as it is written, with the headers behind a chunked body.
+        """Count the bytes of a head, including the trailers of a chunked body.
 
-        Raises: HttpParserError: it is too much, and the parser ends.
+        Raises: HttpParserError: there are too many.
         """
         self._unread_bytes = 0
         self._head_bytes += count
-        if self._head_bytes > HEAD_BYTES or len(self.headers) > MOST_HEADERS:
+        if self._head_bytes > HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._head_is_too_large = True
             raise HttpParserError
 
@@ -148,30 +169,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = None
 
 
-class LingeringProtocol(BoundedProtocol):
-    """uvicorn's protocol, which closes idle connections at once when it drains, under a request that is being sent."""
-
-    _is_ending = False
-
-    def shutdown(self) -> None:
-        """Answer what is there or arrives within LINGER_S, each the last of its connection, and then close."""
-        self._is_ending = True
-        if self._is_idle():
-            self.loop.call_later(LINGER_S, self._close_if_idle)
-        else:
-            self.cycle.keep_alive = False
-
-    def on_headers_complete(self) -> None:
-        """Begin a request; one that arrives at the end is told with its response that there is no other."""
-        super().on_headers_complete()
-        if self._is_ending and not self._is_idle():
-            self.cycle.keep_alive = False
-
-    def _close_if_idle(self) -> None:
-        if self._is_idle():
-            self.transport.close()
-
-
-def protocol(receive_timeout_s: float) -> type[LingeringProtocol]:
-    """Make the protocol of a server that waits so long for a head; uvicorn takes a class."""
-    return type("Protocol", (LingeringProtocol,), {"receive_timeout_s": receive_timeout_s})
+def protocol(receive_timeout_s: float) -> type[ServerProtocol]:
+    """Return the protocol class, which uvicorn instantiates, with its time limit for a head."""
+    return type("Protocol", (ServerProtocol,), {"receive_timeout_s": receive_timeout_s})

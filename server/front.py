@@ -1,4 +1,4 @@
-"""A front of `vilt-serve --workers`: HTTP, bodies, images and texts, for the engine process to run."""
+"""A front of `vilt-serve --workers`: handles HTTP and prepares images and texts for the engine process."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import uvloop
@@ -15,43 +14,19 @@ from pydantic_settings import CliApp
 from starlette.types import ASGIApp
 
 from models import image
-from models.batch import Feeds
 from models.errors import ArtifactError
 from models.manifest import load_artifact
 from server import control, logs
 from server.app import create_app
 from server.cpus import usable_cpus
-from server.gpu.buckets import Bucket, buckets_of, padded
-from server.latency import LatencyModel, Sample
 from server.listening import Server
 from server.remote import RemoteBackend
 from server.settings import Settings
-from server.types import EngineOutput, ServedModel
-
-
-@dataclass(slots=True)
-class EngineElsewhere:
-    """The engine as a front knows it."""
-
-    provider: str
-    version: str
-    device: str
-    buckets: list[Bucket]  # of a GPU's; a CPU's has none
-    overlapping: int = 1
-
-    def padded(self, batch: int, tokens: float) -> tuple[int, float]:
-        """Tell what a batch is padded to there."""
-        return padded(self.buckets, batch, tokens) if self.buckets else (batch, tokens)
-
-    def warm_up(self) -> None:
-        """Leave that to the engine process."""
-
-    def run(self, feeds: Feeds) -> EngineOutput:
-        raise NotImplementedError("the engine process runs batches")
+from server.types import ServedModel
 
 
 class FrontServer(Server):
-    """Says when it listens; drains when the supervisor says so, whatever signals arrive."""
+    """Reports when it listens; drains when the supervisor says so, and ignores signals."""
 
     def __init__(self, app: ASGIApp, settings: Settings, backend: RemoteBackend, orders: socket.socket) -> None:
         super().__init__(app, settings, backend)
@@ -66,20 +41,20 @@ class FrontServer(Server):
 
 
 class Front:
-    """One front, from its first order to its last."""
+    """One front, from the supervisor's first order to the last."""
 
     def __init__(self, settings: Settings, listeners: list[socket.socket]) -> None:
         self._settings = settings
         self._listeners = listeners
         self._first_welcome: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
         self._backend = RemoteBackend(
-            self._suits, limits_clients=settings.max_client_requests > 0, clock=time.perf_counter
+            self._serves_the_same, limits_clients=settings.max_client_requests > 0, clock=time.perf_counter
         )
         self._server: Server | None = None
         self._connecting: set[asyncio.Task[None]] = set()
 
     async def serve(self, orders: socket.socket) -> None:
-        """Serve once there is an engine process, until told to end."""
+        """Serve from when there is an engine process until told to end."""
         control.obey(orders, self._command)
         described = await self._first_welcome
         models = [known_here(folder, fields) for folder, fields in zip(self._settings.model, described, strict=True)]
@@ -87,15 +62,18 @@ class Front:
         self._server = FrontServer(app, self._settings, self._backend, orders)
         await self._server.serve(sockets=self._listeners)
 
-    def _suits(self, described: list[dict[str, Any]]) -> bool:
-        """End, to be started again, if artifacts have been replaced: their labels may be others."""
+    def _serves_the_same(self, described: list[dict[str, Any]]) -> bool:
+        """Return whether an engine process serves the same artifacts as the first one did.
+
+        If not, end this front, whose labels may be outdated; the supervisor starts another.
+        """
         if not self._first_welcome.done():
             self._first_welcome.set_result(described)
         first = self._first_welcome.result()
-        suits = [fields["identity"] for fields in first] == [fields["identity"] for fields in described]
-        if not suits and self._server:
+        is_same = [fields["identity"] for fields in first] == [fields["identity"] for fields in described]
+        if not is_same and self._server:
             self._server.force_exit = self._server.should_exit = True
-        return suits
+        return is_same
 
     def _command(self, word: bytes, descriptors: list[int]) -> None:
         if word == control.CONNECT:
@@ -104,7 +82,7 @@ class Front:
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
         elif self._server is None:
-            sys.exit()  # nobody has been served yet
+            sys.exit()  # no client has been served yet
         else:
             self._server.drain()
             if word != control.DRAIN:
@@ -112,26 +90,20 @@ class Front:
 
 
 def known_here(folder: Any, fields: dict[str, Any]) -> ServedModel:
-    """Load what a front needs of an artifact: how its pictures and texts are prepared, what its answers are called.
+    """Load what a front needs of an artifact: how to prepare images and texts, and the names of answers.
 
-    Raises: ArtifactError: it cannot be loaded, or is not the one that the engine process has.
+    Raises: ArtifactError: it cannot be loaded, or is not the one in the engine process.
     """
-    on_gpu = fields["provider"] != "cpu"
-    artifact = load_artifact(folder, fields["precision"], on_gpu=on_gpu, opens_graphs=False)
+    artifact = load_artifact(folder, fields["precision"], on_gpu=fields["provider"] != "cpu", opens_graphs=False)
     if artifact.identity != fields["identity"]:
         raise ArtifactError(f"The artifact {folder} has been replaced since the model was loaded: restart the server.")
     image.warm_up(artifact.manifest.spec)
     artifact.text_encoder.encode("warm up?")
-    most = fields["max_batch_size"]
-    buckets = buckets_of(artifact.manifest.spec, most) if on_gpu else []
-    engine = EngineElsewhere(fields["provider"], fields["version"], fields["device"], buckets)
-    samples = [Sample(**sample) for sample in fields["samples"]]
-    latency = LatencyModel(samples, fields["typical_tokens"], engine.padded)
-    return ServedModel(artifact=artifact, engine=engine, latency=latency, max_batch_size=most)
+    return ServedModel(artifact=artifact, provider=fields["provider"], slice_size=fields["slice_size"])
 
 
 def share_of(settings: Settings) -> Settings:
-    """Divide among the fronts what is meant for all of them."""
+    """Divide the settings that are limits for all fronts together."""
     threads = settings.decode_threads or usable_cpus()
     return settings.model_copy(
         update={

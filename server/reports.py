@@ -1,4 +1,4 @@
-"""What operators may ask of the engine's side, as bytes: of a response, or of a word."""
+"""What operators may ask of the engine's side, as bytes: response bodies, or a single word."""
 
 from collections.abc import Sequence
 
@@ -6,20 +6,20 @@ from server.admission import Admission
 from server.metrics import Metrics
 from server.schemas import Calibration, CalibrationResponse, MeasuredRun, SlowestResponse
 from server.slowest import Slowest
-from server.types import ServedModel
+from server.types import LoadedModel
 
 
 class Reports:
-    """Whether requests are wanted, metrics, the slowest requests, what was measured of the models."""
+    """Writes readiness, metrics, the slowest requests, and what was measured of the models."""
 
-    def __init__(self, models: Sequence[ServedModel], admission: Admission, slowest: Slowest, metrics: Metrics) -> None:
+    def __init__(self, models: Sequence[LoadedModel], admission: Admission, slowest: Slowest, metrics: Metrics) -> None:
         self._admission = admission
         self._models = models
         self._slowest = slowest
         self._metrics = metrics
 
     def write(self, name: str) -> bytes:
-        """Write the report of a name."""
+        """Write a report."""
         match name:
             case "status":
                 return self._admission.status.encode()
@@ -33,7 +33,7 @@ class Reports:
         raise ValueError(name)
 
 
-def _describe_latency(model: ServedModel) -> Calibration:
+def _describe_latency(model: LoadedModel) -> Calibration:
     latency, most = model.latency, model.max_batch_size
     base, per_token, per_pair = latency.coefficients.tolist()
     return Calibration(

@@ -1,31 +1,33 @@
-"""The engine's side in one process: what becomes of the process without its loop."""
+"""The engine's side in one process: when the process ends because its engine cannot go on."""
 
 import asyncio
 import os
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 from fakes import FakeClock, FakeEngine, HeldEngine, features, served
 
+from server import admission, watchdog
 from server import backend as module
-from server import watchdog
 from server.admission import Admission
 from server.backend import LocalBackend
-from server.errors import Unavailable
+from server.errors import EngineFault, Unavailable
 from server.metrics import Metrics
 from server.settings import Settings
 from server.types import Entry, EntryResult, Urgency
 
 
-def local_backend(engine: FakeEngine | None = None) -> LocalBackend:
+def local_backend(engine: FakeEngine | None = None, settings: Settings | None = None) -> LocalBackend:
     metrics, clock = Metrics(), FakeClock()
-    return LocalBackend(Settings(), [served(engine or FakeEngine())], Admission(16, metrics, clock), metrics, clock)
+    settings = settings or Settings()
+    return LocalBackend(settings, [served(engine or FakeEngine())], Admission(16, metrics, clock), metrics, clock)
 
 
 def test_process_ends_when_the_loop_that_empties_the_queue_fails(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It could answer nobody, would look as if it drained for ever, and only who has ended is started again."""
+    """It could answer nobody and would seem to drain for ever; only a process that has ended is restarted."""
 
     async def scenario() -> None:
         backend = local_backend()
@@ -45,7 +47,7 @@ def test_process_ends_when_the_loop_that_empties_the_queue_fails(
 
 
 def test_process_goes_on_when_its_backend_has_ended_in_order() -> None:
-    """An end of the loop that was asked for is no failure."""
+    """A loop that was told to end has not failed."""
 
     async def scenario() -> str:
         backend = local_backend()
@@ -57,7 +59,7 @@ def test_process_goes_on_when_its_backend_has_ended_in_order() -> None:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldEngine]:
-    """Make an engine whose runs do not end before they may, and are taken for stuck at the first turn of the loop."""
+    """Return an engine whose runs wait for `may_run`, and are regarded as stuck at the first turn of the loop."""
     for constant, value in {"TURN_S": 0.001, "STUCK_S": 0.0, "STUCK_FACTOR": 0.0}.items():
         monkeypatch.setattr(watchdog, constant, value)
     monkeypatch.setattr(module, "LAST_WORDS_S", 0.05)
@@ -69,7 +71,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldEngine]:
 
 @pytest.fixture
 def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """List the statuses with which the process would have ended at once."""
+    """Return the statuses with which the process would have ended."""
     statuses: list[int] = []
     monkeypatch.setattr(os, "_exit", statuses.append)
     return statuses
@@ -88,7 +90,7 @@ async def until(backend: LocalBackend, status: str) -> None:
 
 
 def test_server_is_stuck_while_a_run_does_not_end_and_ready_when_it_has(engine: HeldEngine) -> None:
-    """Whoever balances leaves it out in the meantime, and those who wait are answered after all."""
+    """A balancer leaves it out in the meantime, and waiting clients are answered after all."""
 
     async def scenario() -> float:
         backend = local_backend(engine)
@@ -107,7 +109,7 @@ def test_server_is_stuck_while_a_run_does_not_end_and_ready_when_it_has(engine: 
 def test_process_ends_when_a_run_never_does_once_all_who_wait_are_told(
     engine: HeldEngine, exits: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only who has ended is started again."""
+    """Only a process that has ended is restarted."""
     monkeypatch.setattr(watchdog, "HOPELESS_S", 0.01)
 
     async def scenario() -> list[BaseException | EntryResult]:
@@ -126,6 +128,35 @@ def test_process_ends_when_a_run_never_does_once_all_who_wait_are_told(
     assert caplog.messages == ["a run of the model does not end: ending, to be started again"]
 
 
+@pytest.mark.parametrize("provider", ["cuda", "cpu"])
+def test_process_with_a_broken_gpu_ends(
+    engine: HeldEngine,
+    exits: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    provider: Literal["cpu", "cuda"],
+) -> None:
+    """CUDA keeps failing until then. On a CPU a run fails because of its input, and the next may succeed."""
+    monkeypatch.setattr(watchdog, "STUCK_S", 1e9)
+    monkeypatch.setattr(admission, "BROKEN_S", 0.0)
+    engine.failures = admission.BROKEN_FAULTS
+    engine.may_run.set()
+
+    async def scenario() -> None:
+        backend = local_backend(engine, Settings(provider=provider))
+        async with backend.running():
+            for number in range(admission.BROKEN_FAULTS):
+                with pytest.raises(EngineFault):
+                    await ask(backend, engine, number)
+            await asyncio.sleep(0.2)  # some turns, and the last words
+
+    asyncio.run(scenario())
+
+    ends = provider == "cuda"
+    assert exits == ([1] if ends else [])
+    assert ("all runs of the model fail: ending, to be started again" in caplog.messages) is ends
+
+
 @pytest.mark.parametrize("is_stuck", [False, True], ids=["not stuck yet", "stuck"])
 def test_process_that_is_told_to_end_does_not_wait_for_a_run_that_does_not(
     engine: HeldEngine,
@@ -134,7 +165,7 @@ def test_process_that_is_told_to_end_does_not_wait_for_a_run_that_does_not(
     caplog: pytest.LogCaptureFixture,
     is_stuck: bool,
 ) -> None:
-    """Python would wait for its thread until somebody kills the process."""
+    """Python would wait for its thread until the process is killed."""
     if not is_stuck:
         monkeypatch.setattr(watchdog, "TURN_S", 0.05)
 
@@ -150,4 +181,4 @@ def test_process_that_is_told_to_end_does_not_wait_for_a_run_that_does_not(
     asyncio.run(scenario())
 
     assert exits == [1]
-    assert caplog.messages == ["a run of the model does not end: ending in spite of it"]
+    assert caplog.messages == ["a run of the model does not end: ending without waiting for it"]
