@@ -1,17 +1,22 @@
 """Yes or no before any work is done: readiness, a bound on the work in flight, and whether there is time for more."""
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from server.errors import DeadlineExceeded, Overloaded, ServerError, Unavailable
 from server.metrics import Metrics
-from server.promises import SHARE, Promises
-from server.types import Clock, Entry, Mean, ServedModel, Urgency
+from server.queue import RANK_TURN
+from server.reservations import SHARE, Reservations
+from server.types import Clock, Entry, LoadedModel, Mean, Urgency
 from server.watchdog import Watchdog
 
 FAULTS_IN_A_ROW = 3  # runs that fail one after the other, until the server no longer calls itself ready
 FAULTY_S = 10.0  # after the last of them it is ready for another try: whom a balancer leaves out has no run to succeed
+BROKEN_FAULTS, BROKEN_S = (
+    10,
+    60.0,
+)  # faults in a row, over at least so long, after which runs are not expected to succeed
 BEYOND_DOUBT = 0.5  # of a run as it took at warm-up: an idle engine refuses only what has even less time
 
 
@@ -27,6 +32,47 @@ class Run:
         """Tell how much less is ahead than the work in flight, of which those are no part who have gone meanwhile."""
         share_gone = sum(not leader.is_wanted for leader in self.batch) / len(self.batch)
         return min(now_s - self.began_s, self.estimate_s) - share_gone * self.estimate_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a request would meet if it were admitted."""
+
+    entries: int
+    entry_s: float  # engine time of each
+    prepare_s: float
+    queued_s: float  # engine time of what goes ahead
+    reserved_entries: int  # for requests that were refused, and whose turn it is to come back
+    reserved_s: float
+    remaining_s: float  # until its deadline
+
+    @property
+    def run_s(self) -> float:
+        """Engine time of all its entries."""
+        return self.entries * self.entry_s
+
+    @property
+    def alone_s(self) -> float:
+        """What the request would take if there were no other."""
+        return self.run_s + self.prepare_s
+
+    @property
+    def estimate_s(self) -> float:
+        return self.queued_s + self.reserved_s + self.alone_s
+
+    @property
+    def may_come_back(self) -> bool:
+        """Whether a retry may succeed. Runs alone decide: preparing is slow while threads are busy, not when idle."""
+        return self.run_s <= self.remaining_s
+
+    @property
+    def details_ms(self) -> dict[str, float]:
+        """The fields of a refusal's body."""
+        return {
+            "queued_ms": round(1000 * (self.queued_s + self.reserved_s), 1),
+            "estimate_ms": round(1000 * self.estimate_s, 1),
+            "deadline_ms": round(1000 * self.remaining_s, 1),
+        }
 
 
 class Ticket:
@@ -60,10 +106,10 @@ class Admission:
         self._work_s = dict.fromkeys(Urgency, 0.0)
         self._prepare_s = Mean()  # what decoding and the like have taken of late
         self._is_open = False
-        self._faults, self._fault_s = 0, 0.0  # in a row, and the instant of the last
+        self._faults, self._first_fault_s, self._fault_s = 0, 0.0, 0.0  # in a row; instants of the first and the last
         self._runs: list[Run] = []  # under way, the oldest first
         self.watchdog = Watchdog()
-        self._promises = Promises(clock)
+        self._reservations = Reservations(clock)
         self.is_draining = False
         metrics.ready.set_function(lambda: self.is_ready)
 
@@ -88,12 +134,20 @@ class Admission:
         """Stop being ready, for good."""
         self._is_open, self.is_draining = False, True
 
-    def report(self, is_sound: bool) -> None:
+    def observe_run(self, is_sound: bool) -> None:
         """Learn how a run went: the third fault in a row and each after it end readiness, a success brings it back."""
         if is_sound:
             self._faults = 0
-        else:
-            self._faults, self._fault_s = self._faults + 1, self._clock()
+            return
+        self._fault_s = self._clock()
+        if not self._faults:
+            self._first_fault_s = self._fault_s
+        self._faults += 1
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether runs have failed for so long that the engine is not expected to recover."""
+        return self._faults >= BROKEN_FAULTS and self._fault_s - self._first_fault_s >= BROKEN_S
 
     @contextlib.contextmanager
     def following(self, batch: Sequence[Entry], estimate_s: float) -> Iterator[None]:
@@ -108,71 +162,72 @@ class Admission:
 
     @contextlib.contextmanager
     def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
+        self, model: LoadedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
     ) -> Iterator[Ticket]:
-        """Hold room for a request's entries while it is answered; by its key one that was refused is known again.
+        """Hold room for a request's entries until it is answered.
+
+        By its key a request is recognised when it comes back after a refusal.
 
         Raises: DeadlineExceeded: it has passed. Overloaded: too many entries are in flight. Unavailable: the deadline
             would pass before the answer.
         """
-        remaining_s = deadline_s - self._clock()
-        if remaining_s <= 0:
-            raise DeadlineExceeded
-        queued_s, entry_s = self._ahead(model, urgency, entries)
-        alone_s = entries * entry_s + self._prepare_s.value
-        # Preparing others may have taken long because they waited for a thread: that tells nothing of an idle server.
-        may_come_back = entries * entry_s <= remaining_s
+        forecast = self._forecast(model, urgency, entries, deadline_s, key)
         in_flight = sum(self._entries.values())
-        kept_entries, kept_s = 0, 0.0  # for those whose turn it is to come back
-        key = None
-        if self._promises:
-            key = key_of()
-            if not self._promises.is_due(key):
-                kept_entries, kept_s = self._promises.due(
-                    queued_s + alone_s, int(SHARE * self._capacity), SHARE * remaining_s
-                )
-        estimate_s = queued_s + kept_s + alone_s
-
-        def refusal(kind: type[Overloaded | Unavailable], code: str, why: str, wait_s: float) -> ServerError:
-            """Say no, and when to come back; what could not be done in time by an idle server gets no slot."""
-            if alone_s > remaining_s:  # room is the engine's: nobody keeps a thread to prepare on
-                wait_s = max(wait_s, self._prepare_s.value)
-            if may_come_back:
-                wait_s = self._promises.make(key or key_of(), entries, entries * entry_s, wait_s)
-            details_ms = {
-                "queued_ms": round(1000 * (queued_s + kept_s), 1),
-                "estimate_ms": round(1000 * estimate_s, 1),
-                "deadline_ms": round(1000 * remaining_s, 1),
-            }
-            return kind(code, why, retry_after_s=wait_s, details=details_ms)
-
-        if in_flight and in_flight + kept_entries + entries > self._capacity:
-            excess = in_flight + kept_entries + entries - self._capacity
-            raise refusal(
-                Overloaded,
-                "overloaded",
-                f"{in_flight} entries are in flight and at most {self._capacity} are taken on: come back later.",
-                min(excess, in_flight) * entry_s,
+        excess = in_flight + forecast.reserved_entries + entries - self._capacity
+        if in_flight and excess > 0:
+            why = f"The server is at its limit of {self._capacity:,} image-text pairs in progress: retry later."
+            wait_s = min(excess, in_flight) * forecast.entry_s
+            raise self._refusal(Overloaded("overloaded", why), wait_s, forecast, key)
+        needed_s = forecast.estimate_s if in_flight else BEYOND_DOUBT * model.latency.fitted_s(1)
+        if forecast.remaining_s < needed_s:
+            advice = "retry later, or allow more time" if forecast.may_come_back else "allow more time"
+            why = (
+                f"The answer would take about {1000 * forecast.estimate_s:.0f} ms,"
+                f" and {1000 * forecast.remaining_s:.0f} ms are left: {advice}."
             )
-        if remaining_s < (estimate_s if in_flight else BEYOND_DOUBT * model.latency.fitted_s(1)):
-            advice = "come back later, or allow more time" if may_come_back else "allow more time"
-            raise refusal(
-                Unavailable,
-                "deadline_unreachable",
-                f"The answer would take about {1000 * estimate_s:.0f} ms and {1000 * remaining_s:.0f} ms are left:"
-                f" {advice}.",
-                max(0.0, min(estimate_s - remaining_s, queued_s)),
-            )
-        if key is not None:
-            self._promises.forget(key)
-        ticket = Ticket(self, urgency, entries, entry_s)
-        self.count(urgency, entries, entry_s)
+            wait_s = max(0.0, min(forecast.estimate_s - forecast.remaining_s, forecast.queued_s))
+            raise self._refusal(Unavailable("deadline_unreachable", why), wait_s, forecast, key)
+        self._reservations.forget(key)
+        ticket = Ticket(self, urgency, entries, forecast.entry_s)
+        self.count(urgency, entries, forecast.entry_s)
         try:
             yield ticket
         finally:
             ticket.release()
 
-    def _ahead(self, model: ServedModel, urgency: Urgency, entries: int) -> tuple[float, float]:
+    def _forecast(
+        self, model: LoadedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
+    ) -> Forecast:
+        remaining_s = deadline_s - self._clock()
+        if remaining_s <= 0:
+            raise DeadlineExceeded
+        queued_s, entry_s = self._ahead(model, urgency, entries)
+        prepare_s = self._prepare_s.value
+        until_s = queued_s + entries * entry_s + prepare_s
+        reserved_entries, reserved_s = self._reservations.ahead_of(
+            key, until_s, int(SHARE * self._capacity), SHARE * remaining_s
+        )
+        return Forecast(
+            entries=entries,
+            entry_s=entry_s,
+            prepare_s=prepare_s,
+            queued_s=queued_s,
+            reserved_entries=reserved_entries,
+            reserved_s=reserved_s,
+            remaining_s=remaining_s,
+        )
+
+    def _refusal(self, error: ServerError, wait_s: float, forecast: Forecast, key: Hashable) -> ServerError:
+        """Add when to come back; a request that even an idle server could not answer in time gets no reservation."""
+        if forecast.alone_s > forecast.remaining_s:  # room on the engine is reserved, not a thread to prepare on
+            wait_s = max(wait_s, forecast.prepare_s)
+        if forecast.may_come_back:
+            wait_s = self._reservations.make(key, forecast.entries, forecast.run_s, wait_s)
+        error.retry_after_s = wait_s
+        error.details = forecast.details_ms
+        return error
+
+    def _ahead(self, model: LoadedModel, urgency: Urgency, entries: int) -> tuple[float, float]:
         """Estimate the engine time of what goes ahead of a request, and of each of its own entries."""
         latency, most = model.latency, model.max_batch_size
         queued_s = self._work_s[Urgency.INTERACTIVE]
@@ -181,12 +236,13 @@ class Admission:
             queued_s += self._work_s[Urgency.RANK]
         else:
             together = latency.batch_size(self._entries[urgency] + entries, most)
-            queued_s += latency.run_s(1) if self._work_s[Urgency.RANK] else 0.0  # the slice that is running
+            turns = 1 + self._entries[urgency] // together // RANK_TURN  # the first for the slice that is running
+            queued_s += min(turns, self._entries[Urgency.RANK]) * latency.run_s(1)
         if self._runs:  # those behind the oldest wait for it
             queued_s = max(0.0, queued_s - self._runs[0].done_s(self._clock()))
         return queued_s, latency.run_s(together) / together
 
-    def prepared(self, seconds: float) -> None:
+    def observe_preparation(self, seconds: float) -> None:
         """Learn from an answer how long a request takes beside the queue and the run."""
         self._prepare_s.add(seconds)
 

@@ -25,7 +25,7 @@ from server.cpus import usable_cpus
 from server.errors import BadRequest, MethodNotAllowed, NotFound, ServerError, internal_error
 from server.metrics import CONTENT_TYPE
 from server.pipeline import Pipeline
-from server.preparation import Limits
+from server.preparation import Limits, Preparation
 from server.routes import TaskRoutes
 from server.schemas import ERRORS, CalibrationResponse, ModelInfo, ModelsResponse, SlowestResponse
 from server.settings import Settings
@@ -53,23 +53,13 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
     pipeline = Pipeline(
         models,
         backend=backend,
+        preparation=Preparation(limits, backend.count_decoded_hit, scales_jpegs=settings.jpeg_decode == "scaled"),
         pool=pool,
         decode_threads=decode_threads,
-        limits=limits,
-        scales_jpegs=settings.jpeg_decode == "scaled",
         clock=clock,
     )
-    tasks = TaskRoutes(
-        pipeline,
-        backend=backend,
-        parser=parser,
-        deadline_ms=settings.deadline_ms,
-        room=BodyRoom(int(settings.max_bodies_mb * 1e6), backend.count_body_bytes, clock),
-        receive_timeout_s=settings.receive_timeout_s,
-        max_body_bytes=settings.max_body_bytes,
-        max_candidates=settings.max_candidates,
-        clock=clock,
-    )
+    room = BodyRoom(int(settings.max_bodies_mb * 1e6), backend.count_body_bytes, clock)
+    tasks = TaskRoutes(pipeline, settings=settings, backend=backend, parser=parser, room=room, clock=clock)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -231,7 +221,7 @@ def _describe(model: ServedModel) -> ModelInfo:
         tasks=list(model.tasks),
         artifact=model.artifact.short_identity,
         precision=model.artifact.precision,
-        provider=model.engine.provider,
+        provider=model.provider,
         max_text_tokens=manifest.spec.max_text_tokens,
         labels=len(model.artifact.labels),
     )

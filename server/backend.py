@@ -8,18 +8,20 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
+from models.batch import Features
 from server.admission import Admission, Ticket
 from server.batcher import Batcher
 from server.clients import Places
 from server.metrics import Metrics
 from server.reports import Reports
 from server.settings import Settings
-from server.slowest import Slowest, SlowRequest
-from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
+from server.slowest import RequestRecord, Slowest
+from server.types import Clock, Entry, EntryResult, LoadedModel, Urgency
 from server.version import own_version
 
 log = logging.getLogger(__name__)
@@ -30,8 +32,10 @@ LAST_WORDS_S = 1.0  # for responses to those who waited, when the process ends i
 class Permit(Protocol):
     """The right to have so many entries run."""
 
-    async def run(self, entry: Entry) -> EntryResult:
+    async def run(self, features: Features, key: Hashable) -> EntryResult:
         """Queue an entry and wait for its result; its part of the permit is then used up.
+
+        Entries of one key ask for the same, and one in flight is joined.
 
         Raises: ServerError: of the kind that says why there is none.
         """
@@ -62,15 +66,15 @@ class Backend(Protocol):
         ...
 
     def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
+        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
     ) -> AbstractAsyncContextManager[Permit]:
-        """Hold room for a request's entries while it is answered; by its key one that was refused is known again.
+        """Hold room for a request's entries until it is answered; its key identifies it when it comes back.
 
         Raises: ServerError: as Admission.admit.
         """
         ...
 
-    def record(self, request: SlowRequest) -> None:
+    def record(self, request: RequestRecord) -> None:
         """Count a request that has had its response."""
         ...
 
@@ -94,17 +98,30 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LocalPermit:
-    """A permit of this process."""
+    """A permit of this process, and what all entries of its request have in common."""
 
-    def __init__(self, ticket: Ticket, batcher: Batcher) -> None:
-        self._ticket = ticket
-        self._batcher = batcher
+    batcher: Batcher
+    ticket: Ticket
+    model: LoadedModel
+    urgency: Urgency
+    deadline_s: float
+    client: str
 
-    async def run(self, entry: Entry) -> EntryResult:
-        """Queue an entry and wait for its result."""
-        result = await self._batcher.submit(entry)
-        self._ticket.finish()
+    async def run(self, features: Features, key: Hashable, let_go: Callable[[], None] = lambda: None) -> EntryResult:
+        """Queue an entry and wait for its result; `let_go` is called when its features are not needed any more."""
+        entry = Entry(
+            model=self.model,
+            features=features,
+            urgency=self.urgency,
+            deadline_s=self.deadline_s,
+            client=self.client,
+            key=key,
+            let_go=let_go,
+        )
+        result = await self.batcher.submit(entry)
+        self.ticket.finish()
         return result
 
 
@@ -114,22 +131,24 @@ class LocalBackend:
     def __init__(
         self,
         settings: Settings,
-        models: Sequence[ServedModel],
+        models: Sequence[LoadedModel],
         admission: Admission,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
+        self._models = {model.name: model for model in models}
         self.admission = admission
         self.batcher = Batcher(
             clock,
             metrics,
             overlapping=models[0].engine.overlapping,  # all models have the same provider
             kept_logits=settings.logits_cache_entries,
-            report=admission.report,
+            report=admission.observe_run,
             following=admission.following,
         )
         self.places = Places(settings.max_client_requests, min(model.latency.run_s(1) for model in models), clock)
         self._metrics = metrics
+        self._is_on_gpu = settings.provider != "cpu"
         for model in models:
             labels = (model.name, model.artifact.precision, model.engine.provider, model.artifact.short_identity)
             metrics.model_info.labels(*labels, own_version()).set(1)
@@ -158,9 +177,13 @@ class LocalBackend:
             os._exit(1)  # for whose thread Python would wait
 
     async def _end_if_hopeless(self, batching: asyncio.Task[None]) -> None:
-        """End the process when a run will never end, once those who wait have been told."""
-        await self.admission.watchdog.until_hopeless()
-        log.critical("a run of the model does not end: ending, to be started again")
+        """End the process when a run will never end or a GPU is broken, once those who wait have been told.
+
+        After an error such as an illegal address, CUDA refuses every call until the process ends.
+        """
+        await self.admission.watchdog.until_hopeless(lambda: self._is_on_gpu and self.admission.is_broken)
+        what = "a run of the model does not end" if self.admission.watchdog.is_stuck else "all runs of the model fail"
+        log.critical("%s: ending, to be started again", what)
         self.admission.close()
         batching.cancel()
         try:
@@ -178,16 +201,32 @@ class LocalBackend:
 
     @contextlib.asynccontextmanager
     async def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
-    ) -> AsyncIterator[Permit]:
-        with self.admission.admit(model, urgency, entries, deadline_s, key_of) as ticket:
-            yield LocalPermit(ticket, self.batcher)
+        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
+    ) -> AsyncIterator[LocalPermit]:
+        with self.permit(model, urgency, entries, deadline_s=deadline_s, client=client, key=key) as permit:
+            yield permit
 
-    def record(self, request: SlowRequest) -> None:
+    @contextlib.contextmanager
+    def permit(
+        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
+    ) -> Iterator[LocalPermit]:
+        """Do what `admit` does, without a loop."""
+        loaded = self._models[model]
+        with self.admission.admit(loaded, urgency, entries, deadline_s, key) as ticket:
+            yield LocalPermit(
+                batcher=self.batcher,
+                ticket=ticket,
+                model=loaded,
+                urgency=urgency,
+                deadline_s=deadline_s,
+                client=client,
+            )
+
+    def record(self, request: RequestRecord) -> None:
         """Count a request, learn from an answer what it took beside queue and run, and perhaps keep it."""
         self._metrics.record(request)
         if request.code == "ok":
-            self.admission.prepared(
+            self.admission.observe_preparation(
                 sum(request.timing_ms[stage] for stage in ("decode", "preprocess", "tokenize")) / 1000
             )
         self._slowest.add(request)

@@ -16,7 +16,7 @@ from server.caches import Cache
 from server.errors import EngineFault, ServerError, Unavailable
 from server.metrics import Metrics
 from server.queue import Queue
-from server.types import Clock, Entry, EntryResult, Logits, ServedModel
+from server.types import Clock, Entry, EntryResult, LoadedModel, Logits
 
 log = logging.getLogger(__name__)
 
@@ -65,19 +65,18 @@ class Batcher:
         if self._closed:
             raise _shutting_down()
         entry.queued_s = self._clock()
-        if entry.key is not None:
-            kept = self._logits.find(entry.key)
-            if kept is not None:
-                self._metrics.cache_hits.labels("logits").inc()
-                entry.let_go()
-                return EntryResult(kept, entry.queued_s, self._clock(), {}, 0)
-            leader = self._leaders.get((entry.key, entry.urgency))
-            if leader is not None:
-                self._metrics.cache_hits.labels("in_flight").inc()
-                leader.followers.append(entry)
-                entry.let_go()
-                return await entry.future
-            self._leaders[entry.key, entry.urgency] = entry
+        kept = self._logits.find(entry.key)
+        if kept is not None:
+            self._metrics.cache_hits.labels("logits").inc()
+            entry.let_go()
+            return EntryResult(kept, entry.queued_s, self._clock(), {}, 0)
+        leader = self._leaders.get((entry.key, entry.urgency))
+        if leader is not None:
+            self._metrics.cache_hits.labels("in_flight").inc()
+            leader.followers.append(entry)
+            entry.let_go()
+            return await entry.future
+        self._leaders[entry.key, entry.urgency] = entry
         self.queue.add(entry)
         self._waiting.set()
         return await entry.future
@@ -137,12 +136,12 @@ class Batcher:
             self._forget(leader)
             if isinstance(outcome, EntryResult):
                 self._metrics.engine_seconds.labels(_use(leader, outcome)).inc(ran_s / len(batch))
-                if leader.key is not None and self._keeps_logits:  # a copy: a row of an array keeps all of it
+                if self._keeps_logits:  # a copy: a row of an array keeps all of it
                     self._logits.keep(leader.key, {head: row.copy() for head, row in outcome.logits.items()})
             for entry in leader.all():
                 entry.resolve(outcome)
 
-    def _run(self, model: ServedModel, batch: list[Entry]) -> tuple[list[EntryResult | ServerError], float] | None:
+    def _run(self, model: LoadedModel, batch: list[Entry]) -> tuple[list[EntryResult | ServerError], float] | None:
         """Pad, run, and share out; on a thread of the engine's. A row that is not finite fails alone.
 
         Returns None, and runs nothing, if all have gone since the batch was formed.
@@ -167,12 +166,11 @@ class Batcher:
         self._metrics.drift.labels(model.name).set(model.latency.drift)
         self._metrics.batch_entries.labels(model.name).observe(len(batch))
         self._metrics.padding_ratio.labels(model.name).observe(_padding_ratio(model, feeds))
-        together = frozenset(entry.request_id for leader in batch for entry in leader.all())
         outcomes: list[EntryResult | ServerError] = []
         for row in range(len(batch)):
             logits = {head: values[row] for head, values in output.logits.items()}
             if all(np.isfinite(values).all() for values in logits.values()):
-                outcomes.append(EntryResult(logits, started_s, ended_s, output.parts_s, len(batch), together))
+                outcomes.append(EntryResult(logits, started_s, ended_s, output.parts_s, len(batch)))
             else:
                 log.error("a logit is not a finite number, in model %s", model.name)
                 outcomes.append(_fault())
@@ -186,11 +184,10 @@ class Batcher:
     def _forget(self, leader: Entry) -> None:
         """Have done with an entry: it is in no queue, and nobody will follow it."""
         leader.let_go()
-        if leader.key is not None:
-            self._leaders.pop((leader.key, leader.urgency), None)
+        self._leaders.pop((leader.key, leader.urgency), None)
 
 
-def _padding_ratio(model: ServedModel, feeds: Feeds) -> float:
+def _padding_ratio(model: LoadedModel, feeds: Feeds) -> float:
     """Tell the share of padding among the tokens that were run, an engine's own padding with it."""
     rows, tokens = model.engine.padded(*feeds.mask.shape)
     return 1.0 - (1.0 - feeds.padding_ratio) * feeds.mask.size / (rows * tokens)

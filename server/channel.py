@@ -13,7 +13,7 @@ import numpy as np
 
 from server import errors
 from server.errors import ServerError
-from server.slowest import SlowRequest
+from server.slowest import RequestRecord
 from server.types import EntryResult
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,6 @@ def write_result(result: EntryResult) -> tuple[dict[str, Any], bytes]:
         "ended_s": result.ended_s,
         "parts_s": result.parts_s,
         "batch_size": result.batch_size,
-        "ran_together": list(result.ran_together),
     }
     return fields, b"".join(values.tobytes() for values in result.logits.values())
 
@@ -113,15 +112,14 @@ def read_result(fields: dict[str, Any], payload: bytes) -> EntryResult:
     values, logits = np.frombuffer(payload, np.float32), {}
     for head, size in fields["logits"].items():
         logits[head], values = values[:size], values[size:]
-    return EntryResult(**fields | {"logits": logits, "ran_together": frozenset(fields["ran_together"])})
+    return EntryResult(**fields | {"logits": logits})
 
 
-def write_request(request: SlowRequest) -> dict[str, Any]:
+def write_record(request: RequestRecord) -> dict[str, Any]:
     """Put what became of a request into a message's fields."""
     return asdict(request) | {"when": request.when.isoformat()}
 
 
-def read_request(fields: dict[str, Any]) -> SlowRequest:
+def read_record(fields: dict[str, Any]) -> RequestRecord:
     """Take what became of a request out of a message's fields."""
-    when, mates = datetime.fromisoformat(fields["when"]), tuple(fields["batch_mates"])
-    return SlowRequest(**fields | {"when": when, "batch_mates": mates})
+    return RequestRecord(**fields | {"when": datetime.fromisoformat(fields["when"])})

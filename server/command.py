@@ -45,7 +45,10 @@ def serve() -> None:
     metrics = Metrics()
     admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
     backend = LocalBackend(settings, models, admission, metrics, time.perf_counter)
-    Server(create_app(settings, models, backend), settings, backend).run(listeners)
+    server = Server(create_app(settings, models, backend), settings, backend)
+    server.run(listeners)
+    if server.force_exit:
+        os._exit(0)  # Python would wait for threads, and a run that hangs never ends
 
 
 def _explain(error: ValidationError) -> str:

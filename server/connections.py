@@ -12,8 +12,12 @@ MOST_PIPELINED = 16  # requests on a connection that wait for the one before the
 LINGER_S = 1.0  # longer than a request takes to arrive that was sent before its client could know
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which takes heads of any length and waits for ever for the rest of one."""
+class ServerProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with three changes.
+
+    A head is bounded in length and time. An offer to upgrade is ignored. And while draining, a connection stays open
+    for as long as a request may be on its way, where uvicorn closes idle connections at once.
+    """
 
     receive_timeout_s: float
     _timer: TimerHandle | None = None
@@ -21,6 +25,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _unread_bytes = 0  # that came since the parser told of anything: part of a header, of a chunk's extensions
     _offers_upgrade = False
     _head_is_too_large = False
+    _is_ending = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
@@ -62,6 +67,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin a request, unless its head is to be read again without its offer to upgrade.
 
+        While draining, its response is the last of its connection.
+
         Raises: HttpParserError: too many requests of the connection wait for the one before them.
         """
         self._unread_bytes = 0
@@ -69,6 +76,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._offers_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if not self._offers_upgrade:
             super().on_headers_complete()
+            if self._is_ending and not self._is_idle():
+                self.cycle.keep_alive = False
         if len(self.pipeline) > MOST_PIPELINED:
             raise HttpParserError
 
@@ -87,6 +96,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def shutdown(self) -> None:
+        """Answer what is there or arrives within LINGER_S, each the last of its connection, and then close."""
+        self._is_ending = True
+        if self._is_idle():
+            self.loop.call_later(LINGER_S, self._close_if_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_if_idle(self) -> None:
+        if self._is_idle():
+            self.transport.close()
 
     def _refuse(self) -> None:
         """Say what is wrong with a head, and hang up."""
@@ -148,30 +169,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = None
 
 
-class LingeringProtocol(BoundedProtocol):
-    """uvicorn's protocol, which closes idle connections at once when it drains, under a request that is being sent."""
-
-    _is_ending = False
-
-    def shutdown(self) -> None:
-        """Answer what is there or arrives within LINGER_S, each the last of its connection, and then close."""
-        self._is_ending = True
-        if self._is_idle():
-            self.loop.call_later(LINGER_S, self._close_if_idle)
-        else:
-            self.cycle.keep_alive = False
-
-    def on_headers_complete(self) -> None:
-        """Begin a request; one that arrives at the end is told with its response that there is no other."""
-        super().on_headers_complete()
-        if self._is_ending and not self._is_idle():
-            self.cycle.keep_alive = False
-
-    def _close_if_idle(self) -> None:
-        if self._is_idle():
-            self.transport.close()
-
-
-def protocol(receive_timeout_s: float) -> type[LingeringProtocol]:
+def protocol(receive_timeout_s: float) -> type[ServerProtocol]:
     """Make the protocol of a server that waits so long for a head; uvicorn takes a class."""
-    return type("Protocol", (LingeringProtocol,), {"receive_timeout_s": receive_timeout_s})
+    return type("Protocol", (ServerProtocol,), {"receive_timeout_s": receive_timeout_s})

@@ -6,17 +6,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from server.groups import GROUPS, OWN_GROUPS, folders
+from server.cgroups import CGROUPS, OWN_CGROUPS, controller_folders
 
 CPU_INFO = Path("/proc/cpuinfo")
 OWN_THREADS = Path("/proc/self/task")
 VNNI = {"avx512_vnni", "avx_vnni"}  # either multiplies u8 by s8 into 32 bits; without, 16 bits saturate
 
 
-def usable_cpus(groups: Path = GROUPS, own_groups: Path = OWN_GROUPS) -> int:
+def usable_cpus(cgroups: Path = CGROUPS, own_cgroups: Path = OWN_CGROUPS) -> int:
     """Count the CPUs of the process's affinity and its control groups' quotas; libraries tend to count the host's."""
     found = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
-    for folder in folders("cpu", groups, own_groups):
+    for folder in controller_folders("cpu", cgroups, own_cgroups):
         with contextlib.suppress(OSError, ValueError):  # not there, or "max"
             quota, period = (folder / "cpu.max").read_text().split()
             found.append(round(int(quota) / int(period)))

@@ -6,7 +6,6 @@ import functools
 import logging
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,32 +13,21 @@ import numpy as np
 from models.batch import Features
 from models.image import ImagePatches
 from models.text import TextTokens
-from server.admission import Ticket
-from server.backend import LocalBackend
-from server.channel import Channel, Message, read_request, write_error, write_result
+from server.backend import LocalBackend, LocalPermit
+from server.channel import Channel, Message, read_record, write_error, write_result
 from server.errors import Overloaded, ServerError, internal_error
 from server.pipeline import PREPARED_AHEAD
 from server.slots import Slots
-from server.types import Entry, ServedModel, Urgency
+from server.types import LoadedModel, Urgency
 
 log = logging.getLogger(__name__)
 ANSWERED = {"run", "admit", "place", "report"}  # what a front waits for the answer to
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """What a request was admitted with."""
-
-    model: ServedModel
-    urgency: Urgency
-    deadline_s: float
-    ticket: Ticket
-
-
 class Desk:
     """Does for one front what it asks for, and lets go of everything it holds when the front is gone."""
 
-    def __init__(self, backend: LocalBackend, models: Sequence[ServedModel], slots: Slots, processes: set[int]) -> None:
+    def __init__(self, backend: LocalBackend, models: Sequence[LoadedModel], slots: Slots, processes: set[int]) -> None:
         """Share the slots with the desks of other fronts; who is at work here is among the processes."""
         self._backend = backend
         self._models = {model.name: model for model in models}
@@ -48,7 +36,7 @@ class Desk:
         self._pid = 0
         self._body_bytes = 0
         self._held: dict[int, contextlib.ExitStack] = {}  # places and permits, by the front's numbers
-        self._admitted: dict[int, Admitted] = {}
+        self._permits: dict[int, LocalPermit] = {}
         self._runs: dict[int, asyncio.Task[None]] = {}
         self._channel = Channel(self._received, self._lost)
 
@@ -84,7 +72,7 @@ class Desk:
             case ["drop", number]:
                 self._drop(number)
             case ["record", fields]:
-                self._backend.record(read_request(fields))
+                self._backend.record(read_record(fields))
             case ["hit"]:
                 self._backend.count_decoded_hit()
             case ["bodies", count]:
@@ -95,66 +83,43 @@ class Desk:
                 self._pid = pid
                 self._processes.add(pid)
 
-    def _admit(self, number: int, *, model: str, urgency: int, entries: int, deadline_s: float, key: str) -> None:
-        served = self._models[model]
+    def _admit(self, number: int, *, model: str, urgency: int, entries: int, **about: Any) -> None:
+        loaded = self._models[model]
         with self._holding(number) as stack:
-            wanted = min(entries, slots_for(served))
+            wanted = min(entries, slots_for(loaded))
             if len(self._slots) < wanted:
-                why = "There is no memory for another image now: come back later."
-                raise Overloaded("overloaded", why, retry_after_s=served.latency.run_s(1))
-            admitted = self._backend.admission.admit(served, Urgency(urgency), entries, deadline_s, lambda: key)
-            ticket = stack.enter_context(admitted)
+                why = "The server has no memory for another image at the moment: retry later."
+                raise Overloaded("overloaded", why, retry_after_s=loaded.latency.run_s(1))
+            permit = stack.enter_context(self._backend.permit(model, Urgency(urgency), entries, **about))
             slots = self._slots.take(wanted)
             for slot in slots:
                 stack.callback(self._slots.let_go, slot)
-            self._admitted[number] = Admitted(served, Urgency(urgency), deadline_s, ticket)
-            stack.callback(self._admitted.pop, number)
+            self._permits[number] = permit
+            stack.callback(self._permits.pop, number)
             self._channel.send([number, False, slots])
 
-    def _start(
-        self,
-        number: int,
-        ids: bytes,
-        *,
-        permit: int,
-        slot: int,
-        grid: list[int],
-        key: str,
-        client: str,
-        request_id: str,
-    ) -> None:
+    def _start(self, number: int, ids: bytes, *, permit: int, slot: int, grid: list[int], key: str) -> None:
         """Queue an entry whose patches are in a slot."""
-        admitted = self._admitted[permit]
+        permitted = self._permits[permit]
         rows, columns = grid
         count = rows * columns
         numbers = np.frombuffer(ids, np.int64)
-        patches = self._slots.memory.view(slot, count, admitted.model.artifact.manifest.spec.patch_values)
-        entry = Entry(
-            model=admitted.model,
-            features=Features(
-                ImagePatches(patches, numbers[-count:], (rows, columns)), TextTokens(numbers[:-count], truncated=False)
-            ),
-            urgency=admitted.urgency,
-            deadline_s=admitted.deadline_s,
-            client=client,
-            request_id=request_id,
-            key=key,
-            let_go=functools.partial(self._slots.let_go, slot),
-        )
-        task = self._runs[number] = asyncio.create_task(self._run(number, slot, entry, admitted.ticket))
+        patches = self._slots.memory.view(slot, count, permitted.model.artifact.manifest.spec.patch_values)
+        image = ImagePatches(patches, numbers[-count:], (rows, columns))
+        features = Features(image, TextTokens(numbers[:-count], truncated=False))
+        task = self._runs[number] = asyncio.create_task(self._run(number, slot, permitted, features, key))
         task.add_done_callback(lambda _: self._runs.pop(number))
 
-    async def _run(self, number: int, slot: int, entry: Entry, ticket: Ticket) -> None:
+    async def _run(self, number: int, slot: int, permit: LocalPermit, features: Features, key: str) -> None:
         self._slots.hold(slot)  # for the queue
         try:
-            result = await self._backend.batcher.submit(entry)
+            result = await permit.run(features, key, functools.partial(self._slots.let_go, slot))
         except Exception as error:
             if not isinstance(error, ServerError):
                 log.exception("a run failed in a way that it should not")
                 error = internal_error()
             self._channel.send([number, True, write_error(error)])
             return
-        ticket.finish()
         fields, logits = write_result(result)
         self._channel.send([number, False, fields], logits)
 
@@ -186,27 +151,23 @@ class Desk:
             self._drop(number)
 
 
-def slots_for(model: ServedModel) -> int:
+def slots_for(model: LoadedModel) -> int:
     """Count the slots that a request uses at once: a slice that runs, and what is prepared ahead of it."""
-    return model.max_batch_size + PREPARED_AHEAD
+    return model.slice_size + PREPARED_AHEAD
 
 
-def slots_of(memory: int, models: Sequence[ServedModel], capacity: int) -> Slots:
+def slots_of(memory: int, models: Sequence[LoadedModel], capacity: int) -> Slots:
     """Cut memory into slots of the largest picture, as many as admission can have asked for."""
     specs = [model.artifact.manifest.spec for model in models]
     largest = max(rows * columns * spec.patch_values for spec in specs for rows, columns in spec.grids)
     return Slots(memory, count=capacity + max(map(slots_for, models)), least_bytes=largest)
 
 
-def describe(model: ServedModel) -> dict[str, Any]:
-    """Say what a front has to know of a model beside its artifact."""
+def describe(model: LoadedModel) -> dict[str, Any]:
+    """Return what a front has to know of a model beside its artifact."""
     return {
         "identity": model.artifact.identity,
         "precision": model.artifact.precision,
-        "provider": model.engine.provider,
-        "version": model.engine.version,
-        "device": model.engine.device,
-        "samples": [asdict(sample) for sample in model.latency.samples],
-        "typical_tokens": model.latency.typical_tokens,
-        "max_batch_size": model.max_batch_size,
+        "provider": model.provider,
+        "slice_size": model.slice_size,
     }

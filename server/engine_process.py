@@ -18,11 +18,11 @@ from server.desk import Desk, slots_of
 from server.loading import load
 from server.metrics import Metrics
 from server.settings import Settings
-from server.types import ServedModel
+from server.types import LoadedModel
 
 
 async def serve(
-    settings: Settings, models: list[ServedModel], orders: socket.socket, memory: int, began_s: float
+    settings: Settings, models: list[LoadedModel], orders: socket.socket, memory: int, began_s: float
 ) -> None:
     """Be there for fronts until the supervisor says that there will be no more."""
     processes = {os.getppid(), os.getpid()}

@@ -7,7 +7,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import uvloop
@@ -15,39 +14,15 @@ from pydantic_settings import CliApp
 from starlette.types import ASGIApp
 
 from models import image
-from models.batch import Feeds
 from models.errors import ArtifactError
 from models.manifest import load_artifact
 from server import control, logs
 from server.app import create_app
 from server.cpus import usable_cpus
-from server.gpu.buckets import Bucket, buckets_of, padded
-from server.latency import LatencyModel, Sample
 from server.listening import Server
 from server.remote import RemoteBackend
 from server.settings import Settings
-from server.types import EngineOutput, ServedModel
-
-
-@dataclass(slots=True)
-class EngineElsewhere:
-    """The engine as a front knows it."""
-
-    provider: str
-    version: str
-    device: str
-    buckets: list[Bucket]  # of a GPU's; a CPU's has none
-    overlapping: int = 1
-
-    def padded(self, batch: int, tokens: float) -> tuple[int, float]:
-        """Tell what a batch is padded to there."""
-        return padded(self.buckets, batch, tokens) if self.buckets else (batch, tokens)
-
-    def warm_up(self) -> None:
-        """Leave that to the engine process."""
-
-    def run(self, feeds: Feeds) -> EngineOutput:
-        raise NotImplementedError("the engine process runs batches")
+from server.types import ServedModel
 
 
 class FrontServer(Server):
@@ -116,18 +91,12 @@ def known_here(folder: Any, fields: dict[str, Any]) -> ServedModel:
 
     Raises: ArtifactError: it cannot be loaded, or is not the one that the engine process has.
     """
-    on_gpu = fields["provider"] != "cpu"
-    artifact = load_artifact(folder, fields["precision"], on_gpu=on_gpu, opens_graphs=False)
+    artifact = load_artifact(folder, fields["precision"], on_gpu=fields["provider"] != "cpu", opens_graphs=False)
     if artifact.identity != fields["identity"]:
         raise ArtifactError(f"The artifact {folder} has been replaced since the model was loaded: restart the server.")
     image.warm_up(artifact.manifest.spec)
     artifact.text_encoder.encode("warm up?")
-    most = fields["max_batch_size"]
-    buckets = buckets_of(artifact.manifest.spec, most) if on_gpu else []
-    engine = EngineElsewhere(fields["provider"], fields["version"], fields["device"], buckets)
-    samples = [Sample(**sample) for sample in fields["samples"]]
-    latency = LatencyModel(samples, fields["typical_tokens"], engine.padded)
-    return ServedModel(artifact=artifact, engine=engine, latency=latency, max_batch_size=most)
+    return ServedModel(artifact=artifact, provider=fields["provider"], slice_size=fields["slice_size"])
 
 
 def share_of(settings: Settings) -> Settings:

@@ -15,22 +15,22 @@ from server.gpu.program import open_engine
 from server.latency import calibrated
 from server.memory import check_fits, memory_limit_bytes, returning_what_is_freed
 from server.settings import Settings
-from server.types import Engine, ServedModel
+from server.types import Engine, LoadedModel
 
 log = logging.getLogger("server")
-TOGETHER = {False: 8, True: 32}  # rows of a batch at most, by whether they run on a GPU
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 32  # at most, unless set
 
 
-def load(settings: Settings) -> list[ServedModel]:
+def load(settings: Settings) -> list[LoadedModel]:
     """Verify, load and warm up every artifact, one after the other, and all before any serves: see GpuEngine.warm_up.
 
     Raises: ArtifactError: one of them cannot be served.
     """
     threads = count_threads(settings.threads)
     on_gpu = settings.provider != "cpu"
-    together = settings.max_batch_size or TOGETHER[on_gpu]
+    max_batch_size = settings.max_batch_size or (GPU_BATCH_SIZE if on_gpu else CPU_BATCH_SIZE)
     cache = settings.cache_dir or user_cache_path("vilt-server")
-    models: list[ServedModel] = []
+    models: list[LoadedModel] = []
     limit_bytes = memory_limit_bytes()
     for folder in settings.model:
         artifact = load_artifact(folder, settings.precision, has_vnni=has_vnni(), on_gpu=on_gpu)
@@ -39,12 +39,12 @@ def load(settings: Settings) -> list[ServedModel]:
         if any(model.name == artifact.manifest.name for model in models):
             raise ArtifactError(f"Two artifacts are named {artifact.manifest.name}: export one with another --name.")
         with returning_what_is_freed():
-            engine = _engine(artifact, settings.provider, together, cache, threads)
+            engine = _engine(artifact, settings.provider, max_batch_size, cache, threads)
         engine.warm_up()
         image.warm_up(artifact.manifest.spec)
         artifact.text_encoder.encode("warm up?")
         # One scale for a whole activation: in a batch of several, int8's answers would depend on who else asks.
-        most = 1 if artifact.precision == "int8" else together
+        most = 1 if artifact.precision == "int8" else max_batch_size
         latency = calibrated(
             engine,
             artifact.manifest.spec,
@@ -61,7 +61,15 @@ def load(settings: Settings) -> list[ServedModel]:
             cache=cache,
             clock=time.perf_counter,
         )
-        models.append(ServedModel(artifact=artifact, engine=engine, latency=latency, max_batch_size=most))
+        model = LoadedModel(
+            artifact=artifact,
+            provider=engine.provider,
+            slice_size=latency.slice_size(most),
+            engine=engine,
+            latency=latency,
+            max_batch_size=most,
+        )
+        models.append(model)
         log.info(
             "serving %s: %s, %s on %s, %d threads, about %.1f ms a run",
             artifact.manifest.name,

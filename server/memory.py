@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.errors import ArtifactError
 from models.manifest import Artifact
-from server.groups import GROUPS, OWN_GROUPS, folders
+from server.cgroups import CGROUPS, OWN_CGROUPS, controller_folders
 
 # Measured at full size: 487 MB of graphs in fp32 start within 640 MB and are killed at 620; 206 in int8 at 370 and 350.
 OWN_BYTES = 145_000_000  # of the server without a model, and some room
@@ -48,10 +48,10 @@ def check_fits(artifacts: list[Artifact], limit_bytes: int | None) -> None:
         )
 
 
-def memory_limit_bytes(groups: Path = GROUPS, own_groups: Path = OWN_GROUPS) -> int | None:
+def memory_limit_bytes(cgroups: Path = CGROUPS, own_cgroups: Path = OWN_CGROUPS) -> int | None:
     """Find the least memory limit of the control groups that this process is in; None is no limit."""
     found = []
-    for folder in folders("memory", groups, own_groups):
+    for folder in controller_folders("memory", cgroups, own_cgroups):
         for name in ("memory.max", "memory.limit_in_bytes"):
             with contextlib.suppress(OSError, ValueError):  # not there, or "max"
                 found.append(int((folder / name).read_text()))

@@ -8,7 +8,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from server.slowest import SlowRequest
+from server.slowest import RequestRecord
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (
@@ -76,7 +76,7 @@ class Metrics:
         registry.register(Processes(processes or {os.getpid()}))
         self.ready = Gauge("vilt_ready", "1 while the server may be sent requests.", registry=registry)
 
-    def record(self, request: SlowRequest) -> None:
+    def record(self, request: RequestRecord) -> None:
         """Count a request that has had its response, and the stages of one that was answered."""
         self.requests.labels(request.task, request.model, str(request.status), request.code).inc()
         self.request_seconds.labels(request.task, request.model).observe(request.total_ms / 1000)

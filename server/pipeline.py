@@ -14,14 +14,14 @@ from typing import TypeVar
 from models.answers import RankedAnswer, matching_score, sigmoid, sigmoids, top_answers
 from server.backend import Backend, Permit
 from server.errors import DeadlineExceeded, NotFound
-from server.preparation import Limits, Pair, Preparation
+from server.preparation import Pair, Preparation
 from server.schemas import Candidate, ItmBody, RankBody, VqaBody
 from server.threads import run_on
-from server.types import Clock, Entry, EntryResult, Logits, ServedModel, Timings, Urgency
+from server.types import Clock, EntryResult, Logits, ServedModel, Timings, Urgency
 
 T = TypeVar("T")
 MATCH_FROM = 0.5  # a pair is said to match from this score on
-TELLING = 256  # bytes or characters at the end of an image or a text that tell it from others
+KEY_END = 256  # bytes or characters at the end of an image or a text, by which a retry is recognised
 PREPARED_AHEAD = 4  # candidates of a rank decoded before the engine asks for them
 
 
@@ -74,17 +74,15 @@ class Pipeline:
         models: Sequence[ServedModel],
         *,
         backend: Backend,
+        preparation: Preparation,
         pool: ThreadPoolExecutor,
         decode_threads: int,
-        limits: Limits,
-        scales_jpegs: bool,
         clock: Clock,
     ) -> None:
         self._models = models
         self._backend = backend
+        self._preparation = preparation
         self._pool = pool  # its threads are the decode permits: no more images are open at once
-        self._limits = limits
-        self._preparation = Preparation(limits, backend.count_decoded_hit, scales_jpegs=scales_jpegs)
         self._clock = clock
         # Of the decode threads all but one, so that a question's image never waits for those of a long rank.
         self._rank_permits = asyncio.Semaphore(max(1, decode_threads - 1))
@@ -95,9 +93,7 @@ class Pipeline:
         receive: Callable[[], Awaitable[VqaBody | ItmBody]],
         timings: Timings,
         deadline_s: float,
-        *,
         client: str = "",
-        request_id: str = "",
     ) -> Outcome:
         """Answer one question, or match one text.
 
@@ -108,12 +104,14 @@ class Pipeline:
             timings.mark("receive")
             model = self._choose(body.model, task)
             text = body.question if isinstance(body, VqaBody) else body.text
-            asked = functools.partial(_asked, client, body)
-            async with self._backend.admit(model, Urgency.INTERACTIVE, 1, deadline_s, asked) as permit:
+            key = _retry_key(client, body)
+            admitted = self._backend.admit(
+                model.name, Urgency.INTERACTIVE, 1, deadline_s=deadline_s, client=client, key=key
+            )
+            async with admitted as permit:
                 timings.mark("admit")
                 pair = await self._in_pool(lambda: self._preparation.pair(model, body.image, text, timings))
-                entry = _entry(model, pair, urgency=Urgency.INTERACTIVE, deadline_s=deadline_s, request_id=request_id)
-                result = await permit.run(entry)
+                result = await permit.run(pair.features, _key(model, pair))
                 _mark_runs(timings, [result])
                 top_k = body.top_k if isinstance(body, VqaBody) else 0
                 truncated = pair.features.text.truncated
@@ -124,9 +122,7 @@ class Pipeline:
         receive: Callable[[], Awaitable[RankBody]],
         timings: Timings,
         deadline_s: float,
-        *,
         client: str = "",
-        request_id: str = "",
     ) -> RankOutcome:
         """Rank candidates, best first; they are prepared just in time, slice by slice.
 
@@ -137,37 +133,26 @@ class Pipeline:
             timings.mark("receive")
             model = self._choose(body.model, "rank")
             count = len(body.candidates)
-            asked = functools.partial(_asked, client, body)
-            async with self._backend.admit(model, Urgency.RANK, count, deadline_s, asked) as permit:
+            key = _retry_key(client, body)
+            admitted = self._backend.admit(
+                model.name, Urgency.RANK, count, deadline_s=deadline_s, client=client, key=key
+            )
+            async with admitted as permit:
                 timings.mark("admit")
                 pixels = self._preparation.budget()
                 first = await self._in_pool(lambda: self._preparation.first_of(model, body, timings, pixels))
 
-                def make_entry(pair: Pair) -> Entry:
-                    return _entry(
-                        model, pair, urgency=Urgency.RANK, deadline_s=deadline_s, request_id=request_id, client=client
-                    )
-
                 def prepare(index: int) -> Pair:
                     return self._preparation.candidate(model, body, index, first, pixels)
 
-                results, truncated = await self._run_slices(
-                    model, first, count, prepare=prepare, make_entry=make_entry, permit=permit
-                )
+                results, truncated = await self._run_slices(model, first, count, prepare, permit)
                 ended_last = max(results, key=lambda result: result.ended_s)
                 _mark_runs(timings, results)
                 ranked = _ranked(body.candidates, results)[: body.top_k]
                 return RankOutcome(model=model, truncated=truncated, results=ranked, ran=ended_last)
 
     async def _run_slices(
-        self,
-        model: ServedModel,
-        first: Pair,
-        count: int,
-        *,
-        prepare: Callable[[int], Pair],
-        make_entry: Callable[[Pair], Entry],
-        permit: Permit,
+        self, model: ServedModel, first: Pair, count: int, prepare: Callable[[int], Pair], permit: Permit
     ) -> tuple[list[EntryResult], bool]:
         """Prepare candidates a little ahead of the engine, whatever their number, and queue each as an entry."""
         results: dict[int, EntryResult] = {}
@@ -181,11 +166,11 @@ class Pipeline:
                 if index:
                     pair = await self._in_pool(functools.partial(prepare, index), self._rank_permits)
                 truncated |= pair.features.text.truncated
-                results[index] = await permit.run(make_entry(pair))
+                results[index] = await permit.run(pair.features, _key(model, pair))
 
         try:
             async with asyncio.TaskGroup() as group:
-                ahead = model.latency.slice_size(model.max_batch_size) + PREPARED_AHEAD
+                ahead = model.slice_size + PREPARED_AHEAD
                 for _ in range(min(count, ahead)):
                     group.create_task(work())
         except BaseExceptionGroup as failures:
@@ -227,11 +212,14 @@ def _mark_runs(timings: Timings, results: Sequence[EntryResult]) -> None:
             timings.parts_s[part] = timings.parts_s.get(part, 0.0) + value
 
 
-def _asked(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:
-    """Tell a request from others that the client may make, in microseconds and few bytes: by its parts' ends."""
+def _retry_key(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:
+    """Return what a request is recognised by when it comes back: client, task, and the end of each part.
+
+    Units: a microsecond or two.
+    """
 
     def end_of(content: str | bytes | None) -> Hashable:
-        return content and (len(content), content[-TELLING:])
+        return content and (len(content), content[-KEY_END:])
 
     match body:
         case RankBody():
@@ -243,18 +231,9 @@ def _asked(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:
             return client, "itm", end_of(body.text), end_of(body.image)
 
 
-def _entry(
-    model: ServedModel, pair: Pair, *, urgency: Urgency, deadline_s: float, request_id: str, client: str = ""
-) -> Entry:
-    return Entry(
-        model=model,
-        features=pair.features,
-        urgency=urgency,
-        deadline_s=deadline_s,
-        client=client,
-        request_id=request_id,
-        key=(model.name, pair.digest, pair.features.text.input_ids.tobytes()),
-    )
+def _key(model: ServedModel, pair: Pair) -> Hashable:
+    """Return what is equal only for entries that ask for the same."""
+    return model.name, pair.digest, pair.features.text.input_ids.tobytes()
 
 
 def _ranked(candidates: Sequence[Candidate], results: Sequence[EntryResult]) -> list[RankedCandidate]:

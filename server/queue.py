@@ -9,7 +9,7 @@ from itertools import islice
 
 from server.errors import DeadlineExceeded
 from server.metrics import Metrics
-from server.types import Clock, Entry, ServedModel, Urgency
+from server.types import Clock, Entry, LoadedModel, Urgency
 
 LOOK_AHEAD = 64  # entries considered for a batch, or as many as it may have: enough for equal grids, little to sort
 RANK_TURN = 8  # interactive runs after which a rank that waits gets a slice, so that a flood of questions starves none
@@ -72,7 +72,7 @@ class Queue:
             queue.clear()
 
     def _take_interactive(self, between_s: float) -> list[Entry]:
-        def size(model: ServedModel, tokens: int) -> int:
+        def size(model: LoadedModel, tokens: int) -> int:
             return model.latency.batch_size(1 + len(self._interactive), model.max_batch_size, tokens, between_s)
 
         batch = self._take(self._interactive, size)
@@ -80,7 +80,7 @@ class Queue:
         return batch
 
     def _take_slice(self) -> list[Entry]:
-        def size(model: ServedModel, tokens: int) -> int:
+        def size(model: LoadedModel, tokens: int) -> int:
             return model.latency.slice_size(model.max_batch_size, tokens)
 
         while self._ranks:
@@ -93,7 +93,7 @@ class Queue:
                 return batch
         return []
 
-    def _take(self, queue: deque[Entry], size: Callable[[ServedModel, int], int]) -> list[Entry]:
+    def _take(self, queue: deque[Entry], size: Callable[[LoadedModel, int], int]) -> list[Entry]:
         """Take the oldest entry and those that fit it best: equal grids first, then near lengths."""
         while queue:
             first = queue.popleft()
@@ -149,6 +149,6 @@ class Queue:
         return True
 
 
-def _in_reach(queue: deque[Entry], model: ServedModel) -> list[Entry]:
+def _in_reach(queue: deque[Entry], model: LoadedModel) -> list[Entry]:
     """List the model's entries among those that are considered for a batch of it."""
     return [entry for entry in islice(queue, max(LOOK_AHEAD, model.max_batch_size)) if entry.model is model]

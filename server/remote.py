@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from server.channel import Channel, Message, read_error, read_result, write_request
+from models.batch import Features
+from server.channel import Channel, Message, read_error, read_result, write_record
 from server.errors import Unavailable
 from server.slots import Memory
-from server.slowest import SlowRequest
-from server.types import Clock, Entry, EntryResult, ServedModel, Urgency
+from server.slowest import RequestRecord
+from server.types import Clock, EntryResult, Urgency
 
 UNSENT = 10_000  # requests that ended while no engine process listened, and are counted when one does again
 TELL_BYTES = 1_000_000  # by which what bodies hold has changed before it is told
@@ -26,15 +27,15 @@ Answer = tuple[Any, bytes]
 T = TypeVar("T")
 
 
-class Line:
+class EngineConnection:
     """The connection to one engine process, and the memory shared with it."""
 
     def __init__(
         self,
         memory: int,
         *,
-        welcomed: Callable[["Line", dict[str, Any]], None],
-        lost: Callable[["Line"], None],
+        welcomed: Callable[["EngineConnection", dict[str, Any]], None],
+        lost: Callable[["EngineConnection"], None],
         drained: Callable[[], None],
         refusal: Callable[[], Unavailable],
     ) -> None:
@@ -124,28 +125,26 @@ class Line:
 class RemotePermit:
     """A permit of the engine process, with slots to put patches in."""
 
-    def __init__(self, line: Line, number: int, slots: list[int]) -> None:
-        self._line = line
+    def __init__(self, engine: EngineConnection, number: int, slots: list[int]) -> None:
+        self._engine = engine
         self._number = number
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for slot in slots:
             self._free.put_nowait(slot)
 
-    async def run(self, entry: Entry) -> EntryResult:
-        """Have an entry run; what fails ends the request, and with it the use of its slot."""
+    async def run(self, features: Features, key: Hashable) -> EntryResult:
+        """Have an entry run; a failure ends the request, and with it the use of its slot."""
         slot = await self._free.get()
-        image, input_ids = entry.features.image, entry.features.text.input_ids
-        np.copyto(self._line.memory.view(slot, *image.patches.shape), image.patches)
+        image, input_ids = features.image, features.text.input_ids
+        np.copyto(self._engine.memory.view(slot, *image.patches.shape), image.patches)
         fields = {
             "permit": self._number,
             "slot": slot,
             "grid": image.grid,
-            "key": _digest(entry.key),
-            "client": entry.client,
-            "request_id": entry.request_id,
+            "key": _digest(key),
         }
         ids = input_ids.tobytes() + image.position_ids.tobytes()
-        result = read_result(*await self._line.call(self._line.next_number(), "run", fields, ids))
+        result = read_result(*await self._engine.call(self._engine.next_number(), "run", fields, ids))
         self._free.put_nowait(slot)
         return result
 
@@ -158,26 +157,28 @@ class RemoteBackend:
         self._suits = suits
         self._limits_clients = limits_clients
         self._clock = clock
-        self._line: Line | None = None
+        self._engine: EngineConnection | None = None
         self._starts_in_s, self._lost_s = 0.0, 0.0
-        self._unsent: deque[SlowRequest] = deque(maxlen=UNSENT)
+        self._unsent: deque[RequestRecord] = deque(maxlen=UNSENT)
         self._body_bytes, self._told_bytes = 0, 0
         self.is_draining = False
 
     async def connect(self, connection: socket.socket, memory: int) -> None:
         """Turn to another engine process, once it is ready."""
-        line = Line(memory, welcomed=self._welcomed, lost=self._lost, drained=self._catch_up, refusal=self._refusal)
-        await line.open(connection)
+        engine = EngineConnection(
+            memory, welcomed=self._welcomed, lost=self._lost, drained=self._catch_up, refusal=self._refusal
+        )
+        await engine.open(connection)
 
-    def _welcomed(self, line: Line, fields: dict[str, Any]) -> None:
+    def _welcomed(self, engine: EngineConnection, fields: dict[str, Any]) -> None:
         if not self._suits(fields["models"]):
             return
-        self._line, self._starts_in_s, self._told_bytes = line, fields["starts_in_s"], 0
+        self._engine, self._starts_in_s, self._told_bytes = engine, fields["starts_in_s"], 0
         self._catch_up()
 
-    def _lost(self, line: Line) -> None:
-        if self._line is line:
-            self._line, self._lost_s = None, self._clock()
+    def _lost(self, engine: EngineConnection) -> None:
+        if self._engine is engine:
+            self._engine, self._lost_s = None, self._clock()
 
     def _refusal(self) -> Unavailable:
         """Say no, and when there should be an engine process again, if it takes as long to start as the last."""
@@ -185,19 +186,19 @@ class RemoteBackend:
         why = "The process that runs the model has ended, and another is being started: come back later."
         return Unavailable("engine_restarting", why, retry_after_s=max(SOONEST_S, wait_s))
 
-    def _connected(self) -> Line:
-        if self._line is None:
+    def _connected(self) -> EngineConnection:
+        if self._engine is None:
             raise self._refusal()
-        if self._line.is_full:
+        if self._engine.is_full:
             raise _unresponsive()
-        return self._line
+        return self._engine
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         self._loop = asyncio.get_running_loop()
         yield
-        if self._line:
-            self._line.close()
+        if self._engine:
+            self._engine.close()
 
     def close(self) -> None:
         self.is_draining = True
@@ -214,28 +215,29 @@ class RemoteBackend:
 
     @contextlib.asynccontextmanager
     async def admit(
-        self, model: ServedModel, urgency: Urgency, entries: int, deadline_s: float, key_of: Callable[[], Hashable]
+        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
     ) -> AsyncIterator[RemotePermit]:
-        line = self._connected()
+        engine = self._connected()
         fields = {
-            "model": model.name,
+            "model": model,
             "urgency": urgency,
             "entries": entries,
             "deadline_s": deadline_s,
-            "key": _digest(key_of()),
+            "client": client,
+            "key": _digest(key),
         }
-        async with line.hold("admit", fields) as (number, slots):
-            yield RemotePermit(line, number, slots)
+        async with engine.hold("admit", fields) as (number, slots):
+            yield RemotePermit(engine, number, slots)
 
-    def record(self, request: SlowRequest) -> None:
+    def record(self, request: RequestRecord) -> None:
         self._unsent.append(request)
         self._catch_up()
 
     def count_decoded_hit(self) -> None:
         """Say so; from any thread."""
-        line = self._line  # which may be lost at any moment
-        if line:
-            self._loop.call_soon_threadsafe(line.tell, "hit")
+        engine = self._engine  # which may be lost at any moment
+        if engine:
+            self._loop.call_soon_threadsafe(engine.tell, "hit")
 
     def count_body_bytes(self, count: int) -> None:
         """Keep the count, and tell it when it has changed by enough."""
@@ -244,14 +246,14 @@ class RemoteBackend:
 
     def _catch_up(self) -> None:
         """Tell what there is to tell, as far as there is somebody who listens."""
-        line = self._line
-        while line and not line.is_full and self._unsent:
-            line.tell("record", write_request(self._unsent.popleft()))
+        engine = self._engine
+        while engine and not engine.is_full and self._unsent:
+            engine.tell("record", write_record(self._unsent.popleft()))
         change = abs(self._body_bytes - self._told_bytes)
         is_enough = change >= TELL_BYTES or (change and not self._body_bytes)
-        if line and not line.is_full and is_enough:
+        if engine and not engine.is_full and is_enough:
             self._told_bytes = self._body_bytes
-            line.tell("bodies", self._body_bytes)
+            engine.tell("bodies", self._body_bytes)
 
     async def status(self) -> str:
         """Say whether the server wants requests."""
@@ -260,12 +262,12 @@ class RemoteBackend:
         try:
             return (await self.report("status")).decode()
         except Unavailable:
-            return "unresponsive" if self._line else "starting"
+            return "unresponsive" if self._engine else "starting"
 
     async def report(self, name: str) -> bytes:
         """Have a report written, if that can be done in time."""
-        line = self._connected()
-        _, payload = await _soon(line.call(line.next_number(), "report", name))
+        engine = self._connected()
+        _, payload = await _soon(engine.call(engine.next_number(), "report", name))
         return payload
 
 

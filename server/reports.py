@@ -6,13 +6,13 @@ from server.admission import Admission
 from server.metrics import Metrics
 from server.schemas import Calibration, CalibrationResponse, MeasuredRun, SlowestResponse
 from server.slowest import Slowest
-from server.types import ServedModel
+from server.types import LoadedModel
 
 
 class Reports:
     """Whether requests are wanted, metrics, the slowest requests, what was measured of the models."""
 
-    def __init__(self, models: Sequence[ServedModel], admission: Admission, slowest: Slowest, metrics: Metrics) -> None:
+    def __init__(self, models: Sequence[LoadedModel], admission: Admission, slowest: Slowest, metrics: Metrics) -> None:
         self._admission = admission
         self._models = models
         self._slowest = slowest
@@ -33,7 +33,7 @@ class Reports:
         raise ValueError(name)
 
 
-def _describe_latency(model: ServedModel) -> Calibration:
+def _describe_latency(model: LoadedModel) -> Calibration:
     latency, most = model.latency, model.max_batch_size
     base, per_token, per_pair = latency.coefficients.tolist()
     return Calibration(

@@ -35,13 +35,15 @@ from server.schemas import (
     rank_forms,
     three_forms,
 )
-from server.slowest import SlowRequest
+from server.settings import Settings
+from server.slowest import RequestRecord
 from server.threads import run_on
 from server.types import Clock, Timings
 
 log = logging.getLogger(__name__)
 BodyT = TypeVar("BodyT", bound=Body)
 OutcomeT = TypeVar("OutcomeT", Outcome, RankOutcome)
+Walk = Callable[[Callable[[], Awaitable[BodyT]], Timings, float, str], Awaitable[OutcomeT]]
 TASK_PATHS = {"/v1/vqa": "vqa", "/v1/itm": "itm", "/v1/rank": "rank"}
 SPARE_PARTS = 4  # multipart parts beside a body's fields or a rank's candidates, so that one given twice is named
 
@@ -53,23 +55,17 @@ class TaskRoutes:
         self,
         pipeline: Pipeline,
         *,
+        settings: Settings,
         backend: Backend,
         parser: Executor,
-        deadline_ms: float,
         room: BodyRoom,
-        receive_timeout_s: float,
-        max_body_bytes: int,
-        max_candidates: int,
         clock: Clock,
     ) -> None:
         self._pipeline = pipeline
+        self._settings = settings
         self._backend = backend
         self._parser = parser
-        self._deadline_ms = deadline_ms
         self._room = room
-        self._receive_timeout_s = receive_timeout_s
-        self._max_body_bytes = max_body_bytes
-        self._max_candidates = max_candidates
         self._clock = clock
 
     def router(self) -> APIRouter:
@@ -86,50 +82,37 @@ class TaskRoutes:
 
     async def vqa(self, request: Request) -> Response:
         """Answer a question about an image."""
-        outcome = await self._walk(request, "vqa", VqaBody, self._answer(request, "vqa"))
+        outcome = await self._walk(request, "vqa", VqaBody, functools.partial(self._pipeline.answer, "vqa"))
         return self._respond(request, outcome, answers=_written(outcome.answers()))
 
     async def itm(self, request: Request) -> Response:
         """Say whether a text belongs to an image."""
-        outcome = await self._walk(request, "itm", ItmBody, self._answer(request, "itm"))
+        outcome = await self._walk(request, "itm", ItmBody, functools.partial(self._pipeline.answer, "itm"))
         score, match = outcome.match()
         return self._respond(request, outcome, score=score, match=match)
 
     async def rank(self, request: Request) -> Response:
         """Rank images for a text, or texts for an image."""
-        rank = functools.partial(self._pipeline.rank, client=client_of(request), request_id=request.state.request_id)
-        outcome = await self._walk(request, "rank", RankBody, rank)
+        outcome = await self._walk(request, "rank", RankBody, self._pipeline.rank)
         return self._respond(request, outcome, results=_written(outcome.results))
 
-    def _answer(
-        self, request: Request, task: str
-    ) -> Callable[[Callable[[], Awaitable[VqaBody | ItmBody]], Timings, float], Awaitable[Outcome]]:
-        about = {"client": client_of(request), "request_id": request.state.request_id}
-        return functools.partial(self._pipeline.answer, task, **about)
-
-    async def _walk(
-        self,
-        request: Request,
-        task: str,
-        schema: type[BodyT],
-        walk: Callable[[Callable[[], Awaitable[BodyT]], Timings, float], Awaitable[OutcomeT]],
-    ) -> OutcomeT:
+    async def _walk(self, request: Request, task: str, schema: type[BodyT], walk: Walk[BodyT, OutcomeT]) -> OutcomeT:
         """Walk a request for as long as its client is there, in one of the client's places.
 
         Raises: ServerError: of the kind that says why. ClientDisconnect: there is nobody left to answer.
         """
-        timings, connection = timings_of(request), Connection(request)
-        deadline_s = deadline_of(request, self._deadline_ms)
+        timings, connection, client = timings_of(request), Connection(request), client_of(request)
+        deadline_s = deadline_of(request, self._settings.deadline_ms)
         began_s = deadline_s
         try:
-            async with self._backend.place(client_of(request), task), connection:
+            async with self._backend.place(client, task), connection:
                 began_s = self._clock()
                 with self._room.body() as take:
-                    return await walk(self._receiver(request, schema, connection, take), timings, deadline_s)
+                    return await walk(self._receiver(request, schema, connection, take), timings, deadline_s, client)
         except DeadlineExceeded as error:
             if connection.is_watched or began_s >= deadline_s:  # it was there, or nobody looked in time
                 raise
-            within_s = min(self._receive_timeout_s, deadline_s - timings.started_s)
+            within_s = min(self._settings.receive_timeout_s, deadline_s - timings.started_s)
             raise DeadlineExceeded("receive_timeout", f"The body did not arrive within {within_s:g} s.") from error
         except asyncio.CancelledError as error:  # by uvicorn, at the end of a drain that has taken too long
             raise Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0) from error
@@ -138,14 +121,14 @@ class TaskRoutes:
         self, request: Request, schema: type[BodyT], connection: Connection, take: Callable[[int], None]
     ) -> Callable[[], Awaitable[BodyT]]:
         """Make the walk's first step: read a body of any form and hold it to its schema."""
-        is_rank = schema is RankBody
+        is_rank, max_candidates = schema is RankBody, self._settings.max_candidates
 
         async def receive() -> BodyT:
-            async with asyncio.timeout(self._receive_timeout_s):
+            async with asyncio.timeout(self._settings.receive_timeout_s):
                 body = await bodies.read(
                     request.stream(),
                     request.headers,
-                    max_body_bytes=self._max_body_bytes,
+                    max_body_bytes=self._settings.max_body_bytes,
                     accepts_image=not is_rank,
                     take=take,
                 )
@@ -156,8 +139,8 @@ class TaskRoutes:
                 body,
                 query,
                 schema,
-                max_parts=(self._max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
-                max_candidates=self._max_candidates,
+                max_parts=(max_candidates if is_rank else len(schema.model_fields)) + SPARE_PARTS,
+                max_candidates=max_candidates,
             )
             if not forms.takes_long(body, query):
                 return parse()
@@ -190,7 +173,7 @@ class TaskRoutes:
 
         A request that was refused has no model: which one it would have been is not always known.
         """
-        task = TASK_PATHS.get(request.url.path)
+        task = TASK_PATHS.get(request.scope["path"])
         if task is None:
             return
         timings, request_id = timings_of(request), request.state.request_id
@@ -201,7 +184,7 @@ class TaskRoutes:
         fields = {"request_id": request_id, "model": model, "status": status, "code": code}
         log.info(task, extra={FIELDS: {**fields, "total_ms": round(1000 * elapsed_s, 2), **stages_ms}})
         self._backend.record(
-            SlowRequest(
+            RequestRecord(
                 request_id=request_id,
                 task=task,
                 model=model,
@@ -211,7 +194,6 @@ class TaskRoutes:
                 total_ms=round(1000 * elapsed_s, 3),
                 timing_ms={stage: round(1000 * value, 3) for stage, value in {**stages_s, **timings.parts_s}.items()},
                 batch_size=outcome.ran.batch_size if outcome else None,
-                batch_mates=tuple(sorted(outcome.ran.ran_together - {request_id})) if outcome else (),
             )
         )
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from server.slowest import SlowRequest
+from server.slowest import RequestRecord
 
 
 def _no_truth(value: object) -> object:
@@ -152,7 +152,7 @@ class CalibrationResponse(BaseModel):
 
 
 class SlowestResponse(BaseModel):
-    requests: list[SlowRequest] = Field(description="slowest first; when is the instant of the response")
+    requests: list[RequestRecord] = Field(description="slowest first; when is the instant of the response")
 
 
 class ErrorResponse(BaseModel):

@@ -19,7 +19,7 @@ WINDOW_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlowRequest:
+class RequestRecord:
     """A request that has had its response, and where its time went."""
 
     request_id: str
@@ -31,10 +31,9 @@ class SlowRequest:
     total_ms: float
     timing_ms: dict[str, float]  # the stages it went through, and parts of inference
     batch_size: int | None = None  # how many ran together; of a rank, in its last slice
-    batch_mates: tuple[str, ...] = ()  # the other requests' ids
 
 
-Heap = list[tuple[float, int, SlowRequest]]  # by total_ms, the fastest first; the number settles ties
+Heap = list[tuple[float, int, RequestRecord]]  # by total_ms, the fastest first; the number settles ties
 
 
 class Slowest:
@@ -47,7 +46,7 @@ class Slowest:
         self._recent: defaultdict[str, Heap] = defaultdict(list)
         self._older: defaultdict[str, Heap] = defaultdict(list)
 
-    def add(self, request: SlowRequest) -> None:
+    def add(self, request: RequestRecord) -> None:
         """Keep a request if it is one of the slowest."""
         self._turn()
         kept = self._recent[request.task]
@@ -57,7 +56,7 @@ class Slowest:
         else:
             heapq.heappushpop(kept, item)
 
-    def worst(self) -> list[SlowRequest]:
+    def worst(self) -> list[RequestRecord]:
         """List them, the slowest of all tasks first."""
         self._turn()
         tasks = {*self._recent, *self._older}
@@ -75,5 +74,5 @@ class Slowest:
         self._began_s += age_s if is_quiet else WINDOW_S / 2
 
 
-def _slowest(items: Iterable[tuple[float, int, SlowRequest]]) -> Heap:
+def _slowest(items: Iterable[tuple[float, int, RequestRecord]]) -> Heap:
     return heapq.nlargest(KEPT, items)

@@ -100,12 +100,11 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ServedModel:
-    """An artifact with its engine, what a run of it takes, and how many rows may run together."""
+    """An artifact that is served, in whichever process its engine is."""
 
     artifact: Artifact
-    engine: Engine
-    latency: "LatencyModel"
-    max_batch_size: int
+    provider: str
+    slice_size: int  # candidates of a rank that are expected to run together
 
     @property
     def name(self) -> str:
@@ -114,6 +113,15 @@ class ServedModel:
     @property
     def tasks(self) -> tuple[str, ...]:
         return self.artifact.manifest.tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedModel(ServedModel):
+    """A model with its engine, how long its runs take, and how many entries may run together."""
+
+    engine: Engine
+    latency: "LatencyModel"
+    max_batch_size: int
 
 
 class Urgency(IntEnum):
@@ -132,7 +140,6 @@ class EntryResult:
     ended_s: float
     parts_s: dict[str, float]
     batch_size: int
-    ran_together: frozenset[str] = frozenset()  # ids of the requests whose entries were in the batch
 
     def since(self, joined_s: float) -> "EntryResult":
         """Take what a run is to an entry that joined it: what was left of it, if anything was."""
@@ -150,13 +157,12 @@ class Entry:
     Entries of one key ask for the same: one of them leads, and the others follow wherever it is by then.
     """
 
-    model: ServedModel
+    model: LoadedModel
     features: Features
     urgency: Urgency
     deadline_s: float
     client: str = ""
-    request_id: str = ""
-    key: Hashable | None = None
+    key: Hashable = field(default_factory=object)  # unless given, unlike any other
     queued_s: float = 0.0
     followers: list["Entry"] = field(default_factory=list)
     let_go: Callable[[], None] = lambda: None  # called once, when nobody will look at the features any more

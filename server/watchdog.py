@@ -5,7 +5,7 @@ Reads no clock, but counts turns of the event loop: while the process is suspend
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 TURN_S = 1.0
@@ -15,7 +15,7 @@ HOPELESS_S = 60.0  # after that; as the default deadline: by then nobody waits a
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class WatchedRun:
     """A run that is under way."""
 
     stuck_after_s: float
@@ -26,12 +26,12 @@ class Watchdog:
     """Watches the runs that are under way."""
 
     def __init__(self) -> None:
-        self._runs: set[Run] = set()
+        self._runs: set[WatchedRun] = set()
 
     @contextlib.contextmanager
     def watching(self, estimate_s: float) -> Iterator[None]:
         """Watch a run from its beginning to its end."""
-        run = Run(max(STUCK_S, STUCK_FACTOR * estimate_s))
+        run = WatchedRun(max(STUCK_S, STUCK_FACTOR * estimate_s))
         self._runs.add(run)
         try:
             yield
@@ -48,9 +48,9 @@ class Watchdog:
         while self._runs and not self.is_stuck:  # noqa: ASYNC110 turns are what is counted
             await asyncio.sleep(TURN_S)
 
-    async def until_hopeless(self) -> None:
-        """Watch for as long as there is hope that every run ends."""
-        while not self._are_over_by(HOPELESS_S):
+    async def until_hopeless(self, is_broken: Callable[[], bool] = lambda: False) -> None:
+        """Watch for as long as there is hope that every run ends, and the engine is not broken."""
+        while not (self._are_over_by(HOPELESS_S) or is_broken()):
             await asyncio.sleep(TURN_S)
             for run in self._runs:
                 run.turned_s += TURN_S

@@ -21,7 +21,7 @@ from server.desk import Desk, slots_of
 from server.latency import LatencyModel, Sample
 from server.remote import RemoteBackend
 from server.settings import SHAPES
-from server.types import EngineOutput, ServedModel
+from server.types import EngineOutput, LoadedModel
 
 
 class FakeClock:
@@ -90,9 +90,17 @@ def latency(base_s: float = 0.01, per_token_s: float = 0.0, typical_tokens: floa
 
 def served(
     engine: FakeEngine, *, max_batch_size: int = 4, name: str = "shapes", runs: LatencyModel | None = None
-) -> ServedModel:
+) -> LoadedModel:
     """Serve the shipped artifact's tokenizer and labels with a fake engine."""
-    return ServedModel(artifact=artifact(name), engine=engine, latency=runs or latency(), max_batch_size=max_batch_size)
+    runs = runs or latency()
+    return LoadedModel(
+        artifact=artifact(name),
+        provider=engine.provider,
+        slice_size=runs.slice_size(max_batch_size),
+        engine=engine,
+        latency=runs,
+        max_batch_size=max_batch_size,
+    )
 
 
 def artifact(name: str = "shapes", folder: Path = SHAPES) -> Artifact:
@@ -110,7 +118,7 @@ def features(number: int, *, rows: int = 1, columns: int = 1, length: int = 3) -
 class Hall:
     """What an engine process shares between the desks of its fronts."""
 
-    def __init__(self, local: LocalBackend, models: Sequence[ServedModel], capacity: int = 1024) -> None:
+    def __init__(self, local: LocalBackend, models: Sequence[LoadedModel], capacity: int = 1024) -> None:
         self.local, self.models = local, models
         self.memory = os.memfd_create("test")
         self.slots = slots_of(self.memory, models, capacity)
@@ -152,7 +160,7 @@ class CountedDesk(Desk):
 class SplitBackend(RemoteBackend):
     """A front, and the engine process that it has, in one loop."""
 
-    def __init__(self, local: LocalBackend, models: Sequence[ServedModel], *, limits_clients: bool = False) -> None:
+    def __init__(self, local: LocalBackend, models: Sequence[LoadedModel], *, limits_clients: bool = False) -> None:
         super().__init__(lambda _: True, limits_clients=limits_clients, clock=time.perf_counter)
         self.hall = Hall(local, models)
 

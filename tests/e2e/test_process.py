@@ -312,6 +312,27 @@ def test_run_that_never_ends_ends_the_process_once_whoever_waits_is_told() -> No
     assert sum("does not end: ending" in line for line in running.log) == 1
 
 
+def test_second_sigterm_ends_at_once_though_a_run_hangs() -> None:
+    """Python waits for its threads when it ends; this process does not."""
+    running = start("--drain-pause-s", "60", module="tests.stuck")
+    drain(running)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask, running.client)
+            while sample(running.url, "vilt_in_flight_entries") == 0:
+                pass
+            running.process.send_signal(signal.SIGTERM)
+            while not any("draining" in line for line in running.log):
+                time.sleep(0.005)
+
+            running.process.send_signal(signal.SIGTERM)
+
+            assert running.process.wait(timeout=10) == 0
+            assert asked.result().json()["code"] == "shutting_down"
+    finally:
+        stop(running)
+
+
 @pytest.mark.parametrize("own_server", [["--deadline-ms", "1"]], indirect=True, ids=["1 ms"])
 def test_request_without_time_is_refused_or_ended_unless_it_asks_for_more(own_server: Running) -> None:
     """The setting holds for everyone; a request's own deadline goes before it."""

@@ -6,10 +6,11 @@ import itertools
 import pytest
 from fakes import FakeClock, FakeEngine, features, latency, served
 
-from server.admission import FAULTS_IN_A_ROW, FAULTY_S, Admission
+from server.admission import BROKEN_FAULTS, BROKEN_S, FAULTS_IN_A_ROW, FAULTY_S, Admission
 from server.errors import DeadlineExceeded, Overloaded, Unavailable
 from server.metrics import Metrics
-from server.types import Entry, ServedModel, Urgency
+from server.queue import RANK_TURN
+from server.types import Entry, LoadedModel, Urgency
 
 ONE_RUN_S = 0.1
 LATER = 1e9
@@ -26,7 +27,7 @@ class Desk:
 
     def admit(self, entries: int = 1, *, rank: bool = False, within_s: float = LATER, key: str = ""):  # noqa: ANN201
         urgency = Urgency.RANK if rank else Urgency.INTERACTIVE
-        return self.admission.admit(self.model, urgency, entries, self.clock.now_s + within_s, lambda: key)
+        return self.admission.admit(self.model, urgency, entries, self.clock.now_s + within_s, key)
 
     def refusal(
         self, entries: int = 1, *, rank: bool = False, within_s: float = LATER, key: str = ""
@@ -42,7 +43,7 @@ class Desk:
         return self.metrics.registry.get_sample_value("vilt_in_flight_entries")
 
 
-def entry(model: ServedModel) -> Entry:
+def entry(model: LoadedModel) -> Entry:
     return Entry(model=model, features=features(1), urgency=Urgency.INTERACTIVE, deadline_s=LATER)
 
 
@@ -121,6 +122,27 @@ def test_question_does_not_count_the_rank_behind_it() -> None:
     assert refused.details["queued_ms"] == pytest.approx(20_000)
 
 
+@pytest.mark.parametrize(("questions", "slices"), [(1, 1), (RANK_TURN - 1, 1), (RANK_TURN, 2), (3 * RANK_TURN, 4)])
+def test_question_counts_the_slices_whose_turn_comes_before_it(questions: int, slices: int) -> None:
+    """After eight runs of questions a rank that waits has one."""
+    desk = Desk(capacity=1000)
+
+    with desk.admit(200, rank=True), desk.admit(questions):
+        refused = desk.refusal(within_s=0.15)
+
+    assert refused.details["queued_ms"] == pytest.approx(1000 * ONE_RUN_S * (questions + slices))
+
+
+def test_question_counts_no_more_slices_than_there_are_candidates() -> None:
+    """A short rank has no turn after its last."""
+    desk = Desk(capacity=1000)
+
+    with desk.admit(2, rank=True), desk.admit(5 * RANK_TURN):
+        refused = desk.refusal(within_s=0.15)
+
+    assert refused.details["queued_ms"] == pytest.approx(1000 * ONE_RUN_S * (5 * RANK_TURN + 2))
+
+
 def test_rank_gives_back_the_time_of_candidates_that_are_done() -> None:
     """The estimate follows the work, not the request."""
     desk = Desk(capacity=1000)
@@ -147,7 +169,7 @@ def test_idle_engine_refuses_only_what_is_impossible_beyond_doubt() -> None:
 
 
 def test_who_comes_back_in_time_finds_the_room_that_newcomers_leave() -> None:
-    """With three runs ahead and 0.45 s left there is room for one more; who was promised it gets it."""
+    """With three runs ahead and 0.45 s left there is room for one more; whoever has a reservation gets it."""
     desk = Desk()
     with desk.admit(5):
         wait_s = desk.refusal(within_s=0.45, key="early").retry_after_s or 0.0
@@ -173,7 +195,7 @@ def test_those_who_are_refused_together_are_told_to_come_back_one_after_the_othe
     assert all(gap_s > ONE_RUN_S for gap_s in gaps_s[1:])
 
 
-def test_idle_engine_waits_for_nobody_who_was_promised_room() -> None:
+def test_idle_engine_waits_for_no_reservation() -> None:
     """Work-conserving: what is there goes first."""
     desk = Desk()
     with desk.admit(5):
@@ -199,7 +221,7 @@ def test_request_is_not_told_to_stay_away_because_others_waited_to_be_decoded() 
     """After a backlog of large pictures an idle server may well answer in time: room is kept for afterwards."""
     desk = Desk()
     for _ in range(100):
-        desk.admission.prepared(2.5)
+        desk.admission.observe_preparation(2.5)
 
     with desk.admit():
         refused = desk.refusal(within_s=2, key="a")
@@ -207,7 +229,7 @@ def test_request_is_not_told_to_stay_away_because_others_waited_to_be_decoded() 
         with desk.admit(within_s=3, key="a"):
             pass
 
-    assert refused.message.endswith("left: come back later, or allow more time.")
+    assert refused.message.endswith("left: retry later, or allow more time.")
     assert refused.retry_after_s == pytest.approx(2.5, rel=1e-3)
 
 
@@ -217,7 +239,7 @@ def test_readiness_falls_after_repeated_faults_and_comes_back() -> None:
     admission.open()
     seen = []
     for is_sound in [False] * FAULTS_IN_A_ROW + [True]:
-        admission.report(is_sound)
+        admission.observe_run(is_sound)
         seen.append(admission.is_ready)
 
     assert seen == [True] * (FAULTS_IN_A_ROW - 1) + [False, True]
@@ -235,15 +257,31 @@ def test_faulty_server_is_tried_again_after_a_while_and_one_more_fault_is_enough
         seen.append(desk.admission.status)
 
     for _ in range(FAULTS_IN_A_ROW):
-        desk.admission.report(False)
+        desk.admission.observe_run(False)
     for passed_s in (FAULTY_S / 2, FAULTY_S / 2):
         desk.clock.now_s += passed_s
         look()
     for is_sound in (False, True):
-        desk.admission.report(is_sound)
+        desk.admission.observe_run(is_sound)
         look()
 
     assert seen == ["faulty", "ready", "faulty", "ready"]
+
+
+def test_engine_is_broken_after_many_faults_in_a_row_over_a_minute() -> None:
+    """Neither a burst of faults nor a few far apart say so, and a success begins anew."""
+    desk = Desk()
+
+    def fail(times: int, every_s: float) -> bool:
+        for _ in range(times):
+            desk.admission.observe_run(False)
+            desk.clock.now_s += every_s
+        return desk.admission.is_broken
+
+    assert not fail(10 * BROKEN_FAULTS, every_s=0.1)
+    desk.admission.observe_run(True)
+    assert not fail(BROKEN_FAULTS - 1, every_s=BROKEN_S)
+    assert fail(1, every_s=0)
 
 
 def test_server_told_to_end_while_it_starts_does_not_become_ready() -> None:
@@ -260,7 +298,7 @@ def test_closed_server_stays_closed_after_a_sound_run() -> None:
     admission = Desk().admission
     admission.open()
     admission.close()
-    admission.report(True)
+    admission.observe_run(True)
 
     assert not admission.is_ready
     assert admission.is_draining

@@ -3,23 +3,25 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 from fakes import FakeClock, FakeEngine, HeldEngine, features, served
 
+from server import admission, watchdog
 from server import backend as module
-from server import watchdog
 from server.admission import Admission
 from server.backend import LocalBackend
-from server.errors import Unavailable
+from server.errors import EngineFault, Unavailable
 from server.metrics import Metrics
 from server.settings import Settings
 from server.types import Entry, EntryResult, Urgency
 
 
-def local_backend(engine: FakeEngine | None = None) -> LocalBackend:
+def local_backend(engine: FakeEngine | None = None, settings: Settings | None = None) -> LocalBackend:
     metrics, clock = Metrics(), FakeClock()
-    return LocalBackend(Settings(), [served(engine or FakeEngine())], Admission(16, metrics, clock), metrics, clock)
+    settings = settings or Settings()
+    return LocalBackend(settings, [served(engine or FakeEngine())], Admission(16, metrics, clock), metrics, clock)
 
 
 def test_process_ends_when_the_loop_that_empties_the_queue_fails(
@@ -124,6 +126,35 @@ def test_process_ends_when_a_run_never_does_once_all_who_wait_are_told(
     assert [type(one) for one in told] == [Unavailable] * 9
     assert exits == [1]
     assert caplog.messages == ["a run of the model does not end: ending, to be started again"]
+
+
+@pytest.mark.parametrize("provider", ["cuda", "cpu"])
+def test_process_with_a_broken_gpu_ends(
+    engine: HeldEngine,
+    exits: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    provider: Literal["cpu", "cuda"],
+) -> None:
+    """CUDA goes on failing until then. On a CPU a run fails for its input, and another may succeed."""
+    monkeypatch.setattr(watchdog, "STUCK_S", 1e9)
+    monkeypatch.setattr(admission, "BROKEN_S", 0.0)
+    engine.failures = admission.BROKEN_FAULTS
+    engine.may_run.set()
+
+    async def scenario() -> None:
+        backend = local_backend(engine, Settings(provider=provider))
+        async with backend.running():
+            for number in range(admission.BROKEN_FAULTS):
+                with pytest.raises(EngineFault):
+                    await ask(backend, engine, number)
+            await asyncio.sleep(0.2)  # some turns, and the last words
+
+    asyncio.run(scenario())
+
+    ends = provider == "cuda"
+    assert exits == ([1] if ends else [])
+    assert ("all runs of the model fail: ending, to be started again" in caplog.messages) is ends
 
 
 @pytest.mark.parametrize("is_stuck", [False, True], ids=["not stuck yet", "stuck"])

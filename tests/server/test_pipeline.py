@@ -13,7 +13,7 @@ from server.admission import Admission
 from server.backend import LocalBackend
 from server.metrics import Metrics
 from server.pipeline import Pipeline
-from server.preparation import Limits, Pair
+from server.preparation import Limits, Pair, Preparation
 from server.schemas import Candidate, Item, RankBody, VqaBody
 from server.settings import Settings
 from server.types import Timings
@@ -29,9 +29,8 @@ def test_question_is_decoded_while_abandoned_ranks_are_still_at_it(monkeypatch: 
     async def scenario(pool: ThreadPoolExecutor) -> float:
         models, metrics, clock = [served(FakeEngine())], Metrics(), time.perf_counter
         backend = LocalBackend(Settings(), models, Admission(100, metrics, clock), metrics, clock)
-        pipeline = Pipeline(
-            models, backend=backend, pool=pool, decode_threads=2, limits=LIMITS, scales_jpegs=False, clock=clock
-        )
+        preparation = Preparation(LIMITS, backend.count_decoded_hit)
+        pipeline = Pipeline(models, backend=backend, preparation=preparation, pool=pool, decode_threads=2, clock=clock)
 
         def prepare(*_: object) -> Pair:
             begun.release()
@@ -44,7 +43,7 @@ def test_question_is_decoded_while_abandoned_ranks_are_still_at_it(monkeypatch: 
         async def ask() -> VqaBody:
             return VqaBody(image=PNG, question="how many?")
 
-        monkeypatch.setattr(pipeline._preparation, "candidate", prepare)
+        monkeypatch.setattr(preparation, "candidate", prepare)
         async with backend.running():
             for may_begin in (True, False):
                 ranking = asyncio.create_task(pipeline.rank(rank, Timings(), clock() + 60))

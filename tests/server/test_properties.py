@@ -115,7 +115,7 @@ class Story:
             urgency=Urgency.RANK if asked.rank else Urgency.INTERACTIVE,
             deadline_s=self.clock.now_s + asked.allows_s,
             client=asked.client,
-            key=(asked.number, asked.columns) if asked.has_key else None,
+            key=(asked.number, asked.columns) if asked.has_key else object(),
         )
         self.entries.append(entry)
         self.asked.append(asyncio.create_task(self.batcher.submit(entry)))

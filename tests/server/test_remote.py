@@ -31,8 +31,8 @@ from server.metrics import Metrics
 from server.remote import RemoteBackend
 from server.settings import SHAPES, Settings
 from server.slots import KEPT, Slots
-from server.slowest import SlowRequest
-from server.types import EngineOutput, Entry, EntryResult, Urgency
+from server.slowest import RequestRecord
+from server.types import EngineOutput, EntryResult, Urgency
 
 PATIENCE_S = 20.0
 MODEL_STARTS_IN_S = 1.5  # as Hall says
@@ -77,19 +77,13 @@ class Split:
 
     async def ask(self, number: int, front: int = 0, *, patch: int = 0, within_s: float = 30.0) -> EntryResult:
         """Have a pair run that is told by a number, with a picture of one value."""
-        model, deadline_s = self.models[0], time.perf_counter() + within_s
+        deadline_s = time.perf_counter() + within_s
         text = features(number).text
         image = ImagePatches(np.full((2, 3072), patch, np.uint8), np.ones(2, np.int64), (1, 2))
         backend = self.fronts[front]
-        async with backend.admit(model, Urgency.INTERACTIVE, 1, deadline_s, lambda: ("client", number)) as permit:
-            entry = Entry(
-                model=model,
-                features=Features(image, text),
-                urgency=Urgency.INTERACTIVE,
-                deadline_s=deadline_s,
-                key=("shapes", number),
-            )
-            return await permit.run(entry)
+        about = {"deadline_s": deadline_s, "client": "", "key": ("client", number)}
+        async with backend.admit("shapes", Urgency.INTERACTIVE, 1, **about) as permit:
+            return await permit.run(Features(image, text), ("shapes", number))
 
     async def occupy(self, front: int = 0) -> asyncio.Task[EntryResult]:
         """Hold the engine with a pair of its own, so that what comes next waits in the queue."""
@@ -112,7 +106,7 @@ async def until(has_happened: Callable[[], bool]) -> None:
 
 
 def test_entries_of_two_fronts_run_in_one_batch_and_each_gets_its_own() -> None:
-    """Logits, instants and batch mates come back as the engine gave them; nothing is held afterwards."""
+    """Logits, instants and batch sizes come back as the engine gave them; nothing is held afterwards."""
 
     async def scenario() -> None:
         async with Split().running() as split:
@@ -246,8 +240,8 @@ def test_successor_of_an_engine_process_knows_of_the_bodies_in_flight() -> None:
     play(scenario)
 
 
-def refused() -> SlowRequest:
-    return SlowRequest(
+def refused() -> RequestRecord:
+    return RequestRecord(
         request_id="a",
         task="vqa",
         model="",
@@ -332,8 +326,8 @@ def test_front_of_an_engine_process_that_reads_nothing_writes_only_so_much(monke
     async def scenario() -> None:
         async with Split(fronts=1, places=1).running() as split:
             (front,), (desk,) = split.fronts, split.hall.desks
-            assert front._line
-            writer = front._line._channel._transport
+            assert front._engine
+            writer = front._engine._channel._transport
             desk._channel._transport.pause_reading()
             recorded = 0
             while writer.get_write_buffer_size() <= unread_bytes:
@@ -413,7 +407,7 @@ def test_what_nobody_foresaw_in_the_engine_process_is_answered_at_once(
 def test_front_of_another_artifact_than_the_engine_has_does_not_start(tmp_path: Path) -> None:
     """Labels that were replaced in the meantime would name the old model's logits."""
     fields = describe(served(HeldEngine())) | {"provider": "cpu"}
-    assert known_here(SHAPES, fields).name == "shapes"
+    assert known_here(SHAPES, fields).slice_size == fields["slice_size"]
     folder = shutil.copytree(SHAPES, tmp_path / "other")
     labels = folder / "labels.json"
     labels.write_text(labels.read_text().replace("purple", "violet"))

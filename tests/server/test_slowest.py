@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 import pytest
 from fakes import FakeClock
 
-from server.slowest import KEPT, WINDOW_S, Slowest, SlowRequest
+from server.slowest import KEPT, WINDOW_S, RequestRecord, Slowest
 
 
-def request(total_ms: float, *, task: str = "vqa", request_id: str = "a") -> SlowRequest:
-    return SlowRequest(
+def request(total_ms: float, *, task: str = "vqa", request_id: str = "a") -> RequestRecord:
+    return RequestRecord(
         request_id=request_id,
         task=task,
         model="shapes",
