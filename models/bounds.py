@@ -1,7 +1,7 @@
-"""What a file may have a decoder do beside decoding pixels: reads, scans, values, tiles. Knows formats, no Pillow.
+"""Limits on what a file can make a decoder do besides decoding pixels: reads, scans, metadata, tiles. No Pillow here.
 
-A decoder believes what a file says of itself. Each bound is far beyond what is found in pictures, and keeps a file of
-some megabytes from taking minutes or gigabytes.
+A decoder believes what a file says about itself. Each limit is far beyond what real pictures need, and keeps a crafted
+file of some megabytes from taking seconds or gigabytes.
 """
 
 import contextlib
@@ -14,17 +14,29 @@ import numpy as np
 
 MAX_READS = 100_000  # of a file, by Pillow's own code: it skips padding byte by byte, and reads chunks of nothing
 MAX_READS_OF_RUNS = 4_000_000  # of a BMP, whose runs Pillow reads by the byte: about a second
-MAX_VALUES = 100_000  # of a field of a TIFF, or of EXIF: Pillow makes objects of all, 3 to 8 us and 250 bytes each
+MAX_VALUES = 100_000  # of a TIFF's or EXIF's fields together; a number takes Pillow about 0.3 us
+FIELD_VALUES = 10  # that a field counts for: it takes Pillow as long
+FRACTION_VALUES = 10  # that a fraction counts for, likewise
+MAX_PARSED_BYTES = 1_000_000  # of those JPEG segments that Pillow takes apart in Python, about 0.1 s per megabyte
+MAX_COMPRESSED = 100  # chunks of a PNG beside its pixels: a kilobyte each, and a megabyte or 1 ms when decompressed
 MAX_SCANS = 100  # of a JPEG, as libtiff allows: each takes a pass over the whole picture, and a few dozen bytes
 MARKER = re.compile(rb"\xff([^\x00\xff])")
 HAS_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE))  # what libjpeg skips over
+PARSED = frozenset((*range(0xC0, 0xD0), 0xDB)) - {0xC4, 0xC8, 0xCC}  # by Pillow: frames and quantization tables
+HEADER = PARSED | {0xC4, 0xCC, *range(0xDC, 0xE0), *range(0xE0, 0xF0), 0xFE}  # what Pillow reads or skips over
+APP1, APP13 = 0xE1, 0xED
+EXIF, PHOTOSHOP = b"Exif\0\0", b"Photoshop 3.0\0"
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 SCAN = START_OF_SCAN << 8 | 0xFF  # as a little-endian word
+JPEG_MARK, PNG_MARK = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+COMPRESSED = (b"iCCP", b"zTXt", b"iTXt")  # of PNG's chunks
 TIFF_MARKS = (b"II", b"MM")  # the order of its bytes
-BYTES = frozenset((1, 2, 7))  # of TIFF's types, which Pillow leaves in one piece
+BYTES, FRACTIONS = frozenset((1, 2, 7)), frozenset((5, 10))  # TIFF types; bytes are kept in one piece
+SUBDIRECTORIES = frozenset((34665, 34853, 40965))  # tags whose value is where EXIF, GPS and interoperability begin
+DEEPEST = 2  # EXIF's own directory is in the first one, and interoperability's in that
 TILE_WIDTH, TILE_LENGTH = 322, 323  # of its tags
 BIG = 43  # of TIFF's versions: offsets of 8 bytes
-TYPES = {1: 1, 6: 1, 3: 2, 8: 2, 4: 4, 9: 4, 16: 8, 17: 8}  # whole numbers of TIFF's, and their bytes
+TYPES = {1: 1, 6: 1, 3: 2, 8: 2, 4: 4, 9: 4, 13: 4, 16: 8, 17: 8}  # whole numbers of TIFF's, and their bytes
 STRANGE_PX = 2**32
 
 
@@ -46,9 +58,32 @@ class Reader(io.BytesIO):
         return super().read(size)
 
 
+def has_too_much_metadata(data: bytes) -> bool:
+    """Check whether Pillow would spend more than about 0.2 s on the metadata of a JPEG, PNG or TIFF."""
+    if data.startswith(JPEG_MARK):
+        return _has_too_large_a_header(data)
+    if data.startswith(PNG_MARK):
+        return _has_too_many_compressed(data)
+    return data.startswith(TIFF_MARKS) and has_too_many_values(data, DEEPEST)
+
+
+def has_too_many_values(tiff: bytes, depth: int = 0) -> bool:
+    """Check whether a TIFF, or EXIF, has too many values; with a depth, its subdirectories included.
+
+    Pillow reads those of a TIFF, and none of EXIF in another format.
+    """
+    total = 0
+    for tag, kind, count, _ in _all_fields(tiff, depth):
+        values = 0 if kind in BYTES else count
+        total += FIELD_VALUES + values * (FRACTION_VALUES if kind in FRACTIONS else 1)
+        if total > MAX_VALUES or (depth and tag in SUBDIRECTORIES and values > 1):  # of several, Pillow takes the first
+            return True
+    return False
+
+
 def has_too_many_scans(jpeg: bytes) -> bool:
-    """Walk a JPEG's markers to the end of its first picture; a decoder would make a pass for each scan."""
-    if count_scans(jpeg) <= MAX_SCANS:  # no walk: in a photo of 5 MB it takes 36 ms, and this 0.6
+    """Check how many scans a JPEG's first picture has: a decoder makes a pass over the whole picture for each."""
+    if count_scans(jpeg) <= MAX_SCANS:  # 0.6 ms for a photo of 5 MB, whose markers take 36 ms to walk
         return False
     scans, position = 0, 0
     while scans <= MAX_SCANS and (found := MARKER.search(jpeg, position)):
@@ -65,13 +100,6 @@ def count_scans(jpeg: bytes) -> int:
     """Count what looks like the start of a scan, at even and at odd places: eight times as fast as bytes.count."""
     words = (np.frombuffer(jpeg, "<u2", (len(jpeg) - first) // 2, first) for first in (0, 1))
     return sum(int(np.count_nonzero(one == SCAN)) for one in words)
-
-
-def has_too_many_values(tiff: bytes) -> bool:
-    """Look for a field with too many values in a TIFF, which has one for each strip or tile, or in EXIF."""
-    with contextlib.suppress(struct.error, IndexError):  # it is cut short: Pillow reads what is before that, too
-        return any(count > MAX_VALUES and kind not in BYTES for _, kind, count, _ in _fields(tiff))
-    return False
 
 
 def tile_px(tiff: bytes) -> int:
@@ -94,13 +122,66 @@ def tile_px(tiff: bytes) -> int:
     return sides[TILE_WIDTH] * sides[TILE_LENGTH]
 
 
-def _fields(tiff: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield the fields of a TIFF's first picture as Pillow finds them: tag, type, count, and values or their place."""
+def _has_too_large_a_header(jpeg: bytes) -> bool:
+    """Add up what Pillow takes apart; it joins EXIF of several segments, and reads values of it at once."""
+    parsed, exif = 0, []
+    for marker, start, end in _segments(jpeg):
+        is_exif = marker == APP1 and jpeg.startswith(EXIF, start)
+        if is_exif:
+            exif.append(jpeg[start + len(EXIF) : end])
+        if is_exif or marker in PARSED or (marker == APP13 and jpeg.startswith(PHOTOSHOP, start)):
+            parsed += end - start
+    if parsed > MAX_PARSED_BYTES:
+        return True
+    return bool(exif) and has_too_many_values(b"".join(exif).removeprefix(EXIF))
+
+
+def _segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield a JPEG's segments up to its first scan as Pillow finds them: marker, start and end of the content."""
+    position = len(JPEG_MARK)
+    for _ in range(MAX_READS):
+        found = MARKER.search(jpeg, position)
+        if not found or found[1][0] == START_OF_SCAN:
+            return
+        marker, position = found[1][0], found.end()
+        if marker in HEADER:
+            length = max(2, int.from_bytes(jpeg[position : position + 2]))
+            yield marker, position + 2, position + length
+            position += length
+
+
+def _has_too_many_compressed(png: bytes) -> bool:
+    position, count = len(PNG_MARK), 0
+    for _ in range(MAX_READS):
+        head = png[position : position + 8]
+        if len(head) < 8:
+            break
+        count += head[4:] in COMPRESSED
+        position += 8 + int.from_bytes(head[:4]) + 4  # content and checksum
+    return count > MAX_COMPRESSED
+
+
+def _all_fields(tiff: bytes, depth: int, place: int | None = None) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield the fields of a directory and of its subdirectories."""
+    with contextlib.suppress(struct.error, IndexError):  # it is cut short: Pillow reads what is before that, too
+        for tag, kind, count, value in _fields(tiff, place):
+            yield tag, kind, count, value
+            if depth and tag in SUBDIRECTORIES and kind in TYPES:
+                below = int.from_bytes(value[: TYPES[kind]], "little" if tiff.startswith(b"II") else "big")
+                yield from _all_fields(tiff, depth - 1, below)
+
+
+def _fields(tiff: bytes, place: int | None = None) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield the fields of a directory, the first unless a place is given: tag, type, count, and values or their place.
+
+    As Pillow finds them.
+    """
     order = "<" if tiff.startswith(b"II") else ">"
     is_big = tiff[2] == BIG
     offset, counted, entry = ("Q", "Q", "HHQ8s") if is_big else ("I", "H", "HHI4s")
-    (first,) = struct.unpack_from(order + offset, tiff, 8 if is_big else 4)
-    (count,) = struct.unpack_from(order + counted, tiff, first)
-    start, length = first + struct.calcsize(order + counted), struct.calcsize(order + entry)
+    if place is None:
+        (place,) = struct.unpack_from(order + offset, tiff, 8 if is_big else 4)
+    (count,) = struct.unpack_from(order + counted, tiff, place)
+    start, length = place + struct.calcsize(order + counted), struct.calcsize(order + entry)
     for index in range(count):
         yield struct.unpack_from(order + entry, tiff, start + index * length)

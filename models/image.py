@@ -11,11 +11,19 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from models import jpeg
-from models.bounds import MAX_SCANS, MAX_VALUES, TIFF_MARKS, Reader, has_too_many_scans, has_too_many_values, tile_px
+from models.bounds import (
+    EXIF,
+    MAX_SCANS,
+    Reader,
+    has_too_many_scans,
+    has_too_many_values,
+    has_too_much_metadata,
+    tile_px,
+)
 from models.errors import InputTooLarge, InvalidInput
 from models.resize import can_resize, resize
 from models.spec import Grid, ViltSpec
@@ -32,8 +40,18 @@ TRIED = (((61, 47), (32, 32)), ((23, 40), (64, 64)), ((40, 90), (32, 32)))
 TRIED_SUBSAMPLING = ("444", "422", "420", "440")  # and JPEGs, of the first of those sizes
 BAND_PX = 2**18  # of a picture, converted at once
 SPARE = 2  # pixels along a side, for one that the model reads, that a JPEG keeps which is decoded smaller
-UPRIGHT = 1  # of the EXIF orientations
-EXIF = b"Exif\0\0"  # before EXIF, which Pillow passes over once or twice
+# What undoes each EXIF orientation. ImageOps.exif_transpose does the same, then decodes all of EXIF to write it anew.
+UPRIGHT_BY: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+RAW_EXIF = "Raw profile type exif"  # EXIF as text, as ImageMagick writes it to a PNG
+MAX_RAW_EXIF = 2**18  # characters: what came from a JPEG's segment has half as many
 
 
 class PlainJpeg(JpegImageFile):
@@ -75,12 +93,14 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
     """Read an image's header and hold it to its limits; nothing is decoded.
 
     Raises: InvalidInput: not an image of a format in FORMATS, or one side beyond max_aspect_ratio times the other.
-        InputTooLarge: more than max_pixels, in a tile, too; more than MAX_SCANS or MAX_VALUES.
+        InputTooLarge: more than max_pixels, in a tile, too; more than MAX_SCANS; too much metadata.
     """
     if not data:
         raise InvalidInput("empty_image", "The image is empty: send the bytes of an image file.")
-    if data.startswith(TIFF_MARKS) and has_too_many_values(data):
-        raise InputTooLarge("too_many_values", f"A field of the TIFF image has more than {MAX_VALUES:,} values.")
+    if has_too_much_metadata(data):
+        raise InputTooLarge(
+            "too_many_values", "The image's metadata has too many fields or values: send the image without it."
+        )
     Image.MAX_IMAGE_PIXELS = max_pixels  # one for the process, as the server's setting is
     try:
         image = Image.open(Reader(data), formats=(PLAIN_JPEG, *FORMATS))
@@ -212,13 +232,13 @@ def _pillows(image: Image.Image, size: tuple[int, int], side: int) -> NDArray[np
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; metadata that cannot be read turns nothing."""
     try:
-        if has_too_many_values(image.info.get("exif", b"").removeprefix(EXIF).removeprefix(EXIF)):
+        exif = image.info.get("exif", b"").removeprefix(EXIF).removeprefix(EXIF)
+        if has_too_many_values(exif) or len(image.info.get(RAW_EXIF, "")) > MAX_RAW_EXIF:
             return image
-        if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT:
-            return image  # of which exif_transpose would make a copy
-        return ImageOps.exif_transpose(image)
+        turn = UPRIGHT_BY.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # damaged metadata is no reason to refuse a whole picture
         return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from server.backend import LocalBackend
 from server.listening import Server
 from server.loading import load
 from server.metrics import Metrics
-from server.settings import Settings, unknown_variables, variable
+from server.settings import Settings, variable, warnings
 from server.version import own_version
 
 log = logging.getLogger("server")
@@ -32,7 +32,7 @@ def serve() -> None:
     except ValidationError as error:
         sys.exit(f"vilt-serve: {_explain(error)}; see vilt-serve --help")
     logs.configure(settings.log_format, settings.log_level)
-    for warning in unknown_variables(os.environ):
+    for warning in warnings(settings, os.environ):
         log.warning(warning)
     if settings.workers > 1:  # the same process, without the libraries of those that it starts
         signal.pthread_sigmask(signal.SIG_BLOCK, control.SIGNALS)  # they wait until the supervisor handles them

@@ -32,6 +32,7 @@ class Settings(BaseSettings):
         cli_hide_none_type=True,
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
     )
 
     model: Annotated[list[Path], NoDecode] = Field(
@@ -109,7 +110,7 @@ class Settings(BaseSettings):
     drain_pause_s: float = Field(
         default=1.0, ge=0, description="how long to keep serving, not ready, after SIGTERM: balancers need to notice"
     )
-    drain_timeout_s: int = Field(default=30, ge=1, description="longest wait for requests in flight after that")
+    drain_timeout_s: int = Field(default=60, ge=1, description="longest wait for requests in flight after that")
     log_format: Literal["console", "json"] = Field(default="console", description="of the log on standard error")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
 
@@ -137,6 +138,16 @@ class Settings(BaseSettings):
 def variable(name: str) -> str:
     """Name the environment variable of a setting."""
     return PREFIX + name.upper()
+
+
+def warnings(settings: Settings, environment: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for each thing that is probably not meant so."""
+    yield from unknown_variables(environment)
+    if settings.deadline_ms > 1000 * settings.drain_timeout_s:
+        yield (
+            f"A request may take {settings.deadline_ms / 1000:g} s (--deadline-ms), but a shutdown waits only"
+            f" {settings.drain_timeout_s} s (--drain-timeout-s): requests that take longer are cut off with 503."
+        )
 
 
 def unknown_variables(environment: Iterable[str]) -> Iterator[str]:

@@ -11,6 +11,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from server.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARD = json.loads((GRAFANA / "dashboards" / "vilt.json").read_text())
@@ -72,3 +74,12 @@ def test_grafana_finds_the_dashboard_and_prometheus() -> None:
     assert "prometheus" in COMPOSE["services"]
     assert scraped[0]["static_configs"][0]["targets"] == ["server:8000"]
     assert "server" in COMPOSE["services"]
+
+
+def test_compose_gives_the_server_the_time_that_a_drain_takes() -> None:
+    """Nothing is killed while a request that was accepted can still be answered."""
+    server = COMPOSE["services"]["server"]
+    pause_s, timeout_s = (float(server["environment"][f"VILT_DRAIN_{name}_S"]) for name in ("PAUSE", "TIMEOUT"))
+
+    assert Settings().deadline_ms / 1000 <= timeout_s
+    assert pause_s + timeout_s < int(server["stop_grace_period"].removesuffix("s"))

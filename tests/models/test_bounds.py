@@ -1,23 +1,39 @@
-"""What files ask of decoders beside decoding their pixels is bounded, and honest ones do not notice."""
+"""What files can ask of decoders besides decoding their pixels is bounded, and real pictures do not notice."""
 
+import contextlib
+import io
+import resource
 import struct
+import time
 import zlib
+from collections.abc import Callable
 
 import factories
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
+from PIL.JpegImagePlugin import JpegImageFile
 
-from models.bounds import MAX_READS, MAX_VALUES, Reader, count_scans, has_too_many_scans, has_too_many_values, tile_px
+from models.bounds import (
+    MAX_READS,
+    MAX_VALUES,
+    Reader,
+    _segments,
+    count_scans,
+    has_too_many_scans,
+    has_too_many_values,
+    tile_px,
+)
 from models.errors import InputTooLarge, InvalidInput
-from models.image import decode
+from models.image import FORMATS, decode
 
 LIMITS = {"max_pixels": 10_000_000, "max_aspect_ratio": 20.0}
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
 STRIP_OFFSETS, ORIENTATION, STRIP_BYTES = 273, 274, 279
+EXIF_PLACE, GPS_PLACE, INTEROP_PLACE, RESOLUTION, UNIT = 34665, 34853, 40965, 282, 296
 SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 3, 4, 5, 7, 16
 SIZE_OF = {SHORT: 2, LONG: 4, RATIONAL: 8, UNDEFINED: 1}
 DEFLATE = 8
@@ -94,7 +110,7 @@ def crowded(count: int, tag: int, kind: int = LONG, *, big: bool = False) -> byt
 @pytest.mark.parametrize("big", [False, True])
 def test_tiff_with_a_field_of_too_many_values_is_refused_unread(tag: int, kind: int, big: bool) -> None:
     """20 MB of where its strips are took 14 s and 1.2 GB, of fractions 20 s."""
-    with pytest.raises(InputTooLarge, match="100,000 values") as caught:
+    with pytest.raises(InputTooLarge, match="metadata") as caught:
         decode(crowded(19_600_000 // SIZE_OF[kind], tag, kind, big=big), **LIMITS)
 
     assert caught.value.code == "too_many_values"
@@ -104,21 +120,238 @@ def test_fields_are_counted_to_where_a_tiff_is_cut_short() -> None:
     """As Pillow reads it; bytes are no values."""
     assert has_too_many_values(crowded(MAX_VALUES + 1, STRIP_OFFSETS)[:30])
     assert not has_too_many_values(crowded(MAX_VALUES + 1, STRIP_OFFSETS)[:20])
-    assert not has_too_many_values(crowded(MAX_VALUES, STRIP_OFFSETS))
     assert not has_too_many_values(crowded(1_000_000, 700, UNDEFINED))
     assert not has_too_many_values(b"II")
 
 
-@pytest.mark.timeout(20)
+def test_fields_and_their_values_are_added_up() -> None:
+    """Seven fields count for ten each, six of them for a number more; a fraction counts for ten."""
+    room = MAX_VALUES - 76
+
+    assert not has_too_many_values(crowded(room, STRIP_OFFSETS))
+    assert has_too_many_values(crowded(room + 1, STRIP_OFFSETS))
+    assert not has_too_many_values(crowded(room // 10, ORIENTATION, RATIONAL))
+    assert has_too_many_values(crowded(room // 10 + 1, ORIENTATION, RATIONAL))
+
+
+def directory(*fields: tuple[int, int, int, int | bytes], begins: int = 8, order: str = "<") -> bytes:
+    """Write a directory that begins there: tag, type, count, and a number or what is behind the directory."""
+    behind = begins + 2 + 12 * len(fields) + 4
+    written, values = struct.pack(order + "H", len(fields)), b""
+    for tag, kind, count, value in fields:
+        inline = value if isinstance(value, int) else behind + len(values)
+        packed = struct.pack(order + ("HH" if kind == SHORT else "I"), *((inline, 0) if kind == SHORT else (inline,)))
+        written += struct.pack(order + "HHI", tag, kind, count) + packed
+        values += value if isinstance(value, bytes) else b""
+    return written + bytes(4) + values
+
+
+def head(order: str = "<") -> bytes:
+    return (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
+
+
+def fractions(count: int) -> bytes:
+    return b"\1\2\3\4" * (2 * count)
+
+
+def nested(below: bytes, *more: tuple[int, int, int, int | bytes], place: int = EXIF_PLACE) -> bytes:
+    """Write EXIF whose first directory has an orientation and says where another one is."""
+    begins = 8 + 2 + 12 * (2 + len(more)) + 4
+    return head() + directory((ORIENTATION, SHORT, 1, 6), (place, LONG, 1, begins), *more) + below
+
+
+def tiff_with(place: int, below: Callable[[int], bytes]) -> bytes:
+    """Write a TIFF of 64 x 64 pixels, and a subdirectory behind them."""
+    pixels = 8 + 2 + 12 * 9 + 4
+    fields = [(WIDTH, LONG, 1, 64), (HEIGHT, LONG, 1, 64), (BITS, SHORT, 1, 8), (COMPRESSION, SHORT, 1, 1)]
+    fields += [(PHOTOMETRIC, SHORT, 1, 1), (STRIP_OFFSETS, LONG, 1, pixels), (SAMPLES, SHORT, 1, 1)]
+    fields += [(STRIP_BYTES, LONG, 1, 4096), (place, LONG, 1, pixels + 4096)]
+    return head() + directory(*fields) + bytes(4096) + below(pixels + 4096)
+
+
+def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
+    """Write a JPEG of 60 x 40 pixels with these segments in place of its own first one."""
+    data = factories.encoded(factories.noise(60, 40), "JPEG")
+    written = (bytes((0xFF, marker)) + struct.pack(">H", 2 + len(content)) + content for marker, content in segments)
+    return data[:2] + b"".join(written) + data[20:]
+
+
+def exif_segments(exif: bytes, size: int = 65_000) -> list[tuple[int, bytes]]:
+    return [(0xE1, b"Exif\0\0" + exif[start : start + size]) for start in range(0, len(exif), size)]
+
+
+def png_with(kind: bytes, *contents: bytes) -> bytes:
+    """Write a PNG of 60 x 40 pixels with these chunks of one kind."""
+    data = factories.encoded(factories.noise(60, 40), "PNG")
+    written = (
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for content in contents
+    )
+    return data[:33] + b"".join(written) + data[33:]
+
+
+def large(form: str, exif: bytes) -> bytes:
+    return factories.encoded(factories.noise(60, 40), form, exif=b"Exif\0\0" + exif, lossless=True)
+
+
+MEGABYTE = zlib.compress(bytes(1_000_000))
+MANY_FIELDS = head() + directory(*((tag, LONG, 1, 6) for tag in range(1, 65_536)))
+MANY_FRACTIONS = head() + directory(
+    (ORIENTATION, SHORT, 1, 6), *((40_000 + tag, RATIONAL, 99_000, fractions(99_000)) for tag in range(24))
+)
+HUGE = 2_390_000  # fractions: 19 MB
+HUGE_BELOW = nested(directory((40_000, RATIONAL, HUGE, fractions(HUGE)), begins=38))
+HUGE_RESOLUTION = head() + directory((UNIT, SHORT, 1, 2), (RESOLUTION, RATIONAL, HUGE, fractions(HUGE)))
+HUGE_ORIENTATION = head() + directory((ORIENTATION, RATIONAL, HUGE // 2, fractions(HUGE // 2)))
+RAW = b"Raw profile type exif\0\nexif\n 9\n" + (b"Exif\0\0" + HUGE_ORIENTATION).hex().encode()
+# With what each took before it was bounded, in seconds.
+CRAFTED: dict[str, Callable[[], bytes]] = {
+    "PNG, 24 fields of 99,000 fractions: 50": lambda: large("PNG", MANY_FRACTIONS),
+    "PNG, fractions in a subdirectory: 52": lambda: large("PNG", HUGE_BELOW),
+    "PNG, 65,535 fields: 2": lambda: large("PNG", MANY_FIELDS),
+    "PNG, an orientation of fractions as text: 5": lambda: png_with(b"tEXt", RAW),
+    "PNG, 16,000 profiles of a megabyte: 30": lambda: png_with(b"iCCP", *16_000 * [b"a\0\0" + MEGABYTE]),
+    "PNG, 16,000 texts of a megabyte without a name: 30": lambda: png_with(b"zTXt", *16_000 * [b"\0\0" + MEGABYTE]),
+    "WebP, fractions in a subdirectory: 50": lambda: large("WEBP", HUGE_BELOW),
+    "JPEG, a resolution of fractions: 20": lambda: jpeg_with(*exif_segments(HUGE_RESOLUTION)),
+    "JPEG, EXIF in 24,000 segments: 28": lambda: jpeg_with(*exif_segments(bytes(18_000_000), 750)),
+    "JPEG, frames of 21,000 colours: 4": lambda: jpeg_with(
+        *290 * [(0xC0, struct.pack(">BHHB", 8, 40, 60, 3) + bytes(64_998))]
+    ),
+    "JPEG, quantization tables: 2": lambda: jpeg_with(*290 * [(0xDB, 1_000 * bytes(65))]),
+    "JPEG, Photoshop's resources: 2": lambda: jpeg_with(
+        *290 * [(0xED, b"Photoshop 3.0\0" + 5_400 * b"8BIM\4\4\0\0\0\0\0\0")]
+    ),
+    "TIFF, fractions in EXIF's subdirectory: 15": lambda: tiff_with(
+        EXIF_PLACE, lambda begins: directory((40_000, RATIONAL, HUGE, fractions(HUGE)), begins=begins)
+    ),
+    "TIFF, 60,000 fields in GPS's subdirectory: 1": lambda: tiff_with(
+        GPS_PLACE, lambda begins: directory(*((tag, LONG, 1, 6) for tag in range(1, 60_001)), begins=begins)
+    ),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", CRAFTED.values(), ids=CRAFTED)
+def test_crafted_metadata_costs_little_time_and_memory(make: Callable[[], bytes]) -> None:
+    """Refused, or read without it: in both cases at once."""
+    data = make()
+    assert len(data) < 20_000_000
+    decode(factories.encoded(Image.new("RGB", (8, 8)), "PNG"), **LIMITS)  # what is imported only once
+    before, began_s = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
+
+    with contextlib.suppress(InputTooLarge):
+        decode(data, **LIMITS)
+
+    assert time.thread_time() - began_s < 0.3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # of kilobytes
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_values_of_subdirectories_are_added_to_a_tiff_s(order: str) -> None:
+    """EXIF's, which says where interoperability's are, and GPS's; in EXIF elsewhere nobody reads them."""
+    count = MAX_VALUES // 30 - 20
+    below = (40_000, RATIONAL, count, fractions(count))
+    last = directory(below, begins=100_000, order=order).ljust(30_000, b"\0")
+    middle = directory(below, (INTEROP_PLACE, LONG, 1, 100_000), begins=130_000, order=order).ljust(30_000, b"\0")
+    first = directory((GPS_PLACE, LONG, 1, 100_000), (EXIF_PLACE, LONG, 1, 130_000), order=order)
+    data = (head(order) + first).ljust(100_000, b"\0") + last + middle
+
+    assert not has_too_many_values(data, 1)
+    assert not has_too_many_values(data, 2)
+    more = data.replace(struct.pack(order + "I", count), struct.pack(order + "I", count + 20))
+    assert not has_too_many_values(more, 1)
+    assert has_too_many_values(more, 2)
+    assert not has_too_many_values(more)
+
+
+def test_subdirectory_that_is_its_own_ends() -> None:
+    """And one that is nowhere, and one of which several places are given: Pillow takes the first of them."""
+    itself = head() + directory((EXIF_PLACE, LONG, 1, 8), (GPS_PLACE, LONG, 1, 8))
+
+    assert not has_too_many_values(itself, 2)
+    assert not has_too_many_values(head() + directory((EXIF_PLACE, LONG, 1, 10**9)), 2)
+    assert has_too_many_values(head() + directory((EXIF_PLACE, LONG, 2, struct.pack("<II", 8, 8))), 2)
+
+
+def camera_exif(orientation: int) -> Image.Exif:
+    """Make what a camera writes: its name, exposure, a note of its maker's, where it was."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    exif[271], exif[272], exif[RESOLUTION], exif[UNIT] = "A maker", "A camera", 72.0, 2
+    exif.get_ifd(EXIF_PLACE).update({33434: 0.01, 36867: "2024:01:01 00:00:00", 37500: bytes(range(256)) * 120})
+    exif.get_ifd(EXIF_PLACE)[42034] = (24.0, 70.0, 2.8, 4.0)
+    exif.get_ifd(GPS_PLACE).update({1: "N", 2: (52.0, 31.0, 12.5), 3: "E", 4: (13.0, 24.0, 36.0)})
+    return exif
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_camera_s_metadata_turns_as_pillow_s_exif_transpose(form: str, orientation: int) -> None:
+    """All that a camera writes is read, and the pixels are those of Pillow's own function, for every orientation."""
+    data = factories.encoded(factories.noise(60, 40), form, exif=camera_exif(orientation), lossless=True)
+
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+
+    assert np.array_equal(np.asarray(decode(data, **LIMITS)), np.asarray(expected.convert("RGB")))
+
+
+def test_exif_in_several_segments_is_read() -> None:
+    """As some programs write it when it is longer than a segment can be; a thumbnail is at its end."""
+    exif = head() + directory((ORIENTATION, SHORT, 1, 6), (40_000, UNDEFINED, 150_000, bytes(150_000)))
+
+    assert decode(jpeg_with(*exif_segments(exif)), **LIMITS).size == (40, 60)
+    assert decode(jpeg_with(*exif_segments(b"Exif\0\0" + exif)), **LIMITS).size == (40, 60)
+
+
+PIECES = st.one_of(
+    st.tuples(st.sampled_from([*range(0xC0, 0x100), 0x01]), st.binary(max_size=9)).map(
+        lambda piece: bytes((0xFF, piece[0])) + struct.pack(">H", 2 + len(piece[1])) + piece[1]
+    ),
+    st.sampled_from([b"\xff", b"\0", b"\xff\0", b"\xff\xe1\0\0", b"\xff\xe1\0\1", b"\xff\xd8", b"Exif\0\0"]),
+)
+
+
+@given(st.lists(PIECES, max_size=6).map(b"".join))
+def test_segments_of_a_header_are_those_that_pillow_finds(pieces: bytes) -> None:
+    """Whatever lies between them; where Pillow refuses the file, ours may go on."""
+    data = factories.encoded(Image.new("RGB", (8, 8)), "JPEG")
+    data = data[:2] + pieces + data[2:]
+    try:
+        image = JpegImageFile(io.BytesIO(data))
+    except Exception:
+        assert sum(1 for _ in _segments(data)) < len(data)
+        return
+
+    kept = [data[start:end] for marker, start, end in _segments(data) if 0xE0 <= marker <= 0xEF or marker == 0xFE]
+    assert kept == [content for _, content in image.applist]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_metadata_of_noise_is_not_too_much(form: str) -> None:
+    """Pixels that look like anything are taken for nothing else."""
+    picture = Image.frombytes("RGB", (300, 200), np.random.default_rng(0).bytes(180_000))
+
+    assert decode(factories.encoded(picture, form), **LIMITS).size == (300, 200)
+
+
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 def test_orientation_of_too_many_values_turns_nothing(form: str) -> None:
-    """It took a second for each 2.5 MB."""
+    """With one prefix or with two, as Pillow bears both."""
     picture = factories.noise(60, 40)
-    exif = crowded(2_000_000, ORIENTATION, RATIONAL)
 
     for prefix in (b"", b"Exif\0\0"):
-        data = factories.encoded(picture, form, exif=prefix + exif, lossless=True)
+        data = factories.encoded(picture, form, exif=prefix + HUGE_ORIENTATION, lossless=True)
         assert decode(data, **LIMITS).tobytes() == picture.tobytes()
+
+
+def test_orientation_as_text_turns_unless_it_is_too_long() -> None:
+    """ImageMagick keeps EXIF so."""
+    exif = b"Exif\0\0" + head() + directory((ORIENTATION, SHORT, 1, 6))
+    text = b"Raw profile type exif\0\nexif\n 9\n" + exif.hex().encode()
+
+    assert decode(png_with(b"tEXt", text), **LIMITS).size == (40, 60)
+    assert decode(png_with(b"tEXt", text + bytes(200_000).hex().encode()), **LIMITS).size == (60, 40)
 
 
 def test_text_that_is_called_exif_turns_nothing() -> None:

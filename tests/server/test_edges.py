@@ -13,7 +13,7 @@ from server.errors import Overloaded
 from server.logs import FIELDS, ConsoleFormatter, JsonFormatter
 from server.metrics import Metrics
 from server.pipeline import _mark_runs
-from server.settings import SHAPES, Settings, unknown_variables
+from server.settings import SHAPES, Settings, unknown_variables, variable, warnings
 from server.types import SMOOTHING, EntryResult, Timings
 
 
@@ -132,10 +132,32 @@ def test_settings_without_any_serve_shapes() -> None:
     assert Settings().model == [SHAPES]
 
 
+def test_deadline_that_outlasts_a_drain_is_warned_of() -> None:
+    """What was admitted would be cut off by a shutdown; by default nothing is."""
+    assert list(warnings(Settings(), [])) == []
+
+    (said,) = warnings(Settings(drain_timeout_s=30), [])
+    assert said == (
+        "A request may take 60 s (--deadline-ms), but a shutdown waits only 30 s (--drain-timeout-s): requests that"
+        " take longer are cut off with 503."
+    )
+    assert len(list(warnings(Settings(drain_timeout_s=30), ["VILT_PROT"]))) == 2
+
+
 def test_settings_out_of_range_are_refused() -> None:
     """A setting that makes no sense does not start a server."""
     with pytest.raises(ValidationError):
         Settings(max_batch_size=-1)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("name", [name for name, field in Settings.model_fields.items() if field.annotation is float])
+def test_settings_that_are_no_finite_number_are_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`inf` is no way to say "without a limit"."""
+    monkeypatch.setenv(variable(name), value)
+
+    with pytest.raises(ValidationError, match="finite number"):
+        Settings()
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter()], ids=["json", "console"])
