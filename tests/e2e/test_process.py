@@ -22,12 +22,12 @@ import httpx
 import numpy as np
 import onnx
 import pytest
+from exported import with_int8
 from prometheus_client.parser import text_string_to_metric_families
 
-from export import int8
 from export.shapes.questions import KINDS, question
 from export.shapes.scenes import draw, random_scene
-from models.manifest import describe_file, load_artifact, read_manifest
+from models.manifest import describe_file
 from server.settings import SHAPES
 
 from .conftest import COMMAND, MODES, Running, drain, start, stop
@@ -133,17 +133,6 @@ def test_int8_answers_as_fp32_does_and_the_same_in_company(tmp_path: Path) -> No
     assert sum(map(str.__eq__, best[0], best[1])) >= 58
     assert answers["int8", 1] != answers["fp32", 1]
     assert answers["int8", 16] == answers["int8", 1]
-
-
-def with_int8(folder: Path) -> Path:
-    """Copy the shipped artifact and offer int8 beside fp32."""
-    shutil.copytree(SHAPES, folder)
-    manifest = read_manifest(folder)
-    graphs = int8.quantise(load_artifact(SHAPES).graphs, folder / "int8")
-    files = {part: describe_file(folder, f"int8/{path.name}") for part, path in graphs.items()}
-    added = dataclasses.replace(manifest.precisions["fp32"], graphs=files, gate={"status": "not gated"})
-    dataclasses.replace(manifest, precisions={**manifest.precisions, "int8": added}).write(folder)
-    return folder
 
 
 def test_several_questions_about_an_image_decode_it_once(own_server: Running, mode: list[str]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Literal
 
 import pytest
@@ -15,6 +16,7 @@ from server.backend import LocalBackend
 from server.errors import EngineFault, Unavailable
 from server.metrics import Metrics
 from server.settings import Settings
+from server.slowest import RequestRecord
 from server.types import Entry, EntryResult, Urgency
 
 
@@ -182,3 +184,22 @@ def test_process_that_is_told_to_end_does_not_wait_for_a_run_that_does_not(
 
     assert exits == [1]
     assert caplog.messages == ["a run of the model does not end: ending in spite of it"]
+
+
+def test_time_that_answers_took_to_prepare_is_expected_of_the_next() -> None:
+    """A tenth of what the last one took; a refusal, which had no picture decoded, teaches nothing."""
+    backend = local_backend()
+    about = {"request_id": "a", "task": "vqa", "model": "shapes", "when": datetime.now(UTC), "total_ms": 1000}
+    stages = {"decode": 200, "preprocess": 200, "tokenize": 100, "queue": 400}
+    admit = {"urgency": Urgency.INTERACTIVE, "entries": 1, "client": ""}
+
+    backend.record(RequestRecord(**about, status=200, code="ok", timing_ms=stages))
+    backend.record(RequestRecord(**about, status=422, code="invalid_image", timing_ms={"decode": 60_000}))
+
+    with (
+        backend.permit("shapes", **admit, deadline_s=1e9, key="a"),
+        pytest.raises(Unavailable) as refused,
+        backend.permit("shapes", **admit, deadline_s=100.05, key="b"),
+    ):
+        pass
+    assert refused.value.details == {"queued_ms": 10, "estimate_ms": 65, "deadline_ms": 50}
