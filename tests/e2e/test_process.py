@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from export.shapes.questions import KINDS, question
 from export.shapes.scenes import draw, random_scene
 from models.manifest import describe_file
-from server.settings import SHAPES
+from server.settings import SHAPES, Settings
 
 from .conftest import COMMAND, MODES, Running, drain, start, stop
 
@@ -136,19 +136,19 @@ def test_int8_answers_as_fp32_does_and_the_same_in_company(tmp_path: Path) -> No
 
 
 def test_several_questions_about_an_image_decode_it_once(own_server: Running, mode: list[str]) -> None:
-    """Ten at once, one decoding, in each front that has any of them; what was shared is counted."""
+    """Ten at once, one decoding, in each front that has any of them; and each is answered as it is alone."""
     image = factories.encoded(factories.noise(300, 200, seed=5), "PNG")
     texts = [f"how many {color} objects are there?" for color in ("red", "blue", "green", "pink", "cyan")] * 2
 
-    with ThreadPoolExecutor(len(texts)) as pool:
-        answered = list(
-            pool.map(
-                lambda text: own_server.client.post("/v1/vqa", files={"image": image}, data={"question": text}), texts
-            )
-        )
+    requests = [{"files": {"image": image}, "data": {"question": text, "top_k": "22"}} for text in texts]
 
-    assert {response.status_code for response in answered} == {200}
+    together = asyncio.run(ask_all(own_server.url, requests, len(requests)))
+
     assert sample(own_server.url, "vilt_cache_hits_total", cache="decoded") in ({8, 9} if mode else {9})
+    alone = asyncio.run(ask_all(own_server.url, requests, 1))
+    assert len({tuple(scores.values()) for scores in alone}) == 5
+    for mine, theirs in zip(together, alone, strict=True):
+        assert mine == pytest.approx(theirs, abs=SCORE_TOLERANCE)
 
 
 def test_calibration_says_what_runs_take_and_how_many_run_together(own_server: Running) -> None:
@@ -273,6 +273,33 @@ def test_second_sigterm_ends_at_once_with_a_request_in_flight(
 
         assert own_server.process.wait(timeout=5) == 0
         answer = connection.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"shutting_down"' in answer
+
+
+@pytest.mark.parametrize("own_server", [["--drain-pause-s", "2"]], indirect=True, ids=["2 s"])
+def test_new_connections_are_served_for_the_whole_pause(own_server: Running) -> None:
+    """Whoever has not heard yet that the server is not ready is answered all the same."""
+    began_s = time.monotonic()
+    own_server.process.send_signal(signal.SIGTERM)
+
+    until_not_ready(own_server)
+    until_refused(own_server)
+
+    assert time.monotonic() - began_s >= 2
+    assert own_server.process.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize("own_server", [["--drain-timeout-s", "1"]], indirect=True, ids=["short drain"])
+def test_drain_ends_after_its_timeout_though_a_request_is_in_flight(own_server: Running) -> None:
+    """Half a second of pause, and a second for what is in flight; whose client is told, then."""
+    with unfinished_upload(own_server) as connection:
+        began_s = time.monotonic()
+        own_server.process.send_signal(signal.SIGTERM)
+        answer = connection.makefile("rb").read()
+
+        assert own_server.process.wait(timeout=20) == 0
+        assert time.monotonic() - began_s >= 1.5
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b'"shutting_down"' in answer
 
@@ -483,8 +510,8 @@ def test_help_names_every_setting_with_a_sentence() -> None:
     """--help is the reference."""
     text = run_to_its_end("--help").stdout
 
-    for flag in ("--model", "--max-batch-size", "--deadline-ms", "--drain-pause-s", "--log-format"):
-        assert flag in text
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
     assert "vilt-serve" in text
 
 
