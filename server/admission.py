@@ -1,4 +1,4 @@
-"""Yes or no before any work is done: readiness, a bound on the work in flight, and whether there is time for more."""
+"""Decides before any work is done whether a request is accepted: is there room, and is there time?"""
 
 import contextlib
 from collections.abc import Hashable, Iterator, Sequence
@@ -11,13 +11,10 @@ from server.reservations import SHARE, Reservations
 from server.types import Clock, Entry, LoadedModel, Mean, Urgency
 from server.watchdog import Watchdog
 
-FAULTS_IN_A_ROW = 3  # runs that fail one after the other, until the server no longer calls itself ready
-FAULTY_S = 10.0  # after the last of them it is ready for another try: whom a balancer leaves out has no run to succeed
-BROKEN_FAULTS, BROKEN_S = (
-    10,
-    60.0,
-)  # faults in a row, over at least so long, after which runs are not expected to succeed
-BEYOND_DOUBT = 0.5  # of a run as it took at warm-up: an idle engine refuses only what has even less time
+FAULTS_IN_A_ROW = 3  # failed runs after which the server is no longer ready
+FAULTY_S = 10.0  # after the last of them it is ready for another try; without traffic, no run could ever succeed
+BROKEN_FAULTS, BROKEN_S = 10, 60.0  # faults in a row, spread over this time, after which the engine will not recover
+BEYOND_DOUBT = 0.5  # of a run at warm-up: an idle engine refuses only requests that have less time than that
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,12 +26,15 @@ class Run:
     estimate_s: float
 
     def done_s(self, now_s: float) -> float:
-        """Tell how much less is ahead than the work in flight, of which those are no part who have gone meanwhile."""
+        """Return how much of the work in flight this run has already done.
+
+        Entries whose clients have gone are no longer counted as work, but the run still spends its time on them.
+        """
         share_gone = sum(not leader.is_wanted for leader in self.batch) / len(self.batch)
         return min(now_s - self.began_s, self.estimate_s) - share_gone * self.estimate_s
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Forecast:
     """What a request would meet if it were admitted."""
 
@@ -42,7 +42,7 @@ class Forecast:
     entry_s: float  # engine time of each
     prepare_s: float
     queued_s: float  # engine time of what goes ahead
-    reserved_entries: int  # for requests that were refused, and whose turn it is to come back
+    reserved_entries: int  # for refused requests that are due to come back
     reserved_s: float
     remaining_s: float  # until its deadline
 
@@ -62,17 +62,8 @@ class Forecast:
 
     @property
     def may_come_back(self) -> bool:
-        """Whether a retry may succeed. Runs alone decide: preparing is slow while threads are busy, not when idle."""
+        """Whether a retry may succeed. Only runs count: preparing is slow while threads are busy, not later."""
         return self.run_s <= self.remaining_s
-
-    @property
-    def details_ms(self) -> dict[str, float]:
-        """The fields of a refusal's body."""
-        return {
-            "queued_ms": round(1000 * (self.queued_s + self.reserved_s), 1),
-            "estimate_ms": round(1000 * self.estimate_s, 1),
-            "deadline_ms": round(1000 * self.remaining_s, 1),
-        }
 
 
 class Ticket:
@@ -85,18 +76,18 @@ class Ticket:
         self._entry_s = entry_s
 
     def finish(self, entries: int = 1) -> None:
-        """Give back the place of entries that have been run."""
+        """Release the place of entries that have been run."""
         entries = min(entries, self._entries)
         self._entries -= entries
         self._admission.count(self._urgency, -entries, self._entry_s)
 
     def release(self) -> None:
-        """Give back whatever is left."""
+        """Release what is left."""
         self.finish(self._entries)
 
 
 class Admission:
-    """Counts entries in flight and the seconds that they will take; refuses what is too much or would be too late."""
+    """Counts the entries in flight and the seconds they will take; refuses what would be too much or too late."""
 
     def __init__(self, capacity: int, metrics: Metrics, clock: Clock) -> None:
         self._capacity = capacity
@@ -104,7 +95,7 @@ class Admission:
         self._clock = clock
         self._entries = dict.fromkeys(Urgency, 0)
         self._work_s = dict.fromkeys(Urgency, 0.0)
-        self._prepare_s = Mean()  # what decoding and the like have taken of late
+        self._prepare_s = Mean()  # recent time of decoding, preprocessing and tokenizing
         self._is_open = False
         self._faults, self._first_fault_s, self._fault_s = 0, 0.0, 0.0  # in a row; instants of the first and the last
         self._runs: list[Run] = []  # under way, the oldest first
@@ -115,19 +106,19 @@ class Admission:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the server wants requests; those that arrive all the same are answered."""
+        """Whether the server wants requests. Those that arrive anyway are answered."""
         is_faulty = self._faults >= FAULTS_IN_A_ROW and self._clock() < self._fault_s + FAULTY_S
         return self._is_open and not is_faulty and not self.watchdog.is_stuck
 
     @property
     def status(self) -> str:
-        """Say the same in a word, and why not."""
+        """Whether the server is ready, in a word; if not, the reason."""
         if self.is_ready:
             return "ready"
         return "draining" if self.is_draining else "stuck" if self.watchdog.is_stuck else "faulty"
 
     def open(self) -> None:
-        """Become ready, unless told to end before."""
+        """Become ready, unless already told to end."""
         self._is_open = not self.is_draining
 
     def close(self) -> None:
@@ -135,7 +126,7 @@ class Admission:
         self._is_open, self.is_draining = False, True
 
     def observe_run(self, is_sound: bool) -> None:
-        """Learn how a run went: the third fault in a row and each after it end readiness, a success brings it back."""
+        """Record whether a run succeeded. From the third fault in a row on, the server is not ready for a while."""
         if is_sound:
             self._faults = 0
             return
@@ -151,7 +142,7 @@ class Admission:
 
     @contextlib.contextmanager
     def following(self, batch: Sequence[Entry], estimate_s: float) -> Iterator[None]:
-        """Follow a run from its beginning to its end: what it has done by now is ahead of nobody."""
+        """Keep track of a run while it lasts: what it has already done is no longer ahead of anybody."""
         run = Run(batch, self._clock(), estimate_s)
         self._runs.append(run)
         try:
@@ -166,10 +157,10 @@ class Admission:
     ) -> Iterator[Ticket]:
         """Hold room for a request's entries until it is answered.
 
-        By its key a request is recognised when it comes back after a refusal.
+        The key identifies the request when it comes back after a refusal.
 
-        Raises: DeadlineExceeded: it has passed. Overloaded: too many entries are in flight. Unavailable: the deadline
-            would pass before the answer.
+        Raises: DeadlineExceeded: it has passed. Overloaded: too many entries are in flight. Unavailable: the answer
+            would come after the deadline.
         """
         forecast = self._forecast(model, urgency, entries, deadline_s, key)
         in_flight = sum(self._entries.values())
@@ -218,17 +209,21 @@ class Admission:
         )
 
     def _refusal(self, error: ServerError, wait_s: float, forecast: Forecast, key: Hashable) -> ServerError:
-        """Add when to come back; a request that even an idle server could not answer in time gets no reservation."""
+        """Add when to come back. A request that even an idle server could not answer in time gets no reservation."""
         if forecast.alone_s > forecast.remaining_s:  # room on the engine is reserved, not a thread to prepare on
             wait_s = max(wait_s, forecast.prepare_s)
         if forecast.may_come_back:
             wait_s = self._reservations.make(key, forecast.entries, forecast.run_s, wait_s)
         error.retry_after_s = wait_s
-        error.details = forecast.details_ms
+        error.details = {
+            "queued_ms": round(1000 * (forecast.queued_s + forecast.reserved_s), 1),
+            "estimate_ms": round(1000 * forecast.estimate_s, 1),
+            "deadline_ms": round(1000 * forecast.remaining_s, 1),
+        }
         return error
 
     def _ahead(self, model: LoadedModel, urgency: Urgency, entries: int) -> tuple[float, float]:
-        """Estimate the engine time of what goes ahead of a request, and of each of its own entries."""
+        """Estimate the engine time of the work ahead of a request, and of each of its own entries."""
         latency, most = model.latency, model.max_batch_size
         queued_s = self._work_s[Urgency.INTERACTIVE]
         if urgency is Urgency.RANK:
@@ -236,20 +231,21 @@ class Admission:
             queued_s += self._work_s[Urgency.RANK]
         else:
             together = latency.batch_size(self._entries[urgency] + entries, most)
-            turns = 1 + self._entries[urgency] // together // RANK_TURN  # the first for the slice that is running
-            queued_s += min(turns, self._entries[Urgency.RANK]) * latency.run_s(1)
-        if self._runs:  # those behind the oldest wait for it
+            if self._entries[Urgency.RANK]:
+                turns = 1 + self._entries[urgency] // together // RANK_TURN  # the first for the slice that is running
+                queued_s += min(turns, self._entries[Urgency.RANK]) * latency.run_s(1)
+        if self._runs:  # only the oldest: the others have not begun to run
             queued_s = max(0.0, queued_s - self._runs[0].done_s(self._clock()))
         return queued_s, latency.run_s(together) / together
 
     def observe_preparation(self, seconds: float) -> None:
-        """Learn from an answer how long a request takes beside the queue and the run."""
+        """Record how long it took to prepare an answered request."""
         self._prepare_s.add(seconds)
 
     def count(self, urgency: Urgency, entries: int, entry_s: float) -> None:
-        """Add entries to the work in flight, or take them out."""
+        """Add entries to the work in flight or, if negative, remove them."""
         self._entries[urgency] += entries
-        work_s = max(0.0, self._work_s[urgency] + entries * entry_s)  # sums of what is added and taken away drift
+        work_s = max(0.0, self._work_s[urgency] + entries * entry_s)  # rounding errors add up
         self._work_s[urgency] = work_s if self._entries[urgency] else 0.0
         self._metrics.in_flight.set(sum(self._entries.values()))
         self._metrics.work_seconds.set(sum(self._work_s.values()))

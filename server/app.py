@@ -34,16 +34,16 @@ from server.version import own_version
 
 log = logging.getLogger(__name__)
 NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"description": "starting, draining, or the model goes on failing, or hangs, or its process does not answer"}
+    503: {"description": "starting or draining, or the model keeps failing, hangs, or its process does not answer"}
 }
 
 
 def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backend) -> ASGIApp:
-    """Wire loaded models, and where they run, into an application."""
+    """Wire models, and the backend that runs them, into an application."""
     clock = time.perf_counter
     decode_threads = settings.decode_threads or usable_cpus()
     pool = ThreadPoolExecutor(decode_threads, "decode")
-    parser = ThreadPoolExecutor(1, "parse")  # it holds the interpreter: a second would wait for the first
+    parser = ThreadPoolExecutor(1, "parse")  # it holds the interpreter lock: a second would wait for the first
     limits = Limits(
         max_image_pixels=settings.max_image_pixels,
         max_request_pixels=settings.max_request_pixels,
@@ -65,7 +65,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await _prepare_routes(answering)
         async with backend.running():
-            with contextlib.suppress(asyncio.CancelledError):  # told twice to end: starlette would log a traceback
+            with contextlib.suppress(asyncio.CancelledError):  # told to end twice: starlette would log a traceback
                 yield
         pool.shutdown(wait=False)
         parser.shutdown(wait=False)
@@ -78,7 +78,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
-        redirect_slashes=False,  # it is no answer of the contract's, and to the wrong scheme behind a proxy
+        redirect_slashes=False,  # not in the contract, and to the wrong scheme behind a proxy
     )
     patch_fastapi(app, swagger_ui_parameters={"displayRequestDuration": True})
     keys = settings.api_key.get_secret_value().split(",") if settings.api_key else []
@@ -87,12 +87,12 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         app.include_router(router, dependencies=guards)
     _add_operator_routes(app, backend)
     _add_exception_handler(app, tasks.record)
-    answering = RequestContext(_for_pages_of(app, settings.cors_origins))  # outside of the framework's own handlers
+    answering = RequestContext(_for_pages_of(app, settings.cors_origins))  # outside the framework's own handlers
     return answering
 
 
 def _for_pages_of(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """Let pages of other origins call the application, and read what its headers say."""
+    """Let pages of other origins call the application and read its headers."""
     if not origins:
         return app
     return CORSMiddleware(
@@ -105,7 +105,7 @@ def _for_pages_of(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
 
 
 async def _prepare_routes(app: ASGIApp) -> None:
-    """Ask for what lies behind /v1: the framework prepares routes as the first request passes them, for 6 ms."""
+    """Request a route behind all of /v1: FastAPI prepares routes when the first request passes them, in 6 ms."""
     scope = {"type": "http", "method": "GET", "path": "/livez", "query_string": b"", "headers": []}
 
     async def receive() -> Message:
@@ -127,10 +127,10 @@ def _about_models_and_requests(models: Sequence[ServedModel], backend: Backend) 
 
     @router.get("/calibration", summary="How long runs take", response_model=CalibrationResponse)
     async def calibration() -> Response:
-        """Say what the server has measured of each model on this machine, and how far it is from that now."""
+        """Return what the server has measured of each model on this machine, and how much slower runs are now."""
         return Response(await backend.report("calibration"), media_type="application/json")
 
-    @router.get("/slowest", summary="The worst requests of late", response_model=SlowestResponse)
+    @router.get("/slowest", summary="The slowest recent requests", response_model=SlowestResponse)
     async def list_slowest() -> Response:
         """List the slowest requests of the last 5 to 10 minutes, up to 20 of each task, and where their time went."""
         return Response(await backend.report("slowest"), media_type="application/json")
@@ -144,7 +144,7 @@ def _add_operator_routes(app: FastAPI, backend: Backend) -> None:
     @app.head("/livez", include_in_schema=False)  # as some balancers ask
     @app.get("/livez", summary="Is the process alive?", **operation)
     async def livez() -> dict[str, str]:
-        """Say that the process need not be restarted."""
+        """Answer that the process need not be restarted."""
         return {"status": "alive"}
 
     @app.head("/readyz", include_in_schema=False)
@@ -152,7 +152,7 @@ def _add_operator_routes(app: FastAPI, backend: Backend) -> None:
     @app.get("/readyz", summary="Does it want requests?", responses=NOT_READY, **operation)
     @app.get("/health", summary="The same as /readyz", responses=NOT_READY, **operation)
     async def readyz() -> JSONResponse:
-        """Say whether the server wants requests."""
+        """Return whether the server wants requests."""
         status = await backend.status()
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
@@ -166,7 +166,7 @@ def _add_operator_routes(app: FastAPI, backend: Backend) -> None:
 
 def _add_exception_handler(app: FastAPI, record: Callable[[Request, int, str], None]) -> None:
     async def handle(request: Request, error: Exception) -> JSONResponse:
-        """Turn any failure into the contract's body."""
+        """Turn any error into the contract's body."""
         known = _as_server_error(error)
         if known is not error and known.status >= 500:
             log.error("a request failed", exc_info=error)
@@ -191,7 +191,7 @@ def _add_exception_handler(app: FastAPI, record: Callable[[Request, int, str], N
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Forget the frames of an error and of those behind it: they know each other, and the body, until the next gc."""
+    """Drop the frames of an error and its causes: in a cycle, they would keep the body until the next collection."""
     if error is not None:
         behind = (error.__cause__, error.__context__, *getattr(error, "exceptions", ()))
         error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -206,9 +206,9 @@ def _as_server_error(error: Exception) -> ServerError:
         case HTTPException(status_code=404):
             return NotFound("not_found", "There is no such route; GET /docs lists them.")
         case HTTPException(status_code=405):
-            return MethodNotAllowed("method_not_allowed", "This route does not take that method.")
+            return MethodNotAllowed("method_not_allowed", "This route does not support that method.")
         case ClientDisconnect():
-            return BadRequest("client_disconnected", "The client went away before it had its answer.")
+            return BadRequest("client_disconnected", "The client disconnected before it had its answer.")
         case _:
             return internal_error()
 

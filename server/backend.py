@@ -1,6 +1,6 @@
-"""What a request's walk asks of the engine's side: a place, a permit, a run, and to be counted afterwards.
+"""What a request's walk needs from the engine's side: a place, a permit, a run, and to be counted afterwards.
 
-Either all of that is in this process, or in the engine process that fronts share: remote.py.
+That is either in this process, or in the engine process that fronts share: remote.py.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,18 +26,18 @@ from server.version import own_version
 
 log = logging.getLogger(__name__)
 
-LAST_WORDS_S = 1.0  # for responses to those who waited, when the process ends in spite of them
+LAST_WORDS_S = 1.0  # for responses to waiting clients before the process ends
 
 
 class Permit(Protocol):
     """The right to have so many entries run."""
 
     async def run(self, features: Features, key: Hashable) -> EntryResult:
-        """Queue an entry and wait for its result; its part of the permit is then used up.
+        """Queue an entry and wait for its result, which uses up its part of the permit.
 
-        Entries of one key ask for the same, and one in flight is joined.
+        An entry in flight with the same key is joined.
 
-        Raises: ServerError: of the kind that says why there is none.
+        Raises: ServerError: why there is none.
         """
         ...
 
@@ -51,7 +51,7 @@ class Backend(Protocol):
         ...
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        """Be there for requests."""
+        """Serve requests while inside."""
         ...
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class Backend(Protocol):
         ...
 
     def place(self, client: str, task: str) -> AbstractAsyncContextManager[None]:
-        """Hold one of a client's places while its request is answered.
+        """Hold one of a client's places until its request is answered.
 
         Raises: Overloaded: it has none left.
         """
@@ -75,32 +75,32 @@ class Backend(Protocol):
         ...
 
     def record(self, request: RequestRecord) -> None:
-        """Count a request that has had its response."""
+        """Count a request whose response has been sent."""
         ...
 
     def count_decoded_hit(self) -> None:
-        """Count an image that was decoded before."""
+        """Count an image that did not have to be decoded again."""
         ...
 
     def count_body_bytes(self, count: int) -> None:
-        """Count bytes of bodies that have arrived or, if negative, been let go of."""
+        """Count bytes of bodies that have arrived or, if negative, been released."""
         ...
 
     async def status(self) -> str:
-        """Say whether the server wants requests: "ready", or why not."""
+        """Return "ready", or why the server wants no requests."""
         ...
 
     async def report(self, name: str) -> bytes:
         """Write a report: reports.py.
 
-        Raises: Unavailable: whoever knows is not there.
+        Raises: Unavailable: the engine process is not there.
         """
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LocalPermit:
-    """A permit of this process, and what all entries of its request have in common."""
+    """A permit of this process, with what all entries of the request have in common."""
 
     batcher: Batcher
     ticket: Ticket
@@ -110,7 +110,7 @@ class LocalPermit:
     client: str
 
     async def run(self, features: Features, key: Hashable, let_go: Callable[[], None] = lambda: None) -> EntryResult:
-        """Queue an entry and wait for its result; `let_go` is called when its features are not needed any more."""
+        """Queue an entry and wait for its result; `let_go` is called when its features are no longer needed."""
         entry = Entry(
             model=self.model,
             features=features,
@@ -161,7 +161,7 @@ class LocalBackend:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Be ready, and empty the queue until the end."""
+        """Be ready and empty the queue while inside."""
         batching = asyncio.create_task(self.batcher.run())
         batching.add_done_callback(_end_if_it_failed)
         watching = asyncio.create_task(self._end_if_hopeless(batching))
@@ -173,11 +173,11 @@ class LocalBackend:
         watching.cancel()
         await asyncio.gather(batching, watching, return_exceptions=True)
         if is_stuck:
-            log.critical("a run of the model does not end: ending in spite of it")
-            os._exit(1)  # for whose thread Python would wait
+            log.critical("a run of the model does not end: ending without waiting for it")
+            os._exit(1)  # Python would wait for its thread
 
     async def _end_if_hopeless(self, batching: asyncio.Task[None]) -> None:
-        """End the process when a run will never end or a GPU is broken, once those who wait have been told.
+        """End the process when a run never ends or a GPU is broken, after waiting clients have been told.
 
         After an error such as an illegal address, CUDA refuses every call until the process ends.
         """
@@ -188,7 +188,7 @@ class LocalBackend:
         batching.cancel()
         try:
             await asyncio.sleep(LAST_WORDS_S)
-        finally:  # even if told to end meanwhile
+        finally:  # even if told to end in the meantime
             os._exit(1)
 
     def close(self) -> None:
@@ -203,14 +203,6 @@ class LocalBackend:
     async def admit(
         self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
     ) -> AsyncIterator[LocalPermit]:
-        with self.permit(model, urgency, entries, deadline_s=deadline_s, client=client, key=key) as permit:
-            yield permit
-
-    @contextlib.contextmanager
-    def permit(
-        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
-    ) -> Iterator[LocalPermit]:
-        """Do what `admit` does, without a loop."""
         loaded = self._models[model]
         with self.admission.admit(loaded, urgency, entries, deadline_s, key) as ticket:
             yield LocalPermit(
@@ -223,7 +215,7 @@ class LocalBackend:
             )
 
     def record(self, request: RequestRecord) -> None:
-        """Count a request, learn from an answer what it took beside queue and run, and perhaps keep it."""
+        """Count a request, learn from an answer how long preparing took, and perhaps keep it as a slow one."""
         self._metrics.record(request)
         if request.code == "ok":
             self.admission.observe_preparation(
@@ -245,7 +237,7 @@ class LocalBackend:
 
 
 def _end_if_it_failed(batching: asyncio.Task[None]) -> None:
-    """End the process when nobody empties its queue any more: started again it can serve, and as it is it cannot."""
+    """End the process if the batching loop has failed: restarted it can serve, as it is it cannot."""
     if not batching.cancelled():
-        log.critical("nobody empties the queue any more: ending", exc_info=batching.exception())
+        log.critical("the batching loop has failed: ending", exc_info=batching.exception())
         sys.exit(1)

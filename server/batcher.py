@@ -1,4 +1,4 @@
-"""The loop that empties the queue: whatever waits when the engine is idle runs at once, no timer.
+"""The loop that empties the queue: an idle engine runs at once whatever is waiting, without a timer.
 
 Knows neither HTTP nor onnxruntime. Every entry's future is resolved: a result, or a named error.
 """
@@ -20,12 +20,12 @@ from server.types import Clock, Entry, EntryResult, LoadedModel, Logits
 
 log = logging.getLogger(__name__)
 
-BETWEEN_S = 0.0002  # from a run's end to the next one's start while entries wait, until it has been measured
-BETWEEN_SMOOTHING, BETWEEN_LIMIT_S = 0.05, 0.01  # weight of the newest; what is longer is a stall, and teaches nothing
+BETWEEN_S = 0.0002  # from the end of a run to the start of the next while entries wait, until it has been measured
+BETWEEN_SMOOTHING, BETWEEN_LIMIT_S = 0.05, 0.01  # weight of the newest; anything longer is a stall and ignored
 
 
 class Batcher:
-    """Forms micro-batches at dispatch and runs them one after the other on its own thread."""
+    """Forms batches at dispatch and runs them one after another on its own threads."""
 
     def __init__(
         self,
@@ -37,9 +37,10 @@ class Batcher:
         report: Callable[[bool], None] = lambda _: None,
         following: Callable[[list[Entry], float], AbstractContextManager[None]] = lambda *_: nullcontext(),
     ) -> None:
-        """Have so many batches under way at once, all but one being copied; keep the logits of so many entries.
+        """Keep up to `overlapping` batches under way (one runs, the others are being copied).
 
-        Each run is reported of: whether the engine was sound. While it is under way it is followed, by its estimate.
+        `report` is told after each run whether it succeeded. `following` is a context manager around each run, given
+        its batch and estimated time.
         """
         self._clock = clock
         self._metrics = metrics
@@ -50,15 +51,15 @@ class Batcher:
         self._keeps_logits = kept_logits > 0
         self._logits: Cache[Logits] = Cache(kept_logits, lambda _: 1)
         self._between_s = BETWEEN_S
-        self._ended_s: float | None = None  # of the last run, if there has been something to run ever since
-        self._waiting = asyncio.Event()  # an entry has come, or a run has ended
+        self._ended_s: float | None = None  # of the last run, unless the engine has been idle since
+        self._waiting = asyncio.Event()  # set when an entry has come or a run has ended
         self.under_way = 0  # batches
         self._overlapping = overlapping
         self._threads = ThreadPoolExecutor(overlapping, "engine")
         self._closed = False
 
     async def submit(self, entry: Entry) -> EntryResult:
-        """Queue an entry, or follow one that asks for the same, and wait for its result.
+        """Queue an entry, or join one that asks for the same, and wait for its result.
 
         Raises: DeadlineExceeded, EngineFault: as resolved by the loop. Unavailable: the loop has ended.
         """
@@ -82,10 +83,10 @@ class Batcher:
         return await entry.future
 
     async def run(self) -> None:
-        """Empty the queue until cancelled; then fail what is left."""
+        """Empty the queue until cancelled, then fail what is left."""
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.TaskGroup() as group:  # on being cancelled each fails the batch that it has
+            async with asyncio.TaskGroup() as group:  # when cancelled, each fails its batch
                 for _ in range(self._overlapping):
                     group.create_task(self._run_batches(loop))
         finally:
@@ -95,9 +96,10 @@ class Batcher:
                 self._fail(entry, _shutting_down())
 
     async def _run_batches(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run one batch after the other: whatever waits when the engine is idle, or a whole one while it runs another.
+        """Run one batch after another.
 
-        The engine copies that in the meantime. A smaller one waits, and grows with whoever comes.
+        When the engine is idle, take whatever is waiting. While it is busy, take only a full batch, whose copy overlaps
+        the current run; a smaller one keeps growing.
         """
         while True:
             await self._waiting.wait()
@@ -111,7 +113,7 @@ class Batcher:
                 self._ended_s = None
 
     async def _resolve(self, batch: list[Entry], loop: asyncio.AbstractEventLoop) -> None:
-        """Run a batch and resolve its futures; a failure is the batch's own, never the loop's."""
+        """Run a batch and resolve its futures; a failure fails the batch, never the loop."""
         model = batch[0].model
         self.under_way += 1
         try:
@@ -142,11 +144,11 @@ class Batcher:
                 entry.resolve(outcome)
 
     def _run(self, model: LoadedModel, batch: list[Entry]) -> tuple[list[EntryResult | ServerError], float] | None:
-        """Pad, run, and share out; on a thread of the engine's. A row that is not finite fails alone.
+        """Pad a batch, run it and split the logits, on an engine thread. A row that is not finite fails alone.
 
-        Returns None, and runs nothing, if all have gone since the batch was formed.
+        Run nothing and return None if all clients have gone since the batch was formed.
 
-        Units: seconds of the engine's that no other batch is counted with.
+        Units: seconds of engine time, without what overlaps another batch.
         """
         if not any(leader.is_wanted for leader in batch):
             return None
@@ -157,10 +159,10 @@ class Batcher:
         try:
             feeds = collate([entry.features for entry in batch])
             output = model.engine.run(feeds)
-        finally:  # a run that fails has ended, too
+        finally:  # also if it fails
             ended_s, other_s = self._clock(), self._ended_s or started_s
             self._ended_s = max(ended_s, other_s)
-        ran_s = max(0.0, ended_s - max(started_s, other_s))  # not while the one before it still ran
+        ran_s = max(0.0, ended_s - max(started_s, other_s))  # without the time in which the previous run still ran
         rows, tokens = feeds.mask.shape
         model.latency.observe(rows, tokens, ran_s)
         self._metrics.drift.labels(model.name).set(model.latency.drift)
@@ -182,19 +184,19 @@ class Batcher:
             entry.resolve(error)
 
     def _forget(self, leader: Entry) -> None:
-        """Have done with an entry: it is in no queue, and nobody will follow it."""
+        """Let go of an entry that has left the queue: it cannot be joined any more."""
         leader.let_go()
         self._leaders.pop((leader.key, leader.urgency), None)
 
 
 def _padding_ratio(model: LoadedModel, feeds: Feeds) -> float:
-    """Tell the share of padding among the tokens that were run, an engine's own padding with it."""
+    """Return the share of padding among the tokens that ran, including the engine's own padding."""
     rows, tokens = model.engine.padded(*feeds.mask.shape)
     return 1.0 - (1.0 - feeds.padding_ratio) * feeds.mask.size / (rows * tokens)
 
 
 def _use(leader: Entry, result: EntryResult) -> str:
-    """Tell what became of the time that an entry took."""
+    """Return what the engine time of an entry was used for."""
     if leader.is_wanted:
         return "answered"
     return "late" if any(entry.deadline_s <= result.ended_s for entry in leader.all()) else "abandoned"

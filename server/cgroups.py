@@ -1,4 +1,4 @@
-"""The control groups that this process is in, where Linux says what it may use: of the new kind and the old."""
+"""The control groups of this process, versions 1 and 2, in which Linux keeps its limits."""
 
 import contextlib
 from pathlib import Path
@@ -7,12 +7,12 @@ CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def controller_folders(controller: str, cgroups: Path = CGROUPS, own_cgroups: Path = OWN_CGROUPS) -> list[Path]:
-    """List where a controller's files may be; most of these folders are not there, and no two kinds share a name."""
-    found = [cgroups, cgroups / controller]  # where a container sees its own
+    """List the folders where a controller's files may be; most do not exist, and the versions' file names differ."""
+    found = [cgroups, cgroups / controller]  # where a container sees its own group
     with contextlib.suppress(OSError):  # not Linux
         for line in own_cgroups.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            inside = path.lstrip("/")  # of a container it is often "/", or the host's and not to be seen here
+            inside = path.lstrip("/")  # in a container often "/", or the host's path, which does not exist here
             if not controllers:
                 found.append(cgroups / inside)
             elif controller in controllers.split(","):

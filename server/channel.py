@@ -18,14 +18,14 @@ from server.types import EntryResult
 
 log = logging.getLogger(__name__)
 Message = list[Any]
-UNREAD_BYTES = 4_000_000  # more than all that --max-queue-entries may have to say at once, unless set to more
+UNREAD_BYTES = 4_000_000  # more than the default --max-queue-entries can cause at once
 SIZES = struct.Struct("<II")  # of the list, of the bytes
 
 
 class Channel(asyncio.Protocol):
     """One end of a connection."""
 
-    is_full = False  # the other end leaves too much unread for more to be written
+    is_full = False  # the other end has left too much unread to be sent more
 
     def __init__(
         self,
@@ -33,19 +33,19 @@ class Channel(asyncio.Protocol):
         lost: Callable[[], None],
         drained: Callable[[], None] = lambda: None,
     ) -> None:
-        """Tell of messages, of the end, and of when there is room again to write."""
+        """Call `received` with each message, `lost` at the end, `drained` when there is room to write again."""
         self._received = received
         self._lost = lost
         self._drained = drained
         self._buffer = bytearray()
 
     def send(self, message: Message, payload: bytes = b"") -> None:
-        """Write a message; to somebody who has gone it is lost."""
+        """Send a message; it is lost if the other end has gone."""
         head = json.dumps(message).encode()
         self._transport.write(b"".join((SIZES.pack(len(head), len(payload)), head, payload)))
 
     def close(self) -> None:
-        """Hang up; what has been written still arrives."""
+        """Close the connection; what has been written still arrives."""
         self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -60,7 +60,7 @@ class Channel(asyncio.Protocol):
         self._drained()
 
     def data_received(self, data: bytes) -> None:
-        """Hand on every message that is whole by now; one that cannot be handled is logged, and ends nothing else."""
+        """Deliver each message that is complete; one that cannot be handled is logged, and affects no other."""
         buffer = self._buffer
         buffer += data
         start = 0
@@ -75,7 +75,7 @@ class Channel(asyncio.Protocol):
             try:
                 self._received(json.loads(head), payload)
             except Exception:
-                log.exception("a message between processes failed: %s", head[:100])
+                log.exception("a message between processes could not be handled: %s", head[:100])
         del buffer[:start]
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -83,12 +83,12 @@ class Channel(asyncio.Protocol):
 
 
 def write_error(error: ServerError) -> Message:
-    """Put a failure into a message."""
+    """Write an error as a message."""
     return [type(error).__name__, error.code, error.message, error.retry_after_s, dict(error.details)]
 
 
 def read_error(message: Message) -> ServerError:
-    """Take a failure out of a message."""
+    """Read an error from a message."""
     kind, code, text, retry_after_s, details = message
     error: ServerError = getattr(errors, kind).__new__(getattr(errors, kind))
     ServerError.__init__(error, code, text, retry_after_s=retry_after_s, details=details)
@@ -96,7 +96,7 @@ def read_error(message: Message) -> ServerError:
 
 
 def write_result(result: EntryResult) -> tuple[dict[str, Any], bytes]:
-    """Put a result into a message's fields and payload."""
+    """Write a result as a message's fields and payload."""
     fields = {
         "logits": {head: values.size for head, values in result.logits.items()},
         "started_s": result.started_s,
@@ -108,7 +108,7 @@ def write_result(result: EntryResult) -> tuple[dict[str, Any], bytes]:
 
 
 def read_result(fields: dict[str, Any], payload: bytes) -> EntryResult:
-    """Take a result out of a message's fields and payload."""
+    """Read a result from a message's fields and payload."""
     values, logits = np.frombuffer(payload, np.float32), {}
     for head, size in fields["logits"].items():
         logits[head], values = values[:size], values[size:]
@@ -116,10 +116,10 @@ def read_result(fields: dict[str, Any], payload: bytes) -> EntryResult:
 
 
 def write_record(request: RequestRecord) -> dict[str, Any]:
-    """Put what became of a request into a message's fields."""
+    """Write a record as a message's fields."""
     return asdict(request) | {"when": request.when.isoformat()}
 
 
 def read_record(fields: dict[str, Any]) -> RequestRecord:
-    """Take what became of a request out of a message's fields."""
+    """Read a record from a message's fields."""
     return RequestRecord(**fields | {"when": datetime.fromisoformat(fields["when"])})

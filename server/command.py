@@ -1,4 +1,4 @@
-"""What vilt-serve does: settings, logs, models, then uvicorn until a signal; or a supervisor of several processes."""
+"""The vilt-serve command: settings, logs, models, then uvicorn until a signal; or a supervisor of processes."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ log = logging.getLogger("server")
 
 def serve() -> None:
     if "--version" in sys.argv[1:]:
-        print(f"vilt-serve {own_version()}")  # noqa: T201 what it was asked for
+        print(f"vilt-serve {own_version()}")  # noqa: T201 the output
         return
     try:
         settings = CliApp.run(Settings)
@@ -34,8 +34,8 @@ def serve() -> None:
     logs.configure(settings.log_format, settings.log_level)
     for warning in warnings(settings, os.environ):
         log.warning(warning)
-    if settings.workers > 1:  # the same process, without the libraries of those that it starts
-        signal.pthread_sigmask(signal.SIG_BLOCK, control.SIGNALS)  # they wait until the supervisor handles them
+    if settings.workers > 1:  # in this process, but without the libraries that only its children need
+        signal.pthread_sigmask(signal.SIG_BLOCK, control.SIGNALS)  # until the supervisor handles them
         os.execv(sys.executable, [sys.executable, "-m", "server.supervisor", *sys.argv[1:]])  # noqa: S606 our own
     listeners = addresses.take(settings.host, settings.port)
     try:
@@ -48,11 +48,11 @@ def serve() -> None:
     server = Server(create_app(settings, models, backend), settings, backend)
     server.run(listeners)
     if server.force_exit:
-        os._exit(0)  # Python would wait for threads, and a run that hangs never ends
+        os._exit(0)  # Python would wait for its threads, and for ever if a run hangs
 
 
 def _explain(error: ValidationError) -> str:
-    """Say the first thing that is wrong, and with which setting, whichever way it was set."""
+    """Describe the first error, naming the setting as a flag and as a variable."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:

@@ -1,15 +1,15 @@
-"""Connections: what a client may send before it is answered, offers to upgrade, and an end that cuts off no request."""
+"""HTTP connections: bounded heads, ignored offers to upgrade, and a shutdown that cuts off no request."""
 
 from asyncio import TimerHandle, Transport
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD_BYTES = 65_536  # a raw image's fields are in the query string: 2,000 characters, each up to 12 bytes there
-MOST_HEADERS = 256  # of a request: each takes some Python
+HEAD_BYTES = 65_536  # the fields of a raw image are in the query string: 2,000 characters of up to 12 bytes
+MAX_HEADERS = 256  # each takes some Python
 HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-MOST_PIPELINED = 16  # requests on a connection that wait for the one before them
-LINGER_S = 1.0  # longer than a request takes to arrive that was sent before its client could know
+MAX_PIPELINED = 16  # requests of a connection that wait for the one before them
+LINGER_S = 1.0  # in which requests arrive that were sent before the client could know of the end
 
 
 class ServerProtocol(HttpToolsProtocol):
@@ -22,7 +22,7 @@ class ServerProtocol(HttpToolsProtocol):
     receive_timeout_s: float
     _timer: TimerHandle | None = None
     _head_bytes = 0
-    _unread_bytes = 0  # that came since the parser told of anything: part of a header, of a chunk's extensions
+    _unread_bytes = 0  # since the parser last called back: part of a header, or of a chunk's extensions
     _offers_upgrade = False
     _head_is_too_large = False
     _is_ending = False
@@ -36,7 +36,7 @@ class ServerProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; where it is the beginning of a head, or a body that nobody wants, bound what follows."""
+        """Parse data; at the beginning of a head, or of a body that nobody reads, limit the time for the rest."""
         self._unread_bytes += len(data)
         self._unset_keepalive_if_required()
         try:
@@ -65,11 +65,11 @@ class ServerProtocol(HttpToolsProtocol):
         self._take(len(name) + len(value) + len(": \r\n"))
 
     def on_headers_complete(self) -> None:
-        """Begin a request, unless its head is to be read again without its offer to upgrade.
+        """Begin a request, unless its head has to be parsed again without its offer to upgrade.
 
         While draining, its response is the last of its connection.
 
-        Raises: HttpParserError: too many requests of the connection wait for the one before them.
+        Raises: HttpParserError: too many requests wait for the one before them.
         """
         self._unread_bytes = 0
         self._stop_timer()
@@ -78,7 +78,7 @@ class ServerProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             if self._is_ending and not self._is_idle():
                 self.cycle.keep_alive = False
-        if len(self.pipeline) > MOST_PIPELINED:
+        if len(self.pipeline) > MAX_PIPELINED:
             raise HttpParserError
 
     def on_body(self, body: bytes) -> None:
@@ -86,7 +86,7 @@ class ServerProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Hand on a whole body; behind one that was refused, keep the connection as behind any other."""
+        """Pass on the end of a body; after a body that was refused, keep the connection as after any other."""
         self._unread_bytes = 0
         if self._offers_upgrade:
             return
@@ -110,7 +110,7 @@ class ServerProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self) -> None:
-        """Say what is wrong with a head, and hang up."""
+        """Answer a head that cannot be accepted, and close the connection."""
         if self._head_is_too_large:
             self.logger.warning("A request's head is too large.")
             self.transport.write(HEAD_TOO_LARGE)
@@ -120,10 +120,10 @@ class ServerProtocol(HttpToolsProtocol):
             self.send_400_response("Invalid HTTP request received.")
 
     def _parse(self, data: bytes) -> None:
-        """Have the parser read, and where a head offers to upgrade, read it again without that.
+        """Parse data, and where a head offers to upgrade, parse it again without the offer.
 
-        Some clients offer HTTP/2 with every request. The parser takes what follows for another protocol: it would leave
-        out the request's body, or take it for the next request.
+        Some clients offer HTTP/2 with every request. The parser treats what follows as another protocol: it would skip
+        the request's body, or read it as the next request.
 
         Raises: HttpParserError: it is not HTTP.
         """
@@ -131,7 +131,7 @@ class ServerProtocol(HttpToolsProtocol):
             try:
                 self.parser.feed_data(data)
             except HttpParserUpgrade as upgrade:
-                if not self._offers_upgrade:  # CONNECT, which is answered as it is
+                if not self._offers_upgrade:  # CONNECT, which is answered like any other method
                     return
                 (offset,) = upgrade.args
                 data = self._head_without_upgrade() + data[offset:]
@@ -147,13 +147,13 @@ class ServerProtocol(HttpToolsProtocol):
         return b"\r\n".join((*lines, b"", b""))
 
     def _take(self, count: int) -> None:
-        """Count what a head has, as it is written, with the headers behind a chunked body.
+        """Count the bytes of a head, including the trailers of a chunked body.
 
-        Raises: HttpParserError: it is too much, and the parser ends.
+        Raises: HttpParserError: there are too many.
         """
         self._unread_bytes = 0
         self._head_bytes += count
-        if self._head_bytes > HEAD_BYTES or len(self.headers) > MOST_HEADERS:
+        if self._head_bytes > HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._head_is_too_large = True
             raise HttpParserError
 
@@ -170,5 +170,5 @@ class ServerProtocol(HttpToolsProtocol):
 
 
 def protocol(receive_timeout_s: float) -> type[ServerProtocol]:
-    """Make the protocol of a server that waits so long for a head; uvicorn takes a class."""
+    """Return the protocol class, which uvicorn instantiates, with its time limit for a head."""
     return type("Protocol", (ServerProtocol,), {"receive_timeout_s": receive_timeout_s})

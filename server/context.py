@@ -1,4 +1,4 @@
-"""What every request carries: an id, a clock that starts with its head, a deadline; what every response does."""
+"""What every request has (an id, a clock that starts with its head, a deadline) and every response carries."""
 
 import math
 import re
@@ -11,8 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import BadRequest
 from server.types import Timings
 
-NO_SNIFFING = (b"x-content-type-options", b"nosniff")  # what echoes a client's words is never taken for a page
-ON_PAGES = [  # of which there is /docs: it loads and calls this server only, and is framed by nobody
+NO_SNIFFING = (
+    b"x-content-type-options",
+    b"nosniff",
+)  # a response that echoes a client's words is never taken for a page
+ON_PAGES = [  # that is, on /docs: it loads from and calls only this server, and may not be framed
     (
         b"content-security-policy",
         b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline';"
@@ -24,9 +27,9 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestContext:
-    """Starts a request's clock and gives it an id, before anything else sees it; returns the id on every response.
+    """Starts a request's clock and gives it an id before anything else sees it; adds headers to every response.
 
-    With it goes what keeps browsers from making more of a response than it is.
+    These are the id, and what keeps browsers from misreading the response.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -53,19 +56,19 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:  # starlette raises again what the handler has logged and answered
+        except Exception:  # starlette re-raises what the handler has logged and answered
             if not has_started:
                 raise
 
 
 def timings_of(request: Request) -> Timings:
-    """Find a request's marks."""
+    """Return a request's timings."""
     timings: Timings = request.state.timings
     return timings
 
 
 def deadline_of(request: Request, default_ms: float) -> float:
-    """Find the instant by which a request must be answered, on the clock of its timings.
+    """Return the instant by which a request must be answered, on the clock of its timings.
 
     Raises: BadRequest: X-Deadline-Ms is not a number of at least 1.
     """

@@ -1,6 +1,6 @@
-"""What the supervisor tells its children, over a socket each: single bytes, some with descriptors.
+"""The supervisor's orders to its children, over one socket each: single bytes, some with file descriptors.
 
-Children ignore signals, which terminals and service managers send to all processes at once.
+Children ignore signals, because terminals and service managers send them to all processes at once.
 """
 
 import asyncio
@@ -8,11 +8,11 @@ import signal
 import socket
 from collections.abc import Callable
 
-CONNECT = b"c"  # with a connection to the other side; for a front, with the engine's memory, too
+CONNECT = b"c"  # with a connection to the other side and, for a front, the engine's memory
 DRAIN = b"d"
 QUIT = b"q"
 GONE = b""  # the supervisor has ended
-READY = b"r"  # a child's only word
+READY = b"r"  # a child's only message
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that end a server
 DESCRIPTORS = 2  # at most, with a command
 
@@ -23,7 +23,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def read(end: socket.socket) -> tuple[bytes, list[int]]:
-    """Take the next word, which is there, and the descriptors that came with it."""
+    """Read the next word and its descriptors, which have arrived."""
     try:
         word, descriptors, _, _ = socket.recv_fds(end, 1, DESCRIPTORS)
     except ConnectionResetError:  # the other end was closed before all was read there
@@ -32,7 +32,7 @@ def read(end: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def obey(control: socket.socket, command: Callable[[bytes, list[int]], None]) -> None:
-    """Hand each command to a function, in the running loop; from now on ignore signals."""
+    """Call `command` for each order, in the running loop; ignore signals from now on."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     loop = asyncio.get_running_loop()

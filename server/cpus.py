@@ -1,4 +1,4 @@
-"""What CPUs this process may really use, what they can do, and which one a pool's threads leave to their caller."""
+"""Which CPUs this process may use, what they can do, and which one a pool's threads leave to their caller."""
 
 import contextlib
 import ctypes
@@ -10,11 +10,11 @@ from server.cgroups import CGROUPS, OWN_CGROUPS, controller_folders
 
 CPU_INFO = Path("/proc/cpuinfo")
 OWN_THREADS = Path("/proc/self/task")
-VNNI = {"avx512_vnni", "avx_vnni"}  # either multiplies u8 by s8 into 32 bits; without, 16 bits saturate
+VNNI = {"avx512_vnni", "avx_vnni"}  # multiply u8 by s8 into 32 bits; without them, 16 bits saturate
 
 
 def usable_cpus(cgroups: Path = CGROUPS, own_cgroups: Path = OWN_CGROUPS) -> int:
-    """Count the CPUs of the process's affinity and its control groups' quotas; libraries tend to count the host's."""
+    """Count the CPUs that affinity and cgroup quotas allow; libraries tend to count those of the host."""
     found = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     for folder in controller_folders("cpu", cgroups, own_cgroups):
         with contextlib.suppress(OSError, ValueError):  # not there, or "max"
@@ -28,7 +28,7 @@ def usable_cpus(cgroups: Path = CGROUPS, own_cgroups: Path = OWN_CGROUPS) -> int
 
 
 def has_vnni(cpu_info: Path = CPU_INFO) -> bool:
-    """Tell whether the processor is an x86 one that multiplies int8 exactly; where nothing says so, it is not."""
+    """Return whether this is an x86 processor that multiplies int8 exactly; if unknown, it is not."""
     try:
         lines = cpu_info.read_text().splitlines()
     except OSError:  # not Linux
@@ -38,28 +38,28 @@ def has_vnni(cpu_info: Path = CPU_INFO) -> bool:
 
 
 class PoolThreads:
-    """The threads of a pool, whose caller spins until they are done: kept off the CPU that it calls from.
+    """The threads of a pool, kept off the CPU of its caller, which spins until they are done.
 
-    Linux wakes a thread on the CPU that it last ran on, without looking for an idle one, where CPUs are few or busy. If
-    that is the caller's, the thread waits until the caller's time slice ends, 3 to 4 ms, and the caller with it.
+    Where CPUs are few or busy, Linux wakes a thread on the CPU that it last ran on, without looking for an idle one. If
+    that is the caller's, the thread waits until the caller's time slice ends, 3 to 4 ms, and the caller waits for it.
     Source: docs/decisions/0009-cpu-time.md; select_idle_cpu in kernel/sched/fair.c of Linux.
     """
 
     def __init__(self) -> None:
         self._threads: set[int] = set()
-        self._told: tuple[int, set[int]] | None = None  # the caller's CPU and those that it may use, at that time
+        self._told: tuple[int, set[int]] | None = None  # the caller's CPU and those that it may use, at the last call
         self._current_cpu = getattr(ctypes.pythonapi, "sched_getcpu", None)  # which Linux has
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
-        """Take the threads that start meanwhile for the pool's."""
+        """Regard every thread that starts inside the block as one of the pool's."""
         before = _own_threads()
         yield
         self._threads |= _own_threads() - before
         self._told = None
 
     def keep_off(self) -> None:
-        """Keep them off the caller's CPU.
+        """Keep the threads off the caller's CPU.
 
         Units: 0.2 us while nothing has changed; 0.5 us for each thread if the caller has moved, 1.4 us among 128 CPUs.
         """

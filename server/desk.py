@@ -1,4 +1,4 @@
-"""The engine process's side of a connection: what a front's requests ask for is done, and let go of."""
+"""The engine process's end of a connection to a front: does what the front's requests ask for."""
 
 import asyncio
 import contextlib
@@ -21,14 +21,14 @@ from server.slots import Slots
 from server.types import LoadedModel, Urgency
 
 log = logging.getLogger(__name__)
-ANSWERED = {"run", "admit", "place", "report"}  # what a front waits for the answer to
+ANSWERED = {"run", "admit", "place", "report"}  # messages whose answer a front waits for
 
 
 class Desk:
-    """Does for one front what it asks for, and lets go of everything it holds when the front is gone."""
+    """Serves one front, and releases everything held for it when it has gone."""
 
     def __init__(self, backend: LocalBackend, models: Sequence[LoadedModel], slots: Slots, processes: set[int]) -> None:
-        """Share the slots with the desks of other fronts; who is at work here is among the processes."""
+        """Share `slots` with the desks of other fronts; add the front to `processes`, which /metrics sums over."""
         self._backend = backend
         self._models = {model.name: model for model in models}
         self._slots = slots
@@ -41,7 +41,7 @@ class Desk:
         self._channel = Channel(self._received, self._lost)
 
     async def open(self, connection: socket.socket, starts_in_s: float) -> None:
-        """Begin with a welcome: what a front has to know, and how long it should take if there has to be another."""
+        """Begin with a welcome: what a front has to know, and how long another engine process would take to start."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self._channel, sock=connection)
         welcome = {
             "slots": self._slots.count,
@@ -55,7 +55,7 @@ class Desk:
         try:
             self._do(message, payload)
         except Exception:
-            log.exception("a front asked for something that failed: %s", message[0])
+            log.exception("a message of a front failed: %s", message[0])
             if message[0] in ANSWERED:
                 self._channel.send([message[1], True, write_error(internal_error())])
 
@@ -83,18 +83,27 @@ class Desk:
                 self._pid = pid
                 self._processes.add(pid)
 
-    def _admit(self, number: int, *, model: str, urgency: int, entries: int, **about: Any) -> None:
-        loaded = self._models[model]
+    def _admit(
+        self, number: int, *, model: str, urgency: int, entries: int, deadline_s: float, client: str, key: str
+    ) -> None:
+        loaded, urgency = self._models[model], Urgency(urgency)
         with self._holding(number) as stack:
             wanted = min(entries, slots_for(loaded))
             if len(self._slots) < wanted:
                 why = "The server has no memory for another image at the moment: retry later."
                 raise Overloaded("overloaded", why, retry_after_s=loaded.latency.run_s(1))
-            permit = stack.enter_context(self._backend.permit(model, Urgency(urgency), entries, **about))
+            ticket = stack.enter_context(self._backend.admission.admit(loaded, urgency, entries, deadline_s, key))
             slots = self._slots.take(wanted)
             for slot in slots:
                 stack.callback(self._slots.let_go, slot)
-            self._permits[number] = permit
+            self._permits[number] = LocalPermit(
+                batcher=self._backend.batcher,
+                ticket=ticket,
+                model=loaded,
+                urgency=urgency,
+                deadline_s=deadline_s,
+                client=client,
+            )
             stack.callback(self._permits.pop, number)
             self._channel.send([number, False, slots])
 
@@ -111,12 +120,12 @@ class Desk:
         task.add_done_callback(lambda _: self._runs.pop(number))
 
     async def _run(self, number: int, slot: int, permit: LocalPermit, features: Features, key: str) -> None:
-        self._slots.hold(slot)  # for the queue
+        self._slots.hold(slot)  # on behalf of the queue
         try:
             result = await permit.run(features, key, functools.partial(self._slots.let_go, slot))
         except Exception as error:
             if not isinstance(error, ServerError):
-                log.exception("a run failed in a way that it should not")
+                log.exception("a run failed unexpectedly")
                 error = internal_error()
             self._channel.send([number, True, write_error(error)])
             return
@@ -125,7 +134,7 @@ class Desk:
 
     @contextlib.contextmanager
     def _holding(self, number: int) -> Iterator[contextlib.ExitStack]:
-        """Keep what is entered inside until it is dropped; or tell the front why there is nothing to keep."""
+        """Keep what is entered on the stack until it is dropped, or send the front the error."""
         try:
             with contextlib.ExitStack() as stack:
                 yield stack
@@ -134,7 +143,7 @@ class Desk:
             self._channel.send([number, True, write_error(error)])
 
     def _drop(self, number: int) -> None:
-        """Let go of whatever is done or held under a number, if anything still is."""
+        """Cancel and release whatever a number stands for, if anything still."""
         if number in self._runs:
             self._runs[number].cancel()
         if number in self._held:
@@ -152,19 +161,19 @@ class Desk:
 
 
 def slots_for(model: LoadedModel) -> int:
-    """Count the slots that a request uses at once: a slice that runs, and what is prepared ahead of it."""
+    """Return how many slots a request uses at once: a running slice, and what is prepared ahead of it."""
     return model.slice_size + PREPARED_AHEAD
 
 
 def slots_of(memory: int, models: Sequence[LoadedModel], capacity: int) -> Slots:
-    """Cut memory into slots of the largest picture, as many as admission can have asked for."""
+    """Divide memory into slots for the largest image, as many as admission may hand out."""
     specs = [model.artifact.manifest.spec for model in models]
     largest = max(rows * columns * spec.patch_values for spec in specs for rows, columns in spec.grids)
     return Slots(memory, count=capacity + max(map(slots_for, models)), least_bytes=largest)
 
 
 def describe(model: LoadedModel) -> dict[str, Any]:
-    """Return what a front has to know of a model beside its artifact."""
+    """Return what a front has to know about a model besides its artifact."""
     return {
         "identity": model.artifact.identity,
         "precision": model.artifact.precision,

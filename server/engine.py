@@ -1,7 +1,7 @@
 """onnxruntime sessions over an artifact's graphs: the only file that imports onnxruntime.
 
-Runs follow each other, and the threads of a session sleep once its run has ended: sessions never compete for the cores,
-neither with each other nor with what decodes and answers.
+Runs follow one another, and the threads of a session sleep once its run has ended: sessions do not compete for the
+cores, neither with each other nor with decoding and answering.
 """
 
 import math
@@ -34,7 +34,7 @@ class OrtEngine:
     overlapping = 1
 
     def __init__(self, artifact: Artifact, threads: int = 0) -> None:
-        """Load the graphs of the artifact's precision; 0 threads are the CPUs that this process may use."""
+        """Load the graphs of the artifact's precision; 0 threads means one for each usable CPU."""
         graphs = artifact.graphs
         self._spec = artifact.manifest.spec
         names = (WHOLE,) if WHOLE in graphs else PARTS
@@ -55,7 +55,7 @@ class OrtEngine:
         self.run(collate([Features(image, text)]))
 
     def padded(self, batch: int, tokens: float) -> tuple[int, float]:
-        """Tell that every batch runs at its own shape."""
+        """Return the batch's own shape: nothing is padded."""
         return batch, tokens
 
     def run(self, feeds: Feeds) -> EngineOutput:
@@ -75,22 +75,22 @@ class OrtEngine:
             values.update(zip(outputs, session.run(outputs, {name: values[name] for name in inputs}), strict=True))
             now_s = time.perf_counter()
             parts_s[part], last_s = now_s - last_s, now_s
-        parts_s.pop(WHOLE, None)  # it is inference itself, not a part of it
+        parts_s.pop(WHOLE, None)  # all of inference, not a part of it
         return EngineOutput({name: value for name, value in values.items() if name.endswith("_logits")}, parts_s)
 
 
 def count_threads(threads: int) -> int:
-    """Take the CPUs that this process may use for 0."""
+    """Return the number of threads; 0 means one for each usable CPU."""
     return threads or usable_cpus()
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
     """Choose how a session uses the CPU.
 
-    Within a run threads spin from one operator to the next: to wake them each time makes int8 a tenth slower. After it
-    they would spin on, on the cores that the answer needs; a pool for the whole process cannot be told to stop.
-    Memory patterns would give each input shape one block of its own size, and shapes are many here.
-    Without VNNI, x86 adds pairs of int8's products in 16 bits, which overflow, unless told not to: slower, and right.
+    Within a run threads spin from one operator to the next: waking them each time makes int8 a tenth slower. After it
+    they would go on spinning, on the cores that the answer needs; a pool for the whole process cannot be told to stop.
+    Memory patterns would keep a block for each input shape, and there are many shapes here.
+    Without VNNI, x86 adds pairs of int8 products in 16 bits, which overflow, unless told otherwise: slower, but exact.
     Source: docs/decisions/0009-cpu-time.md.
     """
     options = onnxruntime.SessionOptions()
@@ -100,7 +100,7 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not has_vnni():
         options.add_session_config_entry(*EXACT_INT8)
-    options.log_severity_level = 3  # errors; the rest is advice for onnxruntime's developers
+    options.log_severity_level = 3  # only errors
     return options
 
 

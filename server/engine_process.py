@@ -24,7 +24,7 @@ from server.types import LoadedModel
 async def serve(
     settings: Settings, models: list[LoadedModel], orders: socket.socket, memory: int, began_s: float
 ) -> None:
-    """Be there for fronts until the supervisor says that there will be no more."""
+    """Serve fronts until the supervisor says that there will be no more."""
     processes = {os.getppid(), os.getpid()}
     metrics = Metrics(processes)
     admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)

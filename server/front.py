@@ -1,4 +1,4 @@
-"""A front of `vilt-serve --workers`: HTTP, bodies, images and texts, for the engine process to run."""
+"""A front of `vilt-serve --workers`: handles HTTP and prepares images and texts for the engine process."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from server.types import ServedModel
 
 
 class FrontServer(Server):
-    """Says when it listens; drains when the supervisor says so, whatever signals arrive."""
+    """Reports when it listens; drains when the supervisor says so, and ignores signals."""
 
     def __init__(self, app: ASGIApp, settings: Settings, backend: RemoteBackend, orders: socket.socket) -> None:
         super().__init__(app, settings, backend)
@@ -41,20 +41,20 @@ class FrontServer(Server):
 
 
 class Front:
-    """One front, from its first order to its last."""
+    """One front, from the supervisor's first order to the last."""
 
     def __init__(self, settings: Settings, listeners: list[socket.socket]) -> None:
         self._settings = settings
         self._listeners = listeners
         self._first_welcome: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
         self._backend = RemoteBackend(
-            self._suits, limits_clients=settings.max_client_requests > 0, clock=time.perf_counter
+            self._serves_the_same, limits_clients=settings.max_client_requests > 0, clock=time.perf_counter
         )
         self._server: Server | None = None
         self._connecting: set[asyncio.Task[None]] = set()
 
     async def serve(self, orders: socket.socket) -> None:
-        """Serve once there is an engine process, until told to end."""
+        """Serve from when there is an engine process until told to end."""
         control.obey(orders, self._command)
         described = await self._first_welcome
         models = [known_here(folder, fields) for folder, fields in zip(self._settings.model, described, strict=True)]
@@ -62,15 +62,18 @@ class Front:
         self._server = FrontServer(app, self._settings, self._backend, orders)
         await self._server.serve(sockets=self._listeners)
 
-    def _suits(self, described: list[dict[str, Any]]) -> bool:
-        """End, to be started again, if artifacts have been replaced: their labels may be others."""
+    def _serves_the_same(self, described: list[dict[str, Any]]) -> bool:
+        """Return whether an engine process serves the same artifacts as the first one did.
+
+        If not, end this front, whose labels may be outdated; the supervisor starts another.
+        """
         if not self._first_welcome.done():
             self._first_welcome.set_result(described)
         first = self._first_welcome.result()
-        suits = [fields["identity"] for fields in first] == [fields["identity"] for fields in described]
-        if not suits and self._server:
+        is_same = [fields["identity"] for fields in first] == [fields["identity"] for fields in described]
+        if not is_same and self._server:
             self._server.force_exit = self._server.should_exit = True
-        return suits
+        return is_same
 
     def _command(self, word: bytes, descriptors: list[int]) -> None:
         if word == control.CONNECT:
@@ -79,7 +82,7 @@ class Front:
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
         elif self._server is None:
-            sys.exit()  # nobody has been served yet
+            sys.exit()  # no client has been served yet
         else:
             self._server.drain()
             if word != control.DRAIN:
@@ -87,9 +90,9 @@ class Front:
 
 
 def known_here(folder: Any, fields: dict[str, Any]) -> ServedModel:
-    """Load what a front needs of an artifact: how its pictures and texts are prepared, what its answers are called.
+    """Load what a front needs of an artifact: how to prepare images and texts, and the names of answers.
 
-    Raises: ArtifactError: it cannot be loaded, or is not the one that the engine process has.
+    Raises: ArtifactError: it cannot be loaded, or is not the one in the engine process.
     """
     artifact = load_artifact(folder, fields["precision"], on_gpu=fields["provider"] != "cpu", opens_graphs=False)
     if artifact.identity != fields["identity"]:
@@ -100,7 +103,7 @@ def known_here(folder: Any, fields: dict[str, Any]) -> ServedModel:
 
 
 def share_of(settings: Settings) -> Settings:
-    """Divide among the fronts what is meant for all of them."""
+    """Divide the settings that are limits for all fronts together."""
     threads = settings.decode_threads or usable_cpus()
     return settings.model_copy(
         update={

@@ -1,4 +1,4 @@
-"""How long a run takes on this machine: fitted at warm-up, kept for the next start, corrected while running.
+"""How long a run takes on this machine: fitted at the first start, kept for the next, corrected while running.
 
 Knows engines and clocks; neither queues nor HTTP.
 """
@@ -23,18 +23,18 @@ from server.types import Clock, Engine
 
 log = logging.getLogger(__name__)
 
-REPEATS = 5  # measured runs of each shape, after one that is not
+REPEATS = 5  # measured runs of each shape, after one that is not measured
 TYPICAL_TEXT_TOKENS = 12
-SLICE_FACTOR = 1.5  # a slice of a rank may take so many times a run of one: a question waits no longer behind it
+SLICE_FACTOR = 1.5  # a slice of a rank takes at most this many times a run of one: so long may a question wait for it
 DRIFT_SMOOTHING = 0.05  # weight of the newest run
 DRIFT_LIMITS = (0.1, 10.0)
-MOST_SHAPES = 4096  # that are known by what they are padded to
+CACHED_SHAPES = 4096
 Padded = Callable[[int, float], tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One shape, and the time of its fastest run: neighbours only ever add, and drift tells how much."""
+    """A shape and the time of its fastest run: other load only ever adds time, and drift accounts for that."""
 
     batch: int
     tokens: int  # of a row: text, the picture's cls token, patches, padding
@@ -44,47 +44,47 @@ class Sample:
 class LatencyModel:
     """seconds = drift * (base + per token * batch * tokens + per pair * batch * tokens ** 2), no term negative.
 
-    The last term is attention's. Drift is how much slower runs are now than at warm-up: neighbours, heat, decoding.
+    The last term is attention. Drift is how much slower runs are now than at warm-up, through other load or heat.
     """
 
     def __init__(self, samples: Sequence[Sample], typical_tokens: float, padded: Padded | None = None) -> None:
-        """Fit; `padded` tells the shape that a batch really runs at, where that is not its own."""
+        """Fit the samples; `padded` returns the shape that a batch really runs at."""
         self.samples = list(samples)
-        self.typical_tokens = typical_tokens  # of a row, as requests of late had it
-        # Of every request it is asked dozens of times, and a GPU's looks through all of its shapes.
-        self._padded = lru_cache(MOST_SHAPES)(padded or (lambda batch, tokens: (batch, tokens)))
+        self.typical_tokens = typical_tokens  # of a row, in recent requests
+        # Cached: every request asks dozens of times, and a GPU engine searches all of its buckets each time.
+        self._padded = lru_cache(CACHED_SHAPES)(padded or (lambda batch, tokens: (batch, tokens)))
         self.coefficients = _fit([(*self._padded(one.batch, one.tokens), one.seconds) for one in samples])
         self.drift = 1.0
 
     def run_s(self, batch: int, tokens: float | None = None) -> float:
-        """Estimate a run of so many rows, of typical length unless one is given."""
+        """Estimate a run of that many rows, of typical length unless one is given."""
         return self.drift * self.fitted_s(batch, tokens)
 
     def fitted_s(self, batch: int, tokens: float | None = None) -> float:
-        """Estimate a run as it would have taken at warm-up."""
+        """Estimate how long a run would have taken at warm-up."""
         tokens = math.ceil(tokens or self.typical_tokens)
         return float(self.coefficients @ _terms(*self._padded(batch, tokens)))
 
     def batch_size(self, waiting: int, most: int, tokens: float | None = None, between_s: float = 0.0) -> int:
-        """Choose how many of those that wait should run together, so that on average they are answered soonest.
+        """Choose how many waiting entries should run together, so that on average they are answered soonest.
 
-        Rows that run together share a run's base cost and what passes between two runs, and each waits for all of them.
+        Rows that run together share the base cost of a run and the time between two runs, but each waits for all.
         """
 
         def mean_s(batch: int) -> tuple[float, int]:
             rows, _ = self._padded(batch, math.ceil(tokens or self.typical_tokens))
-            unused = rows - batch  # which decide between equals
+            unused = rows - batch  # fewer is better between equals
             return (between_s + self.run_s(batch, tokens)) * (math.ceil(waiting / batch) + 1) / 2, unused
 
         return min(range(1, max(1, min(waiting, most)) + 1), key=mean_s)
 
     def slice_size(self, most: int, tokens: float | None = None) -> int:
-        """Count how many candidates of a rank may run together."""
+        """Return how many candidates of a rank may run together."""
         longest_s = SLICE_FACTOR * self.run_s(1, tokens)
         return next((size for size in range(most, 1, -1) if self.run_s(size, tokens) <= longest_s), 1)
 
     def observe(self, batch: int, tokens: int, seconds: float) -> None:
-        """Learn from a run."""
+        """Correct the model by a run."""
         ratio = min(max(seconds / self.fitted_s(batch, tokens), DRIFT_LIMITS[0]), DRIFT_LIMITS[1])
         self.drift += DRIFT_SMOOTHING * (ratio - self.drift)
         self.typical_tokens += DRIFT_SMOOTHING * (tokens - self.typical_tokens)
@@ -100,9 +100,9 @@ def calibrated(
     cache: Path,
     clock: Clock,
 ) -> LatencyModel:
-    """Take the latency model of an earlier start with the same identity, or measure and keep it.
+    """Return the latency model kept from an earlier start with the same identity, or measure and keep it.
 
-    The identity names whatever changes the times: artifact, precision, threads, versions. The device is added here.
+    The identity contains whatever changes the times: artifact, precision, threads, versions. The device is added here.
     """
     known = {**identity, "device": engine.device, "host": platform.node()}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
@@ -114,20 +114,20 @@ def calibrated(
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError, KeyError, np.linalg.LinAlgError) as error:
-        log.warning("measuring anew: %s is not a latency model (%s)", file, error)
+        log.warning("measuring again: %s is not a latency model (%s)", file, error)
     samples = measure(engine, spec, most=most, budget_s=budget_s, clock=clock)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps({"identity": known, "samples": [asdict(one) for one in samples]}, default=str))
         partial.replace(file)
-    except OSError as error:  # read-only or full: serve all the same
-        log.warning("the latency model is not kept for the next start: %s", error)
+    except OSError as error:  # read-only or full: serve anyway
+        log.warning("the latency model cannot be kept for the next start: %s", error)
     return LatencyModel(samples, typical, engine.padded)
 
 
 def measure(engine: Engine, spec: ViltSpec, *, most: int, budget_s: float, clock: Clock) -> list[Sample]:
-    """Time runs of several shapes, the telling ones first; those that would not fit the budget are left out."""
+    """Time runs of several shapes, the most informative first, leaving out those that would not fit the budget."""
     until_s = clock() + budget_s
     square, largest = _square(spec), max(spec.grids, key=math.prod)
     shapes: list[tuple[int, Grid]] = [(1, square), (1, largest), (most, square), (1, spec.grids[0]), (2, square)]
@@ -168,9 +168,9 @@ def _terms(batch: int, tokens: float) -> np.ndarray[tuple[int], np.dtype[np.floa
 
 
 def _fit(runs: Sequence[tuple[int, float, float]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Least squares of relative errors; a term that comes out negative is left out and the rest fitted again.
+    """Fit by least squares of relative errors; while a term is negative, drop it and fit the rest again.
 
-    A run is its rows, the tokens of a row, and the seconds that it took.
+    A run is given by its rows, the tokens of a row, and its seconds.
     """
     rows = np.array([_terms(batch, tokens) / seconds for batch, tokens, seconds in runs])
     scale = rows.max(axis=0)

@@ -1,4 +1,4 @@
-"""uvicorn, as this server runs it: until it is told to drain."""
+"""uvicorn, as this server runs it and ends it."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ log = logging.getLogger("server")
 
 
 class Server(uvicorn.Server):
-    """uvicorn that says it is not ready, keeps serving for a pause, drains, and ends with status 0."""
+    """uvicorn that, when told to end, is not ready but keeps serving for a pause, drains, and ends with status 0."""
 
     def __init__(self, app: ASGIApp, settings: Settings, backend: Backend) -> None:
         config = uvicorn.Config(
@@ -41,9 +41,9 @@ class Server(uvicorn.Server):
         self._drain_pause_s = settings.drain_pause_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen; what is there by now stays, and is not looked through for garbage again, which would take 30 ms."""
+        """Listen; exclude all objects so far from garbage collection, which would take 30 ms each time."""
         try:
-            for one in sockets or []:  # another server may have begun to: then uvicorn would go on in silence
+            for one in sockets or []:  # another server may already listen there, which uvicorn would ignore
                 one.listen(self.config.backlog)
         except OSError as error:
             sys.exit(addresses.refusal(self.config.host, self.config.port, error))
@@ -52,19 +52,19 @@ class Server(uvicorn.Server):
         self.tell(sockets or [])
 
     def tell(self, listeners: list[socket.socket]) -> None:
-        """Say where it listens, now that it does."""
+        """Log where it listens."""
         log.info("listening on %s (Press CTRL+C to quit)", addresses.urls(listeners))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Drain on the first signal, leave at once on the second; uvicorn would raise it again and exit with 143."""
+        """Drain at the first signal, end at once at the second; uvicorn would raise it again and exit with 143."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.drain)
         yield
 
     def drain(self) -> None:
-        """Begin to end; told a second time, end at once."""
+        """Begin to drain; the second time, end at once."""
         if self._backend.is_draining:
             self.force_exit = self.should_exit = True
             return

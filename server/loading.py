@@ -1,4 +1,4 @@
-"""Artifacts to models that are ready to serve: verified, loaded, warm, measured."""
+"""Turns artifacts into models that are ready to serve: verified, loaded, warmed up, measured."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ CPU_BATCH_SIZE, GPU_BATCH_SIZE = 8, 32  # at most, unless set
 
 
 def load(settings: Settings) -> list[LoadedModel]:
-    """Verify, load and warm up every artifact, one after the other, and all before any serves: see GpuEngine.warm_up.
+    """Verify, load and warm up every artifact, all before any is served: see GpuEngine.warm_up.
 
     Raises: ArtifactError: one of them cannot be served.
     """
@@ -43,7 +43,7 @@ def load(settings: Settings) -> list[LoadedModel]:
         engine.warm_up()
         image.warm_up(artifact.manifest.spec)
         artifact.text_encoder.encode("warm up?")
-        # One scale for a whole activation: in a batch of several, int8's answers would depend on who else asks.
+        # int8 has one scale for a whole activation: in a batch, an answer would depend on the other requests.
         most = 1 if artifact.precision == "int8" else max_batch_size
         latency = calibrated(
             engine,

@@ -1,4 +1,4 @@
-"""How much memory this process may use, how much an artifact needs, and who keeps what is freed."""
+"""How much memory this process may use, how much an artifact needs, and what malloc does with freed memory."""
 
 import contextlib
 import ctypes
@@ -9,20 +9,23 @@ from models.errors import ArtifactError
 from models.manifest import Artifact
 from server.cgroups import CGROUPS, OWN_CGROUPS, controller_folders
 
-# Measured at full size: 487 MB of graphs in fp32 start within 640 MB and are killed at 620; 206 in int8 at 370 and 350.
-OWN_BYTES = 145_000_000  # of the server without a model, and some room
-FACTOR = 1.1  # of what a model takes while it is loaded, to its graphs
+# Measured at full size: with 487 MB of fp32 graphs the server starts within 640 MB and is killed at 620; with 206 MB of
+# int8 graphs at 370 and 350.
+OWN_BYTES = 145_000_000  # the server without a model, with some margin
+FACTOR = 1.1  # memory while a model is loaded, relative to the size of its graphs
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-RETURNED_BYTES = 2 * 1024 * 1024  # a block from which on it has pages of its own, while a model is loaded
-KEPT_BYTES = 32 * 1024 * 1024  # afterwards, in the heap, and twice that at its top: where glibc would come to by itself
+# While a model is loaded, blocks of this size or more are mapped, so that free() returns them to the kernel.
+RETURNED_BYTES = 2 * 1024 * 1024
+# Afterwards blocks up to this size come from the heap and stay there, as glibc's own adaptive threshold would have it.
+KEPT_BYTES = 32 * 1024 * 1024
 
 
 @contextlib.contextmanager
 def returning_what_is_freed() -> Iterator[None]:
-    """Have malloc return large blocks to the kernel meanwhile: onnxruntime frees each weight once it has packed it.
+    """Have malloc return large blocks to the kernel inside the block: onnxruntime frees each weight after packing it.
 
-    In glibc's heap they would stay, between blocks that are used: up to a fifth of what fp32 takes. From then on they
-    stay there, and a picture's pixels find the pages of the last one's. Where there is no glibc, nothing changes.
+    In glibc's heap they would stay, between blocks in use: up to a fifth of what fp32 takes. Afterwards they stay in
+    the heap, so that an image's pixels reuse the pages of the last one. Without glibc nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
     mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
@@ -34,9 +37,9 @@ def returning_what_is_freed() -> Iterator[None]:
 
 
 def check_fits(artifacts: list[Artifact], limit_bytes: int | None) -> None:
-    """Refuse what the kernel would kill while it is loaded.
+    """Refuse artifacts that the kernel would kill the process for while loading them.
 
-    Raises: ArtifactError: there is a limit, and it is too low.
+    Raises: ArtifactError: the limit is too low.
     """
     graphs_bytes = sum(path.stat().st_size for artifact in artifacts for path in artifact.graphs.values())
     needed_bytes = OWN_BYTES + int(FACTOR * graphs_bytes)
@@ -49,7 +52,7 @@ def check_fits(artifacts: list[Artifact], limit_bytes: int | None) -> None:
 
 
 def memory_limit_bytes(cgroups: Path = CGROUPS, own_cgroups: Path = OWN_CGROUPS) -> int | None:
-    """Find the least memory limit of the control groups that this process is in; None is no limit."""
+    """Return the lowest memory limit of this process's control groups; None means no limit."""
     found = []
     for folder in controller_folders("memory", cgroups, own_cgroups):
         for name in ("memory.max", "memory.limit_in_bytes"):

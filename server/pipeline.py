@@ -1,6 +1,6 @@
 """The walk of a request: receive, admit, decode, preprocess, tokenize, queue, inference, answer.
 
-`Pipeline.answer` is the story for one image and one text, `Pipeline.rank` for many. Knows no HTTP.
+`Pipeline.answer` walks one image and one text, `Pipeline.rank` many. Knows no HTTP.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from server.threads import run_on
 from server.types import Clock, EntryResult, Logits, ServedModel, Timings, Urgency
 
 T = TypeVar("T")
-MATCH_FROM = 0.5  # a pair is said to match from this score on
+MATCH_FROM = 0.5  # the least score of a match
 KEY_END = 256  # bytes or characters at the end of an image or a text, by which a retry is recognised
 PREPARED_AHEAD = 4  # candidates of a rank decoded before the engine asks for them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The logits of one pair, and what they say."""
+    """The logits of one pair, and what they mean."""
 
     model: ServedModel
     truncated: bool
@@ -36,11 +36,11 @@ class Outcome:
     ran: EntryResult
 
     def answers(self) -> list[RankedAnswer]:
-        """List the best answers to a question."""
+        """Return the best answers to a question."""
         return top_answers(self.logits["vqa_logits"], self.model.artifact.labels, self.top_k)
 
     def match(self) -> tuple[float, bool]:
-        """Score a pair, with the matching head or, where there is none, the ranking one."""
+        """Return the score of a pair, from the matching head or, if there is none, the ranking head."""
         if "itm_logits" in self.logits:
             score = matching_score(self.logits["itm_logits"])
         else:
@@ -82,9 +82,9 @@ class Pipeline:
         self._models = models
         self._backend = backend
         self._preparation = preparation
-        self._pool = pool  # its threads are the decode permits: no more images are open at once
+        self._pool = pool  # its threads are the decode permits: they bound how many images are open at once
         self._clock = clock
-        # Of the decode threads all but one, so that a question's image never waits for those of a long rank.
+        # All decode threads but one, so that a question's image never waits for those of a long rank.
         self._rank_permits = asyncio.Semaphore(max(1, decode_threads - 1))
 
     async def answer(
@@ -97,7 +97,7 @@ class Pipeline:
     ) -> Outcome:
         """Answer one question, or match one text.
 
-        Raises: ServerError: of the kind that says why.
+        Raises: ServerError: why there is no answer.
         """
         async with self._until(deadline_s):
             body = await receive()
@@ -124,9 +124,9 @@ class Pipeline:
         deadline_s: float,
         client: str = "",
     ) -> RankOutcome:
-        """Rank candidates, best first; they are prepared just in time, slice by slice.
+        """Rank candidates, best first, preparing them just in time.
 
-        Raises: ServerError: of the kind that says why.
+        Raises: ServerError: why there is no answer.
         """
         async with self._until(deadline_s):
             body = await receive()
@@ -154,7 +154,7 @@ class Pipeline:
     async def _run_slices(
         self, model: ServedModel, first: Pair, count: int, prepare: Callable[[int], Pair], permit: Permit
     ) -> tuple[list[EntryResult], bool]:
-        """Prepare candidates a little ahead of the engine, whatever their number, and queue each as an entry."""
+        """Queue each candidate as an entry, preparing only a few ahead of the engine."""
         results: dict[int, EntryResult] = {}
         truncated = first.features.text.truncated
         indices = iter(range(count))
@@ -190,7 +190,7 @@ class Pipeline:
 
     @contextlib.asynccontextmanager
     async def _until(self, deadline_s: float) -> AsyncIterator[None]:
-        """Bound everything inside by the request's deadline; a receiver may have less patience."""
+        """Bound everything inside by the request's deadline; `receive` may have a shorter limit of its own."""
         try:
             async with asyncio.timeout(deadline_s - self._clock()):
                 yield
@@ -202,10 +202,10 @@ class Pipeline:
 
 
 def _mark_runs(timings: Timings, results: Sequence[EntryResult]) -> None:
-    """Mark the time until the first run and until the end of the last, and sum up the parts of all of them."""
+    """Mark the start of the first run and the end of the last, and sum the parts of all runs."""
     timings.mark("queue", min(result.started_s for result in results))
     timings.mark("inference", max(result.ended_s for result in results))
-    # Of entries that ran together one, which saw the whole run: who joined one under way has what was left of it.
+    # One result for each run, by when it ended: of those, the one that started first, as it saw the whole run.
     runs = {result.ended_s: result for result in sorted(results, key=lambda result: result.started_s, reverse=True)}
     for result in runs.values():
         for part, value in result.parts_s.items():
@@ -213,7 +213,7 @@ def _mark_runs(timings: Timings, results: Sequence[EntryResult]) -> None:
 
 
 def _retry_key(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:
-    """Return what a request is recognised by when it comes back: client, task, and the end of each part.
+    """Return the key by which a request is recognised when it comes back: client, task, and the end of each part.
 
     Units: a microsecond or two.
     """
@@ -232,12 +232,12 @@ def _retry_key(client: str, body: VqaBody | ItmBody | RankBody) -> Hashable:
 
 
 def _key(model: ServedModel, pair: Pair) -> Hashable:
-    """Return what is equal only for entries that ask for the same."""
+    """Return a key that is equal only for entries that ask for the same."""
     return model.name, pair.digest, pair.features.text.input_ids.tobytes()
 
 
 def _ranked(candidates: Sequence[Candidate], results: Sequence[EntryResult]) -> list[RankedCandidate]:
     logits = [float(result.logits["rank_logits"][0]) for result in results]
     scores = sigmoids(logits)
-    order = sorted(range(len(logits)), key=lambda index: -logits[index])  # stable: equal logits keep the given order
+    order = sorted(range(len(logits)), key=lambda index: -logits[index])  # stable: equal logits keep their order
     return [RankedCandidate(index, candidates[index].id, scores[index], logits[index]) for index in order]

@@ -1,6 +1,7 @@
-"""What waits for the engine, and which of it runs next: questions before ranks, ranks of several clients in turns.
+"""The queue in front of the engine: questions go before ranks, and ranks of several clients take turns.
 
-Knows no engine and no thread; those who have gone, or cannot be answered in time, are dropped when a batch is formed.
+Knows no engine and no thread. When a batch is formed, entries whose client has gone, or which cannot be answered in
+time, are dropped.
 """
 
 from collections import OrderedDict, deque
@@ -11,27 +12,27 @@ from server.errors import DeadlineExceeded
 from server.metrics import Metrics
 from server.types import Clock, Entry, LoadedModel, Urgency
 
-LOOK_AHEAD = 64  # entries considered for a batch, or as many as it may have: enough for equal grids, little to sort
-RANK_TURN = 8  # interactive runs after which a rank that waits gets a slice, so that a flood of questions starves none
+LOOK_AHEAD = 64  # entries considered for a batch, if it may not be larger: enough to find equal grids, few to sort
+RANK_TURN = 8  # interactive runs after which a waiting rank gets a slice, so that a flood of questions starves none
 
 
 class Queue:
-    """Holds entries, and forms batches of them."""
+    """Holds entries and forms batches of them."""
 
     def __init__(self, clock: Clock, metrics: Metrics, forget: Callable[[Entry], None]) -> None:
-        """Tell `forget` of each leader that is dropped."""
+        """Call `forget` with each leader that is dropped."""
         self._clock = clock
         self._metrics = metrics
         self._forget = forget
         self._interactive: deque[Entry] = deque()
-        self._ranks: OrderedDict[str, deque[Entry]] = OrderedDict()  # by client; the one whose turn it is comes first
+        self._ranks: OrderedDict[str, deque[Entry]] = OrderedDict()  # by client; the next one's turn comes first
         self._since_rank = 0
 
     def __len__(self) -> int:
         return len(self._interactive) + sum(map(len, self._ranks.values()))
 
     def add(self, entry: Entry) -> None:
-        """Put an entry behind all others of its kind."""
+        """Append an entry to the others of its urgency."""
         if entry.urgency is Urgency.INTERACTIVE:
             self._interactive.append(entry)
         else:
@@ -39,18 +40,18 @@ class Queue:
         self._metrics.queue_entries.set(len(self))
 
     def is_full(self) -> bool:
-        """Tell whether a whole batch waits, which can grow no more."""
+        """Return whether a full batch is waiting, which cannot grow any more."""
         if not self._interactive:
             return False
         model = self._interactive[0].model
         return len(_in_reach(self._interactive, model)) >= model.max_batch_size
 
     def form(self, between_s: float) -> list[Entry]:
-        """Take the next batch; an empty list means that nothing is waiting.
+        """Take the next batch; it is empty if nothing is waiting.
 
-        Questions go ahead of ranks, but for every RANK_TURN-th run. Ranks of several clients take turns.
+        Questions go before ranks, except that after RANK_TURN runs of questions a rank gets its turn.
 
-        Units: between_s in seconds, from a run's end to the next one's start while entries wait.
+        Units: between_s in seconds, from the end of a run to the start of the next while entries wait.
         """
         if self._since_rank < RANK_TURN:
             batch = self._take_interactive(between_s) or self._take_slice()
@@ -60,13 +61,16 @@ class Queue:
         return batch
 
     def put_back(self, batch: list[Entry]) -> None:
-        """Leave it to the next forming to drop those who have gone; whoever follows one of them by now is served."""
+        """Put a batch that was not run, because all its clients had gone, back at the front.
+
+        The next `form` drops its entries, except for those that another request has joined in the meantime.
+        """
         for leader in reversed(batch):
             ranks = self._ranks.setdefault(leader.client, deque()) if leader.urgency is Urgency.RANK else None
             (self._interactive if ranks is None else ranks).appendleft(leader)
 
     def empty(self) -> Iterator[Entry]:
-        """Take all that waits."""
+        """Remove and return all entries."""
         for queue in (self._interactive, *self._ranks.values()):
             yield from queue
             queue.clear()
@@ -87,18 +91,18 @@ class Queue:
             client, queue = self._ranks.popitem(last=False)
             batch = self._take(queue, size)
             if queue:
-                self._ranks[client] = queue  # to the end: the others' turn
+                self._ranks[client] = queue  # at the end: the others go first
             if batch:
                 self._since_rank = 0
                 return batch
         return []
 
     def _take(self, queue: deque[Entry], size: Callable[[LoadedModel, int], int]) -> list[Entry]:
-        """Take the oldest entry and those that fit it best: equal grids first, then near lengths."""
+        """Take the oldest entry and those that fit it best: equal grids first, then similar lengths."""
         while queue:
             first = queue.popleft()
-            # A rank's queue is out of its place while this takes from it. Whoever is alone is dropped only where there
-            # is no doubt, or a wrong estimate could never be corrected.
+            # len(self) does not count the rank that is being taken from. An entry that is alone is dropped only if its
+            # deadline has passed: if a wrong estimate kept all runs away, it could never be corrected.
             alone = not queue and not len(self)
             if self._is_alive(first, 0.0 if alone else first.model.latency.run_s(1, first.tokens)):
                 return self._grow(first, queue, size(first.model, first.tokens))
@@ -107,9 +111,9 @@ class Queue:
     def _grow(self, first: Entry, queue: deque[Entry], limit: int) -> list[Entry]:
         """Add to the first entry those that fit it best, up to the limit.
 
-        Who is due before the batch would end is left, to be the first of the next run. So is who can wait for a whole
-        batch, where one in this batch would be late with them: in a backlog nobody can, and batches stay whole, or what
-        waits would grow faster than it is answered.
+        Skip an entry that this batch would answer too late: it will be the first of a later run. Stop when one more
+        entry would make somebody in the batch late, if that entry can still wait for the next full batch. In a backlog
+        none can, so batches stay full; otherwise the queue would grow faster than it is served.
         """
         model, grid, now_s = first.model, first.features.image.grid, self._clock()
         run_s = model.latency.run_s
@@ -134,10 +138,10 @@ class Queue:
         return batch
 
     def _is_alive(self, leader: Entry, run_s: float) -> bool:
-        """Drop, and count, whoever has gone or cannot be answered in time by a run that begins now."""
+        """Drop and count requests that have gone or would be answered too late; return whether any is left."""
         now_s = self._clock()
         for entry in leader.all():
-            if entry.future.done():  # its request has been told, be it that it has gone or that its time is up
+            if entry.future.done():  # its client has gone, or its deadline has passed
                 self._metrics.dropped.labels("expired" if entry.deadline_s <= now_s else "cancelled").inc()
             elif now_s + run_s >= entry.deadline_s:
                 self._metrics.dropped.labels("expired").inc()
@@ -150,5 +154,5 @@ class Queue:
 
 
 def _in_reach(queue: deque[Entry], model: LoadedModel) -> list[Entry]:
-    """List the model's entries among those that are considered for a batch of it."""
+    """Return the model's entries among those considered for its next batch."""
     return [entry for entry in islice(queue, max(LOOK_AHEAD, model.max_batch_size)) if entry.model is model]

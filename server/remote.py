@@ -1,4 +1,4 @@
-"""A front's way to the engine process: what LocalBackend does by calling, this does by asking."""
+"""The engine process as a front sees it: RemoteBackend asks it for what LocalBackend does itself."""
 
 import asyncio
 import contextlib
@@ -19,10 +19,10 @@ from server.slots import Memory
 from server.slowest import RequestRecord
 from server.types import Clock, EntryResult, Urgency
 
-UNSENT = 10_000  # requests that ended while no engine process listened, and are counted when one does again
-TELL_BYTES = 1_000_000  # by which what bodies hold has changed before it is told
-ANSWER_WITHIN_S = 2.0  # to what costs the engine process nothing
-SOONEST_S = 0.1  # to come back, when it takes longer than the last start
+UNSENT = 10_000  # records kept while there is no engine process to count them
+REPORTED_BYTES = 1_000_000  # a change in the size of all bodies that is worth a message
+ANSWER_WITHIN_S = 2.0  # when the answer costs the engine process nothing
+SOONEST_S = 0.1  # to come back, when the start takes longer than the last one
 Answer = tuple[Any, bytes]
 T = TypeVar("T")
 
@@ -39,10 +39,13 @@ class EngineConnection:
         drained: Callable[[], None],
         refusal: Callable[[], Unavailable],
     ) -> None:
-        """Tell of welcome, end, and room to write again; whoever asks or waits after the end is told the refusal."""
+        """Call `welcomed` when the engine process is ready, `lost` at the end, `drained` when there is room again.
+
+        Calls that are not answered raise what `refusal` returns.
+        """
         self._descriptor = memory
-        self._tell_welcome = welcomed
-        self._tell_end = lost
+        self._welcomed = welcomed
+        self._ended = lost
         self._refusal = refusal
         self._numbers = itertools.count()
         self._calls: dict[int, asyncio.Future[Answer]] = {}
@@ -51,16 +54,16 @@ class EngineConnection:
 
     @property
     def is_full(self) -> bool:
-        """Whether the engine process leaves too much unread for more to be said."""
+        """Whether the engine process has left too much unread to be sent more."""
         return self._channel.is_full
 
     async def open(self, connection: socket.socket) -> None:
-        """Begin; there is a welcome when the engine process is ready."""
+        """Begin; the engine process sends a welcome when it is ready."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self._channel, sock=connection)
         self.tell("hello", os.getpid())
 
     async def call(self, number: int, kind: str, content: object, payload: bytes = b"") -> Answer:
-        """Ask under a number, and wait for the answer; who waits no longer lets go of what was asked for.
+        """Send a request under a number and wait for its answer; when cancelled, drop what was asked for.
 
         Raises: ServerError: the answer. Unavailable: there will be none.
         """
@@ -79,7 +82,7 @@ class EngineConnection:
 
     @contextlib.asynccontextmanager
     async def hold(self, kind: str, content: object) -> AsyncIterator[tuple[int, Any]]:
-        """Ask for something that is kept, under a number, until it is let go of."""
+        """Ask for something that the engine process holds until the end of the block."""
         number = self.next_number()
         given, _ = await self.call(number, kind, content)
         try:
@@ -88,21 +91,21 @@ class EngineConnection:
             self.tell("drop", number)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._channel.close()
 
     def next_number(self) -> int:
         return next(self._numbers)
 
     def tell(self, *message: object) -> None:
-        """Say something that has no answer."""
+        """Send a message that has no answer."""
         if not self._is_lost:
             self._channel.send(list(message))
 
     def _received(self, message: Message, payload: bytes) -> None:
         if message[0] == "welcome":
             self.memory = Memory(self._descriptor, message[1]["slots"], message[1]["slot_bytes"])
-            self._tell_welcome(self, message[1])
+            self._welcomed(self, message[1])
             return
         number, is_error, content = message
         answer = self._calls.get(number)
@@ -116,14 +119,14 @@ class EngineConnection:
     def _lost(self) -> None:
         os.close(self._descriptor)
         self._is_lost = True
-        self._tell_end(self)
+        self._ended(self)
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_exception(self._refusal())
 
 
 class RemotePermit:
-    """A permit of the engine process, with slots to put patches in."""
+    """A permit of the engine process, with slots for patches."""
 
     def __init__(self, engine: EngineConnection, number: int, slots: list[int]) -> None:
         self._engine = engine
@@ -150,11 +153,13 @@ class RemotePermit:
 
 
 class RemoteBackend:
-    """The engine process, or the want of one; what is asked of it then is refused with a time to come back."""
+    """The engine process; while there is none, requests are refused with a time to come back."""
 
-    def __init__(self, suits: Callable[[list[dict[str, Any]]], bool], *, limits_clients: bool, clock: Clock) -> None:
-        """Use an engine process whose models suit."""
-        self._suits = suits
+    def __init__(
+        self, serves_the_same: Callable[[list[dict[str, Any]]], bool], *, limits_clients: bool, clock: Clock
+    ) -> None:
+        """Use only an engine process whose models, as described, `serves_the_same` accepts."""
+        self._serves_the_same = serves_the_same
         self._limits_clients = limits_clients
         self._clock = clock
         self._engine: EngineConnection | None = None
@@ -164,14 +169,14 @@ class RemoteBackend:
         self.is_draining = False
 
     async def connect(self, connection: socket.socket, memory: int) -> None:
-        """Turn to another engine process, once it is ready."""
+        """Use another engine process as soon as it is ready."""
         engine = EngineConnection(
             memory, welcomed=self._welcomed, lost=self._lost, drained=self._catch_up, refusal=self._refusal
         )
         await engine.open(connection)
 
     def _welcomed(self, engine: EngineConnection, fields: dict[str, Any]) -> None:
-        if not self._suits(fields["models"]):
+        if not self._serves_the_same(fields["models"]):
             return
         self._engine, self._starts_in_s, self._told_bytes = engine, fields["starts_in_s"], 0
         self._catch_up()
@@ -181,9 +186,9 @@ class RemoteBackend:
             self._engine, self._lost_s = None, self._clock()
 
     def _refusal(self) -> Unavailable:
-        """Say no, and when there should be an engine process again, if it takes as long to start as the last."""
+        """Return an error with the time until another engine process should be there: the last one's start time."""
         wait_s = self._lost_s + self._starts_in_s - self._clock()
-        why = "The process that runs the model has ended, and another is being started: come back later."
+        why = "The process that runs the model has ended, and another is starting: retry later."
         return Unavailable("engine_restarting", why, retry_after_s=max(SOONEST_S, wait_s))
 
     def _connected(self) -> EngineConnection:
@@ -234,29 +239,29 @@ class RemoteBackend:
         self._catch_up()
 
     def count_decoded_hit(self) -> None:
-        """Say so; from any thread."""
-        engine = self._engine  # which may be lost at any moment
+        """Report it, from any thread."""
+        engine = self._engine  # may be lost at any moment
         if engine:
             self._loop.call_soon_threadsafe(engine.tell, "hit")
 
     def count_body_bytes(self, count: int) -> None:
-        """Keep the count, and tell it when it has changed by enough."""
+        """Keep the count, and send it when it has changed by enough."""
         self._body_bytes += count
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """Tell what there is to tell, as far as there is somebody who listens."""
+        """Send what has not been sent yet, if there is an engine process with room for it."""
         engine = self._engine
         while engine and not engine.is_full and self._unsent:
             engine.tell("record", write_record(self._unsent.popleft()))
         change = abs(self._body_bytes - self._told_bytes)
-        is_enough = change >= TELL_BYTES or (change and not self._body_bytes)
+        is_enough = change >= REPORTED_BYTES or (change and not self._body_bytes)
         if engine and not engine.is_full and is_enough:
             self._told_bytes = self._body_bytes
             engine.tell("bodies", self._body_bytes)
 
     async def status(self) -> str:
-        """Say whether the server wants requests."""
+        """Return "ready", or why the server wants no requests."""
         if self.is_draining:
             return "draining"
         try:
@@ -265,14 +270,14 @@ class RemoteBackend:
             return "unresponsive" if self._engine else "starting"
 
     async def report(self, name: str) -> bytes:
-        """Have a report written, if that can be done in time."""
+        """Ask for a report."""
         engine = self._connected()
         _, payload = await _soon(engine.call(engine.next_number(), "report", name))
         return payload
 
 
 async def _soon(asked: Awaitable[T]) -> T:
-    """Wait for what costs the engine process nothing.
+    """Wait, but not for long, for an answer that costs the engine process nothing.
 
     Raises: Unavailable: it does not answer.
     """
@@ -284,10 +289,10 @@ async def _soon(asked: Awaitable[T]) -> T:
 
 
 def _unresponsive() -> Unavailable:
-    why = "The process that runs the model has not answered in time: come back later."
+    why = "The process that runs the model has not answered in time: retry later."
     return Unavailable("engine_unresponsive", why, retry_after_s=ANSWER_WITHIN_S)
 
 
 def _digest(key: Hashable) -> str:
-    """Write a key so that any process knows it again."""
+    """Return a key that is the same from any process."""
     return hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""What operators may ask of the engine's side, as bytes: of a response, or of a word."""
+"""What operators may ask of the engine's side, as bytes: response bodies, or a single word."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from server.types import LoadedModel
 
 
 class Reports:
-    """Whether requests are wanted, metrics, the slowest requests, what was measured of the models."""
+    """Writes readiness, metrics, the slowest requests, and what was measured of the models."""
 
     def __init__(self, models: Sequence[LoadedModel], admission: Admission, slowest: Slowest, metrics: Metrics) -> None:
         self._admission = admission
@@ -19,7 +19,7 @@ class Reports:
         self._metrics = metrics
 
     def write(self, name: str) -> bytes:
-        """Write the report of a name."""
+        """Write a report."""
         match name:
             case "status":
                 return self._admission.status.encode()

@@ -1,4 +1,4 @@
-"""The task routes: a body in, an outcome out, counted and logged. What happens in between is pipeline.py's."""
+"""The task routes: a body in, an outcome out, counted and logged. What happens in between is in pipeline.py."""
 
 import asyncio
 import functools
@@ -45,7 +45,7 @@ BodyT = TypeVar("BodyT", bound=Body)
 OutcomeT = TypeVar("OutcomeT", Outcome, RankOutcome)
 Walk = Callable[[Callable[[], Awaitable[BodyT]], Timings, float, str], Awaitable[OutcomeT]]
 TASK_PATHS = {"/v1/vqa": "vqa", "/v1/itm": "itm", "/v1/rank": "rank"}
-SPARE_PARTS = 4  # multipart parts beside a body's fields or a rank's candidates, so that one given twice is named
+SPARE_PARTS = 4  # multipart parts beyond the fields or candidates, so that a repeated one is reported by name
 
 
 class TaskRoutes:
@@ -69,7 +69,7 @@ class TaskRoutes:
         self._clock = clock
 
     def router(self) -> APIRouter:
-        """Route the tasks, with bodies described for OpenAPI: they are read here, not by FastAPI."""
+        """Route the tasks. Bodies are read here, not by FastAPI, so OpenAPI needs their description."""
         router = APIRouter(prefix="/v1", responses=ERRORS, tags=["tasks"])
         described: list[tuple[str, Any, type[BaseModel], dict[str, Any]]] = [
             ("/vqa", self.vqa, VqaResponse, three_forms(VqaBody)),
@@ -86,7 +86,7 @@ class TaskRoutes:
         return self._respond(request, outcome, answers=_written(outcome.answers()))
 
     async def itm(self, request: Request) -> Response:
-        """Say whether a text belongs to an image."""
+        """Score whether a text matches an image."""
         outcome = await self._walk(request, "itm", ItmBody, functools.partial(self._pipeline.answer, "itm"))
         score, match = outcome.match()
         return self._respond(request, outcome, score=score, match=match)
@@ -97,9 +97,9 @@ class TaskRoutes:
         return self._respond(request, outcome, results=_written(outcome.results))
 
     async def _walk(self, request: Request, task: str, schema: type[BodyT], walk: Walk[BodyT, OutcomeT]) -> OutcomeT:
-        """Walk a request for as long as its client is there, in one of the client's places.
+        """Walk a request while its client is connected, in one of the client's places.
 
-        Raises: ServerError: of the kind that says why. ClientDisconnect: there is nobody left to answer.
+        Raises: ServerError: why there is no answer. ClientDisconnect: nobody is left to answer.
         """
         timings, connection, client = timings_of(request), Connection(request), client_of(request)
         deadline_s = deadline_of(request, self._settings.deadline_ms)
@@ -110,17 +110,19 @@ class TaskRoutes:
                 with self._room.body() as take:
                     return await walk(self._receiver(request, schema, connection, take), timings, deadline_s, client)
         except DeadlineExceeded as error:
-            if connection.is_watched or began_s >= deadline_s:  # it was there, or nobody looked in time
+            if (
+                connection.is_watched or began_s >= deadline_s
+            ):  # the body had arrived, or nobody began to read it in time
                 raise
             within_s = min(self._settings.receive_timeout_s, deadline_s - timings.started_s)
             raise DeadlineExceeded("receive_timeout", f"The body did not arrive within {within_s:g} s.") from error
-        except asyncio.CancelledError as error:  # by uvicorn, at the end of a drain that has taken too long
+        except asyncio.CancelledError as error:  # by uvicorn, when the drain has taken too long
             raise Unavailable("shutting_down", "The server is shutting down.", retry_after_s=1.0) from error
 
     def _receiver(
         self, request: Request, schema: type[BodyT], connection: Connection, take: Callable[[int], None]
     ) -> Callable[[], Awaitable[BodyT]]:
-        """Make the walk's first step: read a body of any form and hold it to its schema."""
+        """Return the walk's first step: read a body of any form and validate it."""
         is_rank, max_candidates = schema is RankBody, self._settings.max_candidates
 
         async def receive() -> BodyT:
@@ -144,7 +146,7 @@ class TaskRoutes:
             )
             if not forms.takes_long(body, query):
                 return parse()
-            # Not on the threads that decode: whoever is refused should not wait for one.
+            # Not on the decode threads: a refusal should not wait for one.
             return await run_on(self._parser, parse)
 
         return receive
@@ -165,13 +167,13 @@ class TaskRoutes:
         return response
 
     async def _record_sent(self, request: Request, status: int, outcome: Outcome | RankOutcome) -> None:
-        """Record an answer once it is on its way: nobody waits for that."""
+        """Record an answer after it has been sent, so that nobody waits for that."""
         self.record(request, status, "ok", outcome)
 
     def record(self, request: Request, status: int, code: str, outcome: Outcome | RankOutcome | None = None) -> None:
-        """Count, log and perhaps keep a task request that has its response; other routes are not worth a line.
+        """Count and log a task request that has its response, and perhaps keep it as a slow one; ignore other routes.
 
-        A request that was refused has no model: which one it would have been is not always known.
+        A refused request has no model: which one it would have been is not always known.
         """
         task = TASK_PATHS.get(request.scope["path"])
         if task is None:
@@ -199,6 +201,6 @@ class TaskRoutes:
 
 
 def _written(items: Sequence[RankedAnswer] | Sequence[RankedCandidate]) -> list[dict[str, object]]:
-    """Write flat items as JSON has them; dataclasses.asdict copies every value, and takes ten times as long."""
+    """Return flat items as JSON objects; dataclasses.asdict copies every value and takes ten times as long."""
     names = [field.name for field in fields(items[0])] if items else []
     return [{name: getattr(item, name) for name in names} for item in items]

@@ -1,7 +1,7 @@
-"""The worst requests of late, kept in memory: where to look when somebody says that it was slow.
+"""The slowest recent requests, kept in memory: where to look when somebody says that the server was slow.
 
-Two windows of half the time, each with the slowest of each task: a request is compared with the fastest of those and
-mostly forgotten; when a window is full of time it becomes the older one. Never holds a text, an image or a key.
+There are two windows of half the time, each with the slowest requests of each task. When the newer one has lasted long
+enough, it becomes the older. Never holds a text, an image or a key.
 """
 
 import heapq
@@ -14,22 +14,22 @@ from itertools import count
 
 from server.types import Clock
 
-KEPT = 20  # of each task, or ranks, which take longest, would be all there is
+KEPT = 20  # of each task: otherwise ranks, which take longest, would displace all others
 WINDOW_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
-    """A request that has had its response, and where its time went."""
+    """A request that has its response, and where its time went."""
 
     request_id: str
     task: str
     model: str  # empty for a refusal
     status: int
     code: str
-    when: datetime  # it had its response
+    when: datetime  # of its response
     total_ms: float
-    timing_ms: dict[str, float]  # the stages it went through, and parts of inference
+    timing_ms: dict[str, float]  # the stages it went through, and the parts of inference
     batch_size: int | None = None  # how many ran together; of a rank, in its last slice
 
 
@@ -37,7 +37,7 @@ Heap = list[tuple[float, int, RequestRecord]]  # by total_ms, the fastest first;
 
 
 class Slowest:
-    """The slowest requests of the last 5 to 10 minutes, so many of each task."""
+    """The slowest requests of each task in the last 5 to 10 minutes."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -57,18 +57,18 @@ class Slowest:
             heapq.heappushpop(kept, item)
 
     def worst(self) -> list[RequestRecord]:
-        """List them, the slowest of all tasks first."""
+        """Return the requests of all tasks, slowest first."""
         self._turn()
         tasks = {*self._recent, *self._older}
         kept = [item for task in tasks for item in _slowest(self._recent[task] + self._older[task])]
         return [request for _, _, request in sorted(kept, reverse=True)]
 
     def _turn(self) -> None:
-        """Let what is too old go."""
+        """Drop what is too old."""
         age_s = self._clock() - self._began_s
         if age_s < WINDOW_S / 2:
             return
-        is_quiet = age_s >= WINDOW_S  # nobody has come for so long that the newer window is too old as well
+        is_quiet = age_s >= WINDOW_S  # the newer window is too old as well
         self._older = defaultdict(list) if is_quiet else self._recent
         self._recent = defaultdict(list)
         self._began_s += age_s if is_quiet else WINDOW_S / 2

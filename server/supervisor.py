@@ -1,4 +1,4 @@
-"""`vilt-serve --workers`: binds the port, starts an engine process and fronts, starts them again, ends them."""
+"""`vilt-serve --workers`: binds the port, starts an engine process and fronts, restarts them, ends them."""
 
 import asyncio
 import contextlib
@@ -17,15 +17,15 @@ from server import addresses, control, logs
 from server.settings import Settings
 
 log = logging.getLogger("server")
-LASTED_S = 10.0  # who ends sooner after its start is started again with a pause
-PAUSES_S = (0.1, 4.0)  # the first, doubled up to the last
-END_WITHIN_S = 5.0  # for an engine process whose fronts have ended
+LASTED_S = 10.0  # a process that ends sooner after its start is restarted after a pause
+PAUSES_S = (0.1, 4.0)  # the first, doubling up to the last
+END_WITHIN_S = 5.0  # for the engine process, after its fronts have ended
 ENGINE, FRONT = "engine_process", "front"
 
 
 @dataclass(slots=True, eq=False)
 class Child:
-    """A process, the socket over which it is told what to do, and, of an engine process, the memory it shares."""
+    """A process, the socket for its orders, and the shared memory of an engine process."""
 
     role: str
     process: asyncio.subprocess.Process
@@ -34,21 +34,21 @@ class Child:
     is_ready: bool = False
 
     def tell(self, word: bytes, *descriptors: int) -> None:
-        """Send an order; one to a process that is ending is lost."""
+        """Send an order; it is lost if the process is ending."""
         try:
             socket.send_fds(self.orders, [word], descriptors)
         except OSError:
-            log.debug("a %s that is ending was not told %r", self.role, word)
+            log.debug("a %s that is ending did not receive %r", self.role, word)
 
     def close(self) -> None:
-        """Have it end, if it has not."""
+        """Close the socket, at which the process ends if it has not already."""
         self.orders.close()
         if self.memory is not None:
             os.close(self.memory)
 
 
 class Supervisor:
-    """Parent of all processes of a server."""
+    """The parent of all processes of a server."""
 
     def __init__(self, settings: Settings, flags: Sequence[str], listeners: list[socket.socket]) -> None:
         self._settings = settings
@@ -63,8 +63,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in control.SIGNALS:
             loop.add_signal_handler(number, self._end)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, control.SIGNALS)  # what came during the start is heard now
-        async with asyncio.TaskGroup() as group:  # if one cannot be kept, all end
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, control.SIGNALS)  # signals that came during the start arrive now
+        async with asyncio.TaskGroup() as group:  # if one cannot be kept running, all end
             engine = group.create_task(self._keep(ENGINE))
             fronts = [group.create_task(self._keep(FRONT)) for _ in range(self._settings.workers)]
             statuses = await asyncio.gather(*fronts)
@@ -80,7 +80,7 @@ class Supervisor:
         return [child for child in self._children if child.is_ready]
 
     def _end(self) -> None:
-        """Have the fronts drain; told a second time, have them leave at once."""
+        """Have the fronts drain; the second time, have them end at once."""
         word = control.QUIT if self._ending.is_set() or not self._is_up else control.DRAIN
         self._ending.set()
         for listener in self._listeners:
@@ -90,7 +90,7 @@ class Supervisor:
                 child.tell(word)
 
     async def _keep(self, role: str) -> int:
-        """Run a process, and another when it has ended; return the last one's exit status."""
+        """Run a process, and another whenever it has ended; return the last one's exit status."""
         pause_s = 0.0
         while True:
             began_s = time.perf_counter()
@@ -109,11 +109,11 @@ class Supervisor:
             log.error("%s %d ended with %d: another in %g s", role, child.process.pid, ended, pause_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), pause_s)
-            if self._ending.is_set():  # by now, even if not in time
+            if self._ending.is_set():  # perhaps during the pause
                 return 1
 
     async def _start(self, role: str, began_s: float) -> Child:
-        """Start a process, and bring it together with those of the other role."""
+        """Start a process, and connect it with those of the other role."""
         ours, theirs = control.pair()
         memory = os.memfd_create("vilt-patches") if role == ENGINE else None
         shared = [memory] if memory is not None else [one.fileno() for one in self._listeners]
@@ -129,12 +129,12 @@ class Supervisor:
         for other in self._of(FRONT if role == ENGINE else ENGINE):
             _introduce(*((other, child) if role == ENGINE else (child, other)))
         self._children.add(child)
-        if self._ending.is_set():  # since it was begun
+        if self._ending.is_set():  # while it was being started
             child.tell(control.QUIT)
         return child
 
     def _heard(self, child: Child) -> None:
-        """Learn that a child is ready."""
+        """Read a child's message: it is ready."""
         word, _ = control.read(child.orders)
         if word == control.GONE:
             asyncio.get_running_loop().remove_reader(child.orders)
@@ -167,7 +167,7 @@ def main() -> None:
     settings = CliApp.run(Settings, cli_args=flags)
     logs.configure(settings.log_format, settings.log_level)
     if not hasattr(os, "memfd_create"):
-        sys.exit("vilt-serve: --workers shares memory in a way that only Linux has: leave it at 1")
+        sys.exit("vilt-serve: --workers needs shared memory that only Linux has: leave it at 1")
     listeners = addresses.take(settings.host, settings.port)
     sys.exit(asyncio.run(Supervisor(settings, flags, listeners).run()))
 

@@ -1,4 +1,4 @@
-"""Work on an executor's threads, for as long as somebody waits for it."""
+"""Work on an executor's threads that ends with the wait for it."""
 
 import asyncio
 import contextlib
@@ -11,18 +11,18 @@ T = TypeVar("T")
 
 
 async def run_on(executor: Executor, work: Callable[[], T], permits: asyncio.Semaphore | None = None) -> T:
-    """Run work on a thread, with a permit if there are some, and wait for it.
+    """Run work on a thread, holding one of the permits, and wait for it.
 
-    An executor keeps what it has not begun until a thread comes to it, though nobody waits any more: of work that is
-    cancelled before then, and of the pictures that it is about, nothing is kept here. What has begun is not ended by
-    that: its permit is given back when the thread is done with it.
+    If the caller is cancelled before a thread has begun, the work never runs, and what it refers to (an image) is
+    released at once, although the executor keeps an empty call in its queue. Work that has begun runs to its end, and
+    only then releases its permit.
     """
     if permits:
         await permits.acquire()
     box = [work]
     del work
     try:
-        return await _submitted(executor, lambda: box[0](), permits)  # noqa: PLW0108 looked up then
+        return await _submitted(executor, lambda: box[0](), permits)  # noqa: PLW0108 looked up when it runs
     except asyncio.CancelledError:
         box.clear()
         raise
@@ -36,5 +36,5 @@ def _submitted(executor: Executor, work: Callable[[], T], permits: asyncio.Semap
 
 
 def _give_back(permits: asyncio.Semaphore, loop: asyncio.AbstractEventLoop, _: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+    with contextlib.suppress(RuntimeError):  # the loop has been closed
         loop.call_soon_threadsafe(permits.release)

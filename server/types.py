@@ -27,12 +27,12 @@ SMOOTHING = 0.1  # weight of the newest in a running mean
 
 @dataclass(slots=True)
 class Mean:
-    """A running mean: what has been of late counts most."""
+    """A running mean, in which recent values count most."""
 
     value: float = 0.0
 
     def add(self, newest: float) -> None:
-        """Learn from one more."""
+        """Add one more value."""
         self.value += SMOOTHING * (newest - self.value)
 
 
@@ -46,24 +46,24 @@ class Timings:
         self.parts_s: dict[str, float] = {}
 
     def mark(self, stage: str, at_s: float | None = None) -> None:
-        """End a stage now, or at an instant that another thread took."""
+        """End a stage now, or at an instant measured on another thread."""
         now_s = self._clock() if at_s is None else at_s
         self.stages_s[stage] = now_s - self._last_s
         self._last_s = now_s
 
     def close(self) -> None:
-        """End the stage that a request failed in: the first that has no mark."""
+        """End the stage that a request failed in: the first without a mark."""
         for stage in STAGES:
             if stage not in self.stages_s:
                 self.mark(stage)
                 return
 
     def elapsed_s(self) -> float:
-        """Time since the request's head arrived."""
+        """Return the time since the request's head arrived."""
         return self._clock() - self.started_s
 
     def as_ms(self) -> dict[str, float]:
-        """Stages, nested parts and the total, in milliseconds."""
+        """Return stages, nested parts and the total, in milliseconds."""
         total_s = sum(self.stages_s.values())
         named_s = {**self.stages_s, **self.parts_s, "total": total_s}
         return {name: round(1000 * value, 3) for name, value in named_s.items()}
@@ -78,19 +78,19 @@ class EngineOutput:
 
 
 class Engine(Protocol):
-    """Runs batches, on threads of the caller's."""
+    """Runs batches, on the caller's threads."""
 
     provider: str
     version: str
-    device: str  # that it runs on, as whoever made that names it
-    overlapping: int  # batches that may be under way at once: all but one are being copied
+    device: str  # that it runs on, by its vendor's name
+    overlapping: int  # batches under way at once: all but one are being copied
 
     def padded(self, batch: int, tokens: float) -> tuple[int, float]:
-        """Tell the rows, and the tokens of a row, that a batch is padded to."""
+        """Return the rows, and the tokens of a row, that a batch is padded to."""
         ...
 
     def warm_up(self) -> None:
-        """Run what a first request would else pay for."""
+        """Do what the first request would otherwise pay for."""
         ...
 
     def run(self, feeds: Feeds) -> EngineOutput:
@@ -125,7 +125,7 @@ class LoadedModel(ServedModel):
 
 
 class Urgency(IntEnum):
-    """Who goes first: a person waits for an answer, a rank waits for all of its slices."""
+    """Which entries go first: a person waits for an answer, a rank for all of its slices."""
 
     INTERACTIVE = 0
     RANK = 1
@@ -142,7 +142,7 @@ class EntryResult:
     batch_size: int
 
     def since(self, joined_s: float) -> "EntryResult":
-        """Take what a run is to an entry that joined it: what was left of it, if anything was."""
+        """Return the result for an entry that joined the run later: it saw only the rest of it."""
         passed_s, parts_s = joined_s - self.started_s, {}
         for part, value in self.parts_s.items():  # one after the other
             parts_s[part] = max(0.0, value - passed_s)
@@ -154,7 +154,7 @@ class EntryResult:
 class Entry:
     """A prepared request in the queue; its future is resolved whatever happens.
 
-    Entries of one key ask for the same: one of them leads, and the others follow wherever it is by then.
+    Entries of one key ask for the same: the first leads, and the others follow it even while it runs.
     """
 
     model: LoadedModel
@@ -162,34 +162,34 @@ class Entry:
     urgency: Urgency
     deadline_s: float
     client: str = ""
-    key: Hashable = field(default_factory=object)  # unless given, unlike any other
+    key: Hashable = field(default_factory=object)  # by default, equal to no other
     queued_s: float = 0.0
     followers: list["Entry"] = field(default_factory=list)
-    let_go: Callable[[], None] = lambda: None  # called once, when nobody will look at the features any more
+    let_go: Callable[[], None] = lambda: None  # called once, when the features are no longer needed
     future: asyncio.Future[EntryResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
     def tokens(self) -> int:
-        """Count the row's tokens: text, the picture's cls token, patches."""
+        """The row's tokens: text, the image's cls token, patches."""
         return len(self.features.text.input_ids) + 1 + len(self.features.image.patches)
 
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody still waits for it."""
+        """Whether somebody is still waiting for it."""
         return any(not entry.future.done() for entry in self.all())
 
     @property
     def due_s(self) -> float:
-        """Find the soonest deadline of those who still wait for it."""
+        """The earliest deadline of those still waiting for it."""
         return min(entry.deadline_s for entry in self.all() if not entry.future.done())
 
     def all(self) -> Iterator["Entry"]:
-        """List the leader and those that follow it."""
+        """Yield the leader and its followers."""
         yield self
         yield from self.followers
 
     def resolve(self, outcome: EntryResult | ServerError) -> None:
-        """Give whoever waits a result or an error, unless it has been told before."""
+        """Resolve the future with a result or an error, unless it is already done."""
         if self.future.done():
             return
         if isinstance(outcome, EntryResult):

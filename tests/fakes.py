@@ -26,7 +26,7 @@ from server.types import EngineOutput, LoadedModel
 
 
 class FakeClock:
-    """Seconds that pass when told."""
+    """A clock set by hand."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -36,7 +36,7 @@ class FakeClock:
 
 
 class FakeEngine:
-    """Gives each row its own first token as every logit, and remembers the sizes of its batches."""
+    """Returns each row's first token as all of its logits, and records its batches."""
 
     provider = "fake"
     version = "0"
@@ -71,7 +71,7 @@ class FakeEngine:
 
 
 class HeldEngine(FakeEngine):
-    """Says that a run has begun, and ends it when it may."""
+    """Signals when a run has begun, and ends it when `may_run` is set."""
 
     def __init__(self, *, failures: int = 0, not_numbers: Sequence[int] = (), overlapping: int = 1) -> None:
         super().__init__(failures=failures, not_numbers=not_numbers, overlapping=overlapping)
@@ -83,7 +83,7 @@ class HeldEngine(FakeEngine):
 
 
 def latency(base_s: float = 0.01, per_token_s: float = 0.0, typical_tokens: float = 10) -> LatencyModel:
-    """Know runs that take a base and so much for each token; with only a base, batches pay as much as can be."""
+    """Return a model of runs that take a base and a time for each token; with only a base, large batches pay most."""
     shapes = [(batch, tokens) for batch in (1, 2, 4) for tokens in (5, 10, 40)]
     samples = [Sample(batch, tokens, base_s + per_token_s * batch * tokens) for batch, tokens in shapes]
     return LatencyModel(samples, typical_tokens)
@@ -112,7 +112,7 @@ def artifact(name: str = "shapes", folder: Path = SHAPES) -> Artifact:
 
 
 def features(number: int, *, rows: int = 1, columns: int = 1, length: int = 3) -> Features:
-    """Make a pair that can be told by its first token."""
+    """Return a pair identified by its first token."""
     count = rows * columns
     image = ImagePatches(np.zeros((count, 3072), np.uint8), np.ones(count, np.int64), (rows, columns))
     return Features(image, TextTokens(np.array([number] * length, np.int64), truncated=False))
@@ -148,7 +148,7 @@ class Hall:
 
 
 class CountedDesk(Desk):
-    """A desk that its hall knows while it is open."""
+    """A desk that is in its hall's set while it is open."""
 
     def __init__(self, hall: Hall) -> None:
         super().__init__(hall.local, hall.models, hall.slots, set())
@@ -161,7 +161,7 @@ class CountedDesk(Desk):
 
 
 class SplitBackend(RemoteBackend):
-    """A front, and the engine process that it has, in one loop."""
+    """A front and its engine process in one loop."""
 
     def __init__(self, local: LocalBackend, models: Sequence[LoadedModel], *, limits_clients: bool = False) -> None:
         super().__init__(lambda _: True, limits_clients=limits_clients, clock=time.perf_counter)

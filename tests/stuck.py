@@ -1,6 +1,6 @@
-"""vilt-serve whose engine never ends a run, but for those that warm it up: `python -m tests.stuck`.
+"""vilt-serve whose engine never ends a run, except to warm up: `python -m tests.stuck`.
 
-It is noticed within a second, and all hope is given up a second later.
+This is noticed within a second, and the process gives up a second later.
 """
 
 import threading
@@ -13,7 +13,7 @@ from server.types import EngineOutput
 
 
 class StuckEngine(OrtEngine):
-    """Waits for what never comes, on the thread that answers requests."""
+    """Waits for ever on the thread that answers requests."""
 
     def run(self, feeds: Feeds) -> EngineOutput:
         if threading.current_thread() is not threading.main_thread():

@@ -7,7 +7,7 @@ from itertools import pairwise
 import factories
 import pytest
 
-from server.connections import MOST_PIPELINED
+from server.connections import MAX_PIPELINED
 
 from .conftest import Running, connect
 
@@ -65,7 +65,7 @@ def test_body_behind_an_offer_to_upgrade_is_never_a_request(server: Running, seg
 
 def test_requests_ahead_of_answers_are_bounded(server: Running) -> None:
     """Each takes memory before anything is read of its answer; honest clients send none or a few."""
-    assert answers_to(server, MOST_PIPELINED * ALIVE) == [b"200"] * (MOST_PIPELINED + 1)
+    assert answers_to(server, MAX_PIPELINED * ALIVE) == [b"200"] * (MAX_PIPELINED + 1)
 
     with connect(server) as connection:
         connection.sendall(1000 * ALIVE)

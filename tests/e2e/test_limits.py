@@ -9,7 +9,7 @@ import factories
 import httpx
 import pytest
 
-from server.connections import HEAD_BYTES, MOST_HEADERS
+from server.connections import HEAD_BYTES, MAX_HEADERS
 from server.forms import FIELD_BYTES
 from server.routes import SPARE_PARTS
 from server.schemas import VqaBody
@@ -215,7 +215,7 @@ def test_head_of_a_request_around_its_limit(small: Running, where: str, excess: 
 @pytest.mark.parametrize("excess", AROUND)
 def test_headers_of_a_request_around_their_number(small: Running, excess: int) -> None:
     """However short they are."""
-    count = MOST_HEADERS + excess - len(("Host", "Connection"))
+    count = MAX_HEADERS + excess - len(("Host", "Connection"))
 
     head = b"GET /livez HTTP/1.1\r\nHost: test\r\nConnection: close\r\n" + count * b"a:\r\n" + b"\r\n"
 

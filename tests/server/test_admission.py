@@ -1,4 +1,4 @@
-"""Yes or no before any work: room, time, readiness."""
+"""Admission: room, time, readiness."""
 
 import asyncio
 import itertools
@@ -54,7 +54,7 @@ def test_idle_server_admits_more_than_its_capacity() -> None:
 
 
 def test_beyond_capacity_is_refused_until_there_is_room() -> None:
-    """429 with the time until so many entries are done; room comes back with the answers."""
+    """429 with the time until enough entries are done; each answer makes room again."""
     desk = Desk(capacity=4)
 
     with desk.admit(3):
@@ -70,7 +70,7 @@ def test_beyond_capacity_is_refused_until_there_is_room() -> None:
 
 
 def test_answer_that_would_come_too_late_is_refused_at_once_with_the_reason() -> None:
-    """503 before any work: five runs ahead take half a second, and 0.4 are left."""
+    """503 before any work: five runs ahead take half a second, and 0.4 s are left."""
     desk = Desk()
 
     with desk.admit(5):
@@ -90,7 +90,7 @@ def test_answer_that_would_come_too_late_is_refused_at_once_with_the_reason() ->
     ids=["just begun", "half done", "overdue", "one of two has gone", "both have gone"],
 )
 def test_of_a_run_under_way_what_is_left_is_ahead(passed_s: float, gone: int, queued_ms: float) -> None:
-    """Of three entries' 0.3 s, of which 0.1 are run; it goes on though some have gone, who are counted no more."""
+    """Three entries take 0.3 s, one run of two 0.1. Entries that have gone are not counted, but their run goes on."""
 
     async def scenario() -> Unavailable | Overloaded:
         desk = Desk()
@@ -111,7 +111,7 @@ def test_request_that_has_expired_on_arrival_is_told_so() -> None:
 
 
 def test_question_does_not_count_the_rank_behind_it() -> None:
-    """Of a rank it waits for the slice that runs, not for two hundred candidates; another rank waits for them all."""
+    """It waits for the slice that runs, not for two hundred candidates; another rank waits for all of them."""
     desk = Desk(capacity=1000)
 
     with desk.admit(200, rank=True):
@@ -156,7 +156,7 @@ def test_rank_gives_back_the_time_of_candidates_that_are_done() -> None:
 
 
 def test_idle_engine_refuses_only_what_is_impossible_beyond_doubt() -> None:
-    """Or an estimate that is too long could never be corrected by a run."""
+    """Otherwise an estimate that is too long could never be corrected by a run."""
     desk = Desk()
     for _ in range(100):
         desk.model.latency.observe(1, 10, 10 * ONE_RUN_S)  # now it seems to take a second
@@ -185,7 +185,7 @@ def test_who_comes_back_in_time_finds_the_room_that_newcomers_leave() -> None:
 
 
 def test_those_who_are_refused_together_are_told_to_come_back_one_after_the_other() -> None:
-    """Or they would only be refused together again."""
+    """Otherwise they would only be refused together again."""
     desk = Desk()
     with desk.admit(5):
         waits_s = [desk.refusal(within_s=0.5, key=str(number)).retry_after_s for number in range(10)]
@@ -196,7 +196,7 @@ def test_those_who_are_refused_together_are_told_to_come_back_one_after_the_othe
 
 
 def test_idle_engine_waits_for_no_reservation() -> None:
-    """Work-conserving: what is there goes first."""
+    """It is work-conserving: a request that is there goes first."""
     desk = Desk()
     with desk.admit(5):
         desk.refusal(within_s=0.5, key="early")
@@ -218,7 +218,7 @@ def test_deadline_that_no_server_could_meet_is_told_to_allow_more_time() -> None
 
 
 def test_request_is_not_told_to_stay_away_because_others_waited_to_be_decoded() -> None:
-    """After a backlog of large pictures an idle server may well answer in time: room is kept for afterwards."""
+    """After a backlog of large images an idle server may well answer in time, so a later time is reserved."""
     desk = Desk()
     for _ in range(100):
         desk.admission.observe_preparation(2.5)
@@ -234,7 +234,7 @@ def test_request_is_not_told_to_stay_away_because_others_waited_to_be_decoded() 
 
 
 def test_readiness_falls_after_repeated_faults_and_comes_back() -> None:
-    """One bad request takes nobody out of rotation; a broken engine does, until a run succeeds."""
+    """One bad request takes no server out of rotation; a broken engine does, until a run succeeds."""
     admission = Desk().admission
     admission.open()
     seen = []
@@ -246,7 +246,7 @@ def test_readiness_falls_after_repeated_faults_and_comes_back() -> None:
 
 
 def test_faulty_server_is_tried_again_after_a_while_and_one_more_fault_is_enough() -> None:
-    """A balancer sends nothing to who is not ready, so that no run could ever bring readiness back."""
+    """A balancer sends nothing to a server that is not ready, so no run could make it ready again."""
     desk = Desk()
     desk.admission.open()
     seen = []
@@ -269,7 +269,7 @@ def test_faulty_server_is_tried_again_after_a_while_and_one_more_fault_is_enough
 
 
 def test_engine_is_broken_after_many_faults_in_a_row_over_a_minute() -> None:
-    """Neither a burst of faults nor a few far apart say so, and a success begins anew."""
+    """Neither a burst of faults nor a few far apart are enough, and a success starts the count again."""
     desk = Desk()
 
     def fail(times: int, every_s: float) -> bool:
@@ -285,7 +285,7 @@ def test_engine_is_broken_after_many_faults_in_a_row_over_a_minute() -> None:
 
 
 def test_server_told_to_end_while_it_starts_does_not_become_ready() -> None:
-    """A signal may come before the start is over."""
+    """A signal may come before the start has ended."""
     admission = Desk().admission
     admission.close()
     admission.open()

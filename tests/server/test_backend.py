@@ -1,9 +1,8 @@
-"""The engine's side in one process: what becomes of the process without its loop."""
+"""The engine's side in one process: when the process ends because its engine cannot go on."""
 
 import asyncio
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Literal
 
 import pytest
@@ -16,7 +15,6 @@ from server.backend import LocalBackend
 from server.errors import EngineFault, Unavailable
 from server.metrics import Metrics
 from server.settings import Settings
-from server.slowest import RequestRecord
 from server.types import Entry, EntryResult, Urgency
 
 
@@ -29,7 +27,7 @@ def local_backend(engine: FakeEngine | None = None, settings: Settings | None = 
 def test_process_ends_when_the_loop_that_empties_the_queue_fails(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It could answer nobody, would look as if it drained for ever, and only who has ended is started again."""
+    """It could answer nobody and would seem to drain for ever; only a process that has ended is restarted."""
 
     async def scenario() -> None:
         backend = local_backend()
@@ -49,7 +47,7 @@ def test_process_ends_when_the_loop_that_empties_the_queue_fails(
 
 
 def test_process_goes_on_when_its_backend_has_ended_in_order() -> None:
-    """An end of the loop that was asked for is no failure."""
+    """A loop that was told to end has not failed."""
 
     async def scenario() -> str:
         backend = local_backend()
@@ -61,7 +59,7 @@ def test_process_goes_on_when_its_backend_has_ended_in_order() -> None:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldEngine]:
-    """Make an engine whose runs do not end before they may, and are taken for stuck at the first turn of the loop."""
+    """Return an engine whose runs wait for `may_run`, and are regarded as stuck at the first turn of the loop."""
     for constant, value in {"TURN_S": 0.001, "STUCK_S": 0.0, "STUCK_FACTOR": 0.0}.items():
         monkeypatch.setattr(watchdog, constant, value)
     monkeypatch.setattr(module, "LAST_WORDS_S", 0.05)
@@ -73,7 +71,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldEngine]:
 
 @pytest.fixture
 def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """List the statuses with which the process would have ended at once."""
+    """Return the statuses with which the process would have ended."""
     statuses: list[int] = []
     monkeypatch.setattr(os, "_exit", statuses.append)
     return statuses
@@ -92,7 +90,7 @@ async def until(backend: LocalBackend, status: str) -> None:
 
 
 def test_server_is_stuck_while_a_run_does_not_end_and_ready_when_it_has(engine: HeldEngine) -> None:
-    """Whoever balances leaves it out in the meantime, and those who wait are answered after all."""
+    """A balancer leaves it out in the meantime, and waiting clients are answered after all."""
 
     async def scenario() -> float:
         backend = local_backend(engine)
@@ -111,7 +109,7 @@ def test_server_is_stuck_while_a_run_does_not_end_and_ready_when_it_has(engine: 
 def test_process_ends_when_a_run_never_does_once_all_who_wait_are_told(
     engine: HeldEngine, exits: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only who has ended is started again."""
+    """Only a process that has ended is restarted."""
     monkeypatch.setattr(watchdog, "HOPELESS_S", 0.01)
 
     async def scenario() -> list[BaseException | EntryResult]:
@@ -138,7 +136,7 @@ def test_process_with_a_broken_gpu_ends(
     caplog: pytest.LogCaptureFixture,
     provider: Literal["cpu", "cuda"],
 ) -> None:
-    """CUDA goes on failing until then. On a CPU a run fails for its input, and another may succeed."""
+    """CUDA keeps failing until then. On a CPU a run fails because of its input, and the next may succeed."""
     monkeypatch.setattr(watchdog, "STUCK_S", 1e9)
     monkeypatch.setattr(admission, "BROKEN_S", 0.0)
     engine.failures = admission.BROKEN_FAULTS
@@ -167,7 +165,7 @@ def test_process_that_is_told_to_end_does_not_wait_for_a_run_that_does_not(
     caplog: pytest.LogCaptureFixture,
     is_stuck: bool,
 ) -> None:
-    """Python would wait for its thread until somebody kills the process."""
+    """Python would wait for its thread until the process is killed."""
     if not is_stuck:
         monkeypatch.setattr(watchdog, "TURN_S", 0.05)
 
@@ -183,23 +181,4 @@ def test_process_that_is_told_to_end_does_not_wait_for_a_run_that_does_not(
     asyncio.run(scenario())
 
     assert exits == [1]
-    assert caplog.messages == ["a run of the model does not end: ending in spite of it"]
-
-
-def test_time_that_answers_took_to_prepare_is_expected_of_the_next() -> None:
-    """A tenth of what the last one took; a refusal, which had no picture decoded, teaches nothing."""
-    backend = local_backend()
-    about = {"request_id": "a", "task": "vqa", "model": "shapes", "when": datetime.now(UTC), "total_ms": 1000}
-    stages = {"decode": 200, "preprocess": 200, "tokenize": 100, "queue": 400}
-    admit = {"urgency": Urgency.INTERACTIVE, "entries": 1, "client": ""}
-
-    backend.record(RequestRecord(**about, status=200, code="ok", timing_ms=stages))
-    backend.record(RequestRecord(**about, status=422, code="invalid_image", timing_ms={"decode": 60_000}))
-
-    with (
-        backend.permit("shapes", **admit, deadline_s=1e9, key="a"),
-        pytest.raises(Unavailable) as refused,
-        backend.permit("shapes", **admit, deadline_s=100.05, key="b"),
-    ):
-        pass
-    assert refused.value.details == {"queued_ms": 10, "estimate_ms": 65, "deadline_ms": 50}
+    assert caplog.messages == ["a run of the model does not end: ending without waiting for it"]

@@ -1,4 +1,4 @@
-"""The queue: who goes first, who goes together, and that every future is resolved."""
+"""The queue and its loop: which entries go first, which run together, and that every future is resolved."""
 
 import asyncio
 import itertools
@@ -66,7 +66,7 @@ class Bench:
         )
 
     async def run_all(self, entries: list[Entry]) -> list[object]:
-        """Queue entries while the engine is held, so that they are all waiting when it is not."""
+        """Queue entries while the engine is held, so that all of them are waiting when it is released."""
         self.engine.may_run.clear()
         waiting = [asyncio.create_task(self.batcher.submit(entry)) for entry in entries]
         await asyncio.sleep(0)
@@ -93,7 +93,7 @@ def run(scenario: Callable[[], Awaitable[T]]) -> T:
 
 
 def test_batch_of_waiting_entries_is_formed_at_once_and_answers_each() -> None:
-    """What waits runs together, oldest first, in as few runs as the limit allows; each gets its own logits."""
+    """Waiting entries run together, oldest first, in as few runs as the limit allows; each gets its own logits."""
 
     async def scenario() -> tuple[Bench, list[object]]:
         bench = Bench(max_batch_size=4)
@@ -117,7 +117,7 @@ def test_batch_of_limit_one_runs_entries_alone() -> None:
 
 
 def test_batch_is_as_large_as_the_limit_however_large_that_is() -> None:
-    """Admission, calibration and a GPU's shapes believe the setting."""
+    """Admission, calibration and the shapes of a GPU rely on the setting."""
 
     async def scenario() -> Bench:
         bench = Bench(max_batch_size=2 * LOOK_AHEAD)
@@ -128,7 +128,7 @@ def test_batch_is_as_large_as_the_limit_however_large_that_is() -> None:
 
 
 def test_batch_prefers_equal_grids_then_near_lengths() -> None:
-    """The oldest entry chooses its mates, so that little is padding."""
+    """The oldest entry decides which others fit, so that there is little padding."""
 
     async def scenario() -> Bench:
         bench = Bench(max_batch_size=3)
@@ -141,7 +141,7 @@ def test_batch_prefers_equal_grids_then_near_lengths() -> None:
 
 
 def test_interactive_entry_goes_ahead_of_a_rank_s_slices() -> None:
-    """A question waits behind no slice that has not begun; where batches do not pay, a slice is one candidate."""
+    """A question waits for no slice that has not begun; where batches do not pay, a slice is one candidate."""
 
     async def scenario() -> Bench:
         bench = Bench(per_token_s=0.01)
@@ -183,7 +183,7 @@ def test_expired_entry_is_dropped_with_deadline_exceeded_and_counted() -> None:
 
 
 def test_cancelled_entry_is_dropped_and_counted() -> None:
-    """A caller who left costs nothing more."""
+    """A client that has gone costs nothing more."""
 
     async def scenario() -> Bench:
         bench = Bench()
@@ -199,7 +199,7 @@ def test_cancelled_entry_is_dropped_and_counted() -> None:
 
 
 def test_ended_loop_resolves_what_waits_and_refuses_what_comes() -> None:
-    """Nobody waits for a loop that is gone."""
+    """Nobody waits for a loop that has ended."""
 
     async def scenario() -> list[object]:
         bench = Bench()
@@ -218,7 +218,7 @@ def test_ended_loop_resolves_what_waits_and_refuses_what_comes() -> None:
 
 
 def test_batch_is_as_large_as_makes_the_average_answer_soonest() -> None:
-    """Where a run costs little beside its rows, rows that wait for each other gain nothing."""
+    """Where the base cost of a run is small, rows that wait for each other gain nothing."""
 
     async def scenario() -> Bench:
         bench = Bench(max_batch_size=4, per_token_s=1.0)
@@ -268,7 +268,7 @@ def test_same_image_and_text_in_flight_run_once_and_all_are_answered() -> None:
 
 
 def test_result_tells_how_many_ran_together() -> None:
-    """Whoever is slow may be slow because of them. A follower takes no row of its own."""
+    """A request may be slow because of others in its batch. A follower has no row of its own."""
 
     async def scenario() -> list[object]:
         bench = Bench(max_batch_size=2)
@@ -278,7 +278,7 @@ def test_result_tells_how_many_ran_together() -> None:
 
 
 def test_batch_of_those_who_left_after_it_was_formed_does_not_run() -> None:
-    """The engine's thread looks once more; one who followed meanwhile is answered, and nothing counts as a fault."""
+    """The engine's thread checks again; a follower that joined since is answered, and nothing counts as a fault."""
     bench = Bench()
 
     async def scenario() -> object:
@@ -307,7 +307,7 @@ def test_batch_of_those_who_left_after_it_was_formed_does_not_run() -> None:
 
 
 def test_one_who_joins_a_batch_that_did_not_run_is_not_left_asleep() -> None:
-    """The loop may have gone to sleep by the time that those are put back who had all gone."""
+    """The loop may be waiting by the time the batch is put back."""
     bench = Bench()
 
     async def scenario() -> EntryResult:
@@ -337,7 +337,7 @@ def test_one_who_joins_a_batch_that_did_not_run_is_not_left_asleep() -> None:
 
 
 def test_leader_that_is_cancelled_does_not_cancel_its_followers() -> None:
-    """Whoever asked first may leave; the others still wait."""
+    """The first to ask may leave; the others are still waiting."""
 
     async def scenario() -> tuple[Bench, list[object]]:
         bench = Bench()
@@ -386,7 +386,7 @@ def test_same_again_after_its_answer_runs_again_unless_logits_are_kept() -> None
 
 
 def test_logits_that_are_kept_keep_no_others() -> None:
-    """A row is a view of its whole batch, which would stay in memory for as long as one row of it."""
+    """A row is a view of its whole batch, which would stay in memory as long as any row of it."""
 
     async def scenario() -> EntryResult:
         bench = Bench(kept_logits=1)
@@ -404,7 +404,7 @@ def test_logits_that_are_kept_keep_no_others() -> None:
 
 
 def test_row_that_is_not_a_number_fails_alone() -> None:
-    """NaN never reaches an answer, and takes no neighbour with it."""
+    """NaN never reaches an answer, and the other rows are answered."""
 
     async def scenario() -> tuple[Bench, list[object]]:
         bench = Bench(not_numbers=[2])
@@ -418,7 +418,7 @@ def test_row_that_is_not_a_number_fails_alone() -> None:
 
 
 def test_runs_are_reported_as_sound_or_not() -> None:
-    """Readiness hangs on it."""
+    """Readiness depends on it."""
 
     async def scenario() -> Bench:
         bench = Bench(max_batch_size=1, failures=2)
@@ -429,7 +429,7 @@ def test_runs_are_reported_as_sound_or_not() -> None:
 
 
 def test_entry_that_a_run_could_not_answer_in_time_is_dropped_before_it() -> None:
-    """A run takes 10 ms here and 5 are left: with others waiting, the engine has better things to do."""
+    """A run takes 10 ms here and 5 ms are left: with others waiting, it would be a waste."""
 
     async def scenario() -> tuple[Bench, list[object]]:
         bench = Bench(max_batch_size=1)
@@ -447,7 +447,7 @@ TIGHT_S = 100.0155  # where a run of one takes 12 ms, of two 14, of three 16, of
 
 @pytest.mark.parametrize(("tight", "batches"), [(1, [[1, 2], [3, 4]]), (2, [[1, 2], [3, 4]]), (3, [[1, 2, 4], [3]])])
 def test_batch_grows_until_one_of_those_in_it_would_be_late(tight: int, batches: list[list[int]]) -> None:
-    """Whoever it is, and however much time the others have; who is left for the next run is not dropped either."""
+    """Whichever entry it is, and however much time the others have; an entry left for the next run is not dropped."""
 
     async def scenario() -> tuple[Bench, list[object]]:
         bench = Bench(per_token_s=0.0004)
@@ -461,7 +461,7 @@ def test_batch_grows_until_one_of_those_in_it_would_be_late(tight: int, batches:
 
 
 def test_batch_stays_whole_where_nobody_can_wait() -> None:
-    """In a backlog the first has least time: were batches small for its sake, those behind it would be late in turn."""
+    """In a backlog the first has the least time: if batches were small for its sake, the next would be late in turn."""
 
     async def scenario() -> Bench:
         bench = Bench(per_token_s=0.0004)  # a run of four takes 18 ms, and one behind it 18 more
@@ -472,7 +472,7 @@ def test_batch_stays_whole_where_nobody_can_wait() -> None:
 
 
 def test_batch_grows_until_a_follower_would_be_late() -> None:
-    """One who joined may have less time than the one who leads, who is no measure once it has gone."""
+    """A follower may have less time than its leader, whose deadline does not count once it has gone."""
 
     async def scenario() -> Bench:
         bench = Bench(per_token_s=0.0004)
@@ -497,7 +497,7 @@ def test_batch_takes_no_row_so_long_that_the_others_would_be_late() -> None:
 
 
 def test_rank_s_entries_that_a_run_could_not_answer_in_time_are_dropped_but_for_the_last() -> None:
-    """Only who is alone is given the benefit of the doubt."""
+    """Only an entry that is alone is given the benefit of the doubt."""
 
     async def scenario() -> tuple[Bench, list[object]]:
         bench = Bench(per_token_s=0.01)  # a run takes 40 ms
@@ -550,7 +550,7 @@ def join(joined_s: float, ended_s: float) -> EntryResult:
 
 
 def test_one_that_joins_once_the_run_is_over_has_no_time_below_zero() -> None:
-    """The engine's thread takes the end's time, and the loop hears of it a little later."""
+    """The engine's thread notes the end, and the loop learns of it a little later."""
     joined = join(joined_s=101.0, ended_s=100.5)
 
     assert joined.started_s == joined.ended_s == 101.0
@@ -603,7 +603,7 @@ def test_whole_batch_is_given_to_an_engine_that_copies_ahead_while_another_runs(
 
 
 class Turns(threading.Semaphore):
-    """Lets as many runs end as it is told to, in the place of an event that lets all."""
+    """An event that lets only a given number of runs end."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -613,7 +613,7 @@ class Turns(threading.Semaphore):
 
 
 def test_batch_that_was_copied_ahead_is_followed_by_one_that_has_grown_meanwhile() -> None:
-    """Once the first run has ended the second keeps the engine busy, and what waits has until its end to grow."""
+    """After the first run the second keeps the engine busy, and the waiting batch can grow until its end."""
 
     async def scenario() -> list[int]:
         bench = Bench(max_batch_size=4, overlapping=2)
@@ -641,7 +641,7 @@ def test_batch_that_was_copied_ahead_is_followed_by_one_that_has_grown_meanwhile
 
 
 def test_time_of_runs_that_overlap_is_counted_once() -> None:
-    """Two batches are given to the engine at once, and end after 0.1 and 0.2 s: it was busy for 0.2."""
+    """Two batches given to the engine at once end after 0.1 and 0.2 s: it was busy for 0.2 s."""
 
     async def scenario() -> float:
         bench = Bench(max_batch_size=4, overlapping=2)
@@ -674,7 +674,7 @@ def test_padding_of_the_engine_s_own_is_counted() -> None:
 
 
 def test_time_between_runs_is_learnt_neither_from_a_stall_nor_from_a_run_that_failed() -> None:
-    """A stall says nothing of the next time, and what failed for 5 ms was not between two runs."""
+    """A stall says nothing about the next time, and the time of a failed run is not between two runs."""
 
     async def scenario() -> float:
         bench = Bench()

@@ -39,7 +39,7 @@ MODEL_STARTS_IN_S = 1.5  # as Hall says
 
 
 class SeeingEngine(HeldEngine):
-    """Gives each row the first value of its first patch, so that a slot in wrong hands shows."""
+    """Gives each row the first value of its first patch, so that a mixed-up slot shows."""
 
     def run(self, feeds: Feeds) -> EngineOutput:
         output = super().run(feeds)
@@ -82,7 +82,7 @@ class Split:
             await self.hall.emptied()
 
     async def ask(self, number: int, front: int = 0, *, patch: int = 0, within_s: float = 30.0) -> EntryResult:
-        """Have a pair run that is told by a number, with a picture of one value."""
+        """Run a pair identified by a number, with an image of a single value."""
         deadline_s = time.perf_counter() + within_s
         text = features(number).text
         image = ImagePatches(np.full((2, 3072), patch, np.uint8), np.ones(2, np.int64), (1, 2))
@@ -92,7 +92,7 @@ class Split:
             return await permit.run(Features(image, text), ("shapes", number))
 
     async def occupy(self, front: int = 0) -> asyncio.Task[EntryResult]:
-        """Hold the engine with a pair of its own, so that what comes next waits in the queue."""
+        """Keep the engine busy, so that what comes next waits in the queue."""
         self.engine.may_run.clear()
         asked = asyncio.create_task(self.ask(1, front, patch=1))
         await until(self.engine.has_begun.is_set)
@@ -112,7 +112,7 @@ async def until(has_happened: Callable[[], bool]) -> None:
 
 
 def test_entries_of_two_fronts_run_in_one_batch_and_each_gets_its_own() -> None:
-    """Logits, instants and batch sizes come back as the engine gave them; nothing is held afterwards."""
+    """Logits, instants and batch sizes arrive as the engine returned them; nothing is held afterwards."""
 
     async def scenario() -> None:
         async with Split().running() as split:
@@ -133,7 +133,7 @@ def test_entries_of_two_fronts_run_in_one_batch_and_each_gets_its_own() -> None:
 
 
 def test_same_work_asked_through_two_fronts_runs_once() -> None:
-    """What is in flight is known whichever front it came through."""
+    """An entry in flight is joined whichever front it came through."""
 
     async def scenario() -> None:
         async with Split().running() as split:
@@ -149,7 +149,7 @@ def test_same_work_asked_through_two_fronts_runs_once() -> None:
 
 
 def test_slot_of_one_who_left_is_not_given_out_while_another_follows() -> None:
-    """The follower's answer comes from the picture that the leader had put there."""
+    """The follower's answer comes from the image that the leader had put there."""
 
     async def scenario() -> None:
         async with Split(SeeingEngine()).running() as split:
@@ -173,7 +173,7 @@ def test_slot_of_one_who_left_is_not_given_out_while_another_follows() -> None:
 
 
 def test_front_that_dies_leaves_nothing_behind() -> None:
-    """What it had queued is dropped, its slots and its place in the work are free; the other's goes on."""
+    """Its queued entries are dropped and its slots are free; the other front's requests go on."""
 
     async def scenario() -> None:
         async with Split(fronts=3).running() as split:
@@ -195,7 +195,7 @@ def test_front_that_dies_leaves_nothing_behind() -> None:
 
 
 def test_engine_process_that_dies_is_answered_for_and_its_successor_used() -> None:
-    """Who waits and who asks are told when to come back; what was not counted meanwhile is counted then."""
+    """Waiting and new requests are told when to come back; records that were not sent are counted later."""
 
     async def scenario() -> None:
         async with Split().running() as split:
@@ -227,7 +227,7 @@ def test_engine_process_that_dies_is_answered_for_and_its_successor_used() -> No
 
 
 def test_successor_of_an_engine_process_knows_of_the_bodies_in_flight() -> None:
-    """Though nothing more of them arrives, and the one before it took its count with it."""
+    """Even if nothing more of them arrives, and its predecessor's count is lost."""
 
     async def scenario() -> None:
         async with Split().running() as split:
@@ -260,7 +260,7 @@ def refused() -> RequestRecord:
 
 
 def test_request_beyond_the_slots_is_refused_and_one_after_it_is_not() -> None:
-    """Memory is bounded whatever admission thinks; a slot that comes free is used."""
+    """Memory is bounded whatever admission decides; a slot that becomes free is used."""
 
     async def scenario() -> None:
         async with Split(slots=0).running() as split:
@@ -281,7 +281,7 @@ def test_request_beyond_the_slots_is_refused_and_one_after_it_is_not() -> None:
 
 
 def test_client_s_places_are_the_same_through_any_front() -> None:
-    """A limit on a client is not one per front."""
+    """The limit on a client is not one for each front."""
 
     async def scenario() -> None:
         async with Split(places=2).running() as split:
@@ -300,7 +300,7 @@ def test_client_s_places_are_the_same_through_any_front() -> None:
 
 
 def test_engine_process_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for a place nor for a report: nobody is told that it has ended; what it gives too late is given back."""
+    """Neither for a place nor for a report; it is not said to have ended, and what it grants too late is returned."""
     monkeypatch.setattr(remote, "ANSWER_WITHIN_S", 0.05)
 
     async def scenario() -> None:
@@ -325,7 +325,7 @@ def test_engine_process_that_does_not_answer_is_not_waited_for(monkeypatch: pyte
 
 
 def test_front_of_an_engine_process_that_reads_nothing_writes_only_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked then is refused at once; what there is to count is counted when it reads again."""
+    """Requests are refused at once; records are sent when it reads again."""
     unread_bytes, count = 10_000, 200
     monkeypatch.setattr(channel, "UNREAD_BYTES", unread_bytes)
 
@@ -390,7 +390,7 @@ def test_engine_s_fault_arrives_as_it_is() -> None:
 def test_what_nobody_foresaw_in_the_engine_process_is_answered_at_once(
     broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Or the front would wait until the deadline for an answer that nobody will give."""
+    """Otherwise the front would wait until the deadline for an answer that never comes."""
 
     async def scenario() -> None:
         async with Split().running() as split:
@@ -445,7 +445,7 @@ def test_error_is_the_same_after_the_way() -> None:
 
 
 def test_messages_in_pieces_arrive_whole_and_one_that_fails_ends_no_other() -> None:
-    """A stream has no boundaries but those that we write."""
+    """A stream has no message boundaries of its own."""
     received: list[tuple[Message, bytes]] = []
 
     def receive(message: Message, payload: bytes) -> None:
@@ -468,7 +468,7 @@ def test_messages_in_pieces_arrive_whole_and_one_that_fails_ends_no_other() -> N
 
 
 def test_slots_beyond_those_kept_give_their_memory_back() -> None:
-    """A burst does not take memory for good."""
+    """A burst does not occupy memory for good."""
     descriptor = os.memfd_create("test")
     slots = Slots(descriptor, KEPT + 8, 10_000)
     taken = slots.take(KEPT + 8)

@@ -1,4 +1,4 @@
-"""Runs that do not end: when they are taken for stuck, and that only a loop that turns counts."""
+"""Runs that do not end: when they are regarded as stuck, counted in turns of the event loop."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ class Kennel:
         self._duty = asyncio.create_task(self.watchdog.until_hopeless())
 
     async def let_pass(self, seconds: float, *, turns: int | None = None) -> tuple[bool, bool]:
-        """Let time pass in so many turns of the loop, or in as many as it has when it is idle."""
+        """Let time pass in that many turns of the loop, by default as many as an idle loop has."""
         turns = turns or round(seconds / TURN_S)
         for _ in range(turns):
             await settle()
@@ -30,7 +30,7 @@ class Kennel:
 
 
 async def settle() -> None:
-    """Let the watchdog wake up, if its time has come, and go to sleep again."""
+    """Let the watchdog wake up, if it is time, and go to sleep again."""
     for _ in range(3):
         await asyncio.sleep(0)
 
@@ -39,7 +39,7 @@ async def settle() -> None:
 def test_run_is_stuck_after_many_times_its_estimate_and_hopeless_a_while_later(
     estimate_s: float, patience_s: float
 ) -> None:
-    """A slow machine is given time; of a short run's estimate twenty times would be too little."""
+    """A slow machine is given time; twenty times the estimate of a short run would be too little."""
 
     async def scenario() -> Seen:
         kennel = Kennel()
@@ -50,7 +50,7 @@ def test_run_is_stuck_after_many_times_its_estimate_and_hopeless_a_while_later(
 
 
 def test_run_that_ends_after_all_is_stuck_no_longer() -> None:
-    """And what comes after it has all the time again."""
+    """The next run has all the time again."""
 
     async def scenario() -> Seen:
         kennel = Kennel()
@@ -63,7 +63,7 @@ def test_run_that_ends_after_all_is_stuck_no_longer() -> None:
 
 
 def test_time_in_which_the_process_did_not_run_is_not_counted() -> None:
-    """Suspended for a day, stopped, or without a processor: a run had none either."""
+    """When the process is suspended, stopped or starved of CPU, so is the run."""
 
     async def scenario() -> Seen:
         kennel = Kennel()
@@ -74,7 +74,7 @@ def test_time_in_which_the_process_did_not_run_is_not_counted() -> None:
 
 
 def test_oldest_run_counts_though_others_end() -> None:
-    """As one model's may, beside another's that hangs."""
+    """The runs of one model may end while another model's hangs."""
 
     async def scenario() -> Seen:
         kennel = Kennel()
