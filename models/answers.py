@@ -1,4 +1,4 @@
-"""Logits to answers: what the numbers of each head mean."""
+"""From logits to answers: what the numbers of each head mean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-TRUE_PAIR = 1  # row of the matching head; Source: dandelin/ViLT issue 40
+TRUE_PAIR = 1  # index in the matching head's logits; Source: dandelin/ViLT issue 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ def top_answers(logits: NDArray[np.float32], labels: Sequence[str], top_k: int) 
     """
     top_k = min(top_k, len(logits))
     least = -np.partition(-logits, top_k - 1)[top_k - 1]
-    among = np.flatnonzero(~(logits < least))  # few, so that only they are sorted; equals keep the labels' order
+    among = np.flatnonzero(~(logits < least))  # so that only these few are sorted; equal ones keep the labels' order
     best = among[np.argsort(-logits[among], kind="stable")[:top_k]]
     scores = sigmoids(logits[best])
     return [RankedAnswer(labels[index], score) for index, score in zip(best.tolist(), scores, strict=True)]
@@ -45,6 +45,6 @@ def sigmoid(logit: float) -> float:
 
 
 def sigmoids(logits: Sequence[float] | NDArray[np.float32]) -> list[float]:
-    """Squash several, thousands in a fraction of a millisecond."""
+    """Squash several logits; thousands take a fraction of a millisecond."""
     squashed: list[float] = (0.5 * (1.0 + np.tanh(0.5 * np.asarray(logits, np.float64)))).tolist()
     return squashed

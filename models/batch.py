@@ -1,4 +1,4 @@
-"""Several prepared requests to the four tensors of one run: pad, stack, mask."""
+"""From several prepared requests to the four tensors of one run: pad, stack, mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -12,16 +12,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-MAX_READS = 100_000  # of a file, by Pillow's own code: it skips padding byte by byte, and reads chunks of nothing
-MAX_READS_OF_RUNS = 4_000_000  # of a BMP, whose runs Pillow reads by the byte: about a second
+MAX_READS = 100_000  # of a file by Pillow, which skips padding byte by byte and reads each empty chunk
+MAX_READS_OF_RUNS = 4_000_000  # of a BMP, whose runs Pillow reads byte by byte: about a second
 MAX_VALUES = 100_000  # of a TIFF's or EXIF's fields together; a number takes Pillow about 0.3 us
 FIELD_VALUES = 10  # that a field counts for: it takes Pillow as long
 FRACTION_VALUES = 10  # that a fraction counts for, likewise
 MAX_PARSED_BYTES = 1_000_000  # of those JPEG segments that Pillow takes apart in Python, about 0.1 s per megabyte
 MAX_COMPRESSED = 100  # chunks of a PNG beside its pixels: a kilobyte each, and a megabyte or 1 ms when decompressed
-MAX_SCANS = 100  # of a JPEG, as libtiff allows: each takes a pass over the whole picture, and a few dozen bytes
+MAX_SCANS = 100  # of a JPEG, as in libtiff: a scan of a few dozen bytes takes a pass over the whole picture
 MARKER = re.compile(rb"\xff([^\x00\xff])")
-HAS_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE))  # what libjpeg skips over
+HAS_LENGTH = frozenset(
+    (*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE)
+)  # segments that libjpeg skips
 PARSED = frozenset((*range(0xC0, 0xD0), 0xDB)) - {0xC4, 0xC8, 0xCC}  # by Pillow: frames and quantization tables
 HEADER = PARSED | {0xC4, 0xCC, *range(0xDC, 0xE0), *range(0xE0, 0xF0), 0xFE}  # what Pillow reads or skips over
 APP1, APP13 = 0xE1, 0xED
@@ -41,16 +43,16 @@ STRANGE_PX = 2**32
 
 
 class Reader(io.BytesIO):
-    """A file in memory that can be read so often and no more."""
+    """A file in memory that allows a limited number of reads."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self._left = MAX_READS_OF_RUNS if data.startswith(b"BM") else MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read.
+        """Read from the file.
 
-        Raises: OSError: it has been read too often.
+        Raises: OSError: too many reads.
         """
         self._left -= 1
         if self._left < 0:
@@ -103,12 +105,12 @@ def count_scans(jpeg: bytes) -> int:
 
 
 def tile_px(tiff: bytes) -> int:
-    """Count the pixels of a TIFF's tiles, which are decoded whole, however small the picture; 0 where it has none.
+    """Return the number of pixels in a tile of a TIFF, 0 if it has no tiles; a tile is decoded whole.
 
-    Readers disagree on which of several fields counts, and on their types: here the largest does, and a strange one is
-    larger than any picture.
+    Readers disagree on which of several fields counts, and on their types. Here the largest counts, and one of an
+    unexpected type is taken to be larger than any picture.
 
-    Raises: struct.error: it is cut short, or Pillow and libtiff would read different fields.
+    Raises: struct.error: the file is cut short, or Pillow and libtiff would read different fields.
     """
     if tiff[3] == BIG:
         raise struct.error("Pillow takes a big TIFF of the other byte order for a small one")

@@ -1,17 +1,12 @@
 """What can be wrong with an input or an artifact. Knows no HTTP.
 
-ModelError
-├── InvalidInput        the caller's image or text cannot be used; `code` is stable, the message says what to change
-│   └── InputTooLarge   it breaks a stated limit
-└── ArtifactError       an artifact folder cannot be served: one sentence, for the person who starts the server
+InvalidInput        the caller's image or text cannot be used; `code` is stable, the message says what to change
+└── InputTooLarge   it exceeds a stated limit
+ArtifactError       an artifact folder cannot be served: one sentence, for the person who starts the server
 """
 
 
-class ModelError(Exception):
-    """Base of this package's errors."""
-
-
-class InvalidInput(ModelError):
+class InvalidInput(Exception):
     """An image or a text that cannot be used."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -20,8 +15,8 @@ class InvalidInput(ModelError):
 
 
 class InputTooLarge(InvalidInput):
-    """An image or a text beyond a stated limit."""
+    """An image or a text that exceeds a stated limit."""
 
 
-class ArtifactError(ModelError):
-    """An artifact that is missing, damaged or written for something else."""
+class ArtifactError(Exception):
+    """An artifact that is missing, damaged or made for another version or processor."""

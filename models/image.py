@@ -1,6 +1,6 @@
-"""Image bytes to patches: every mode and orientation to RGB, the reference's resize, uint8 patches.
+"""From image bytes to patches: any mode and orientation to RGB, the reference's resize, uint8 patches.
 
-The only file that imports Pillow. Rescaling and normalisation are not here: they are folded into the graph.
+The only file that imports Pillow. Rescaling and normalisation are folded into the graph.
 """
 
 import io
@@ -29,17 +29,17 @@ from models.resize import can_resize, resize
 from models.spec import Grid, ViltSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-PLAIN_JPEG = "PLAIN JPEG"  # to Pillow, a format of its own
-# Pillow's own check, made exact: it looks before it allocates, which for a GIF is while the header is read.
+PLAIN_JPEG = "PLAIN JPEG"  # registered with Pillow as a format of its own
+# Pillow's own check, made exact. It comes before anything is allocated, which for a GIF is while its header is read.
 TOO_MANY_PIXELS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # up to twice the limit it would only warn
-# One block of memory for every picture, as Pillow's documentation says: only so can its pixels be read in place.
+# Keep each picture in one block of memory, as Pillow documents: otherwise its pixels cannot be read in place.
 Image.core.set_use_block_allocator(1)  # type: ignore[attr-defined]
-# What our own resize is tried on, (w, h) px to (w, h) px: narrower, wider, across first, down first.
+# Sizes that our own resize is tried on, (w, h) px to (w, h) px: narrower, wider, across first, down first.
 TRIED = (((61, 47), (32, 32)), ((23, 40), (64, 64)), ((40, 90), (32, 32)))
-TRIED_SUBSAMPLING = ("444", "422", "420", "440")  # and JPEGs, of the first of those sizes
-BAND_PX = 2**18  # of a picture, converted at once
-SPARE = 2  # pixels along a side, for one that the model reads, that a JPEG keeps which is decoded smaller
+TRIED_SUBSAMPLING = ("444", "422", "420", "440")  # JPEGs that our own decoder is tried on, of the first of those sizes
+BAND_PX = 2**18  # of a picture that are converted at once
+SPARE = 2  # a JPEG decoded at reduced size keeps this many pixels along a side for each one that the model reads
 # What undoes each EXIF orientation. ImageOps.exif_transpose does the same, then decodes all of EXIF to write it anew.
 UPRIGHT_BY: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,7 +55,7 @@ MAX_RAW_EXIF = 2**18  # characters: what came from a JPEG's segment has half as 
 
 
 class PlainJpeg(JpegImageFile):
-    """A JPEG that needs no more than its size to be opened.
+    """A JPEG of which only the size has to be known to open it.
 
     Source: Pillow's handbook, writing your own image plugin.
     """
@@ -68,7 +68,7 @@ class PlainJpeg(JpegImageFile):
         self.tile = [ImageFile._Tile("jpeg", (0, 0, *size), 0, ("RGB", ""))]
 
 
-# Not by register_open, which would have it tried for whoever names no format.
+# Not by register_open: then Pillow would try it for every caller that names no format.
 Image.OPEN[PLAIN_JPEG] = PlainJpeg, lambda prefix: prefix.startswith(b"\xff\xd8\xff")
 
 
@@ -82,18 +82,18 @@ class ImagePatches:
 
 
 def decode(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
-    """Decode the first frame of an image to upright RGB, alpha on white.
+    """Decode the first frame of an image to upright RGB, with white behind transparency.
 
-    Raises: InvalidInput, InputTooLarge: as identify and load do.
+    Raises: InvalidInput, InputTooLarge: as identify and load.
     """
     return load(identify(data, max_pixels=max_pixels, max_aspect_ratio=max_aspect_ratio))
 
 
 def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
-    """Read an image's header and hold it to its limits; nothing is decoded.
+    """Read an image's header and check its limits, without decoding it.
 
     Raises: InvalidInput: not an image of a format in FORMATS, or one side beyond max_aspect_ratio times the other.
-        InputTooLarge: more than max_pixels, in a tile, too; more than MAX_SCANS; too much metadata.
+        InputTooLarge: the image or its tiles have more than max_pixels; more than MAX_SCANS; too much metadata.
     """
     if not data:
         raise InvalidInput("empty_image", "The image is empty: send the bytes of an image file.")
@@ -107,7 +107,7 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
         largest_px = tile_px(data) if image.format == "TIFF" else 0
     except TOO_MANY_PIXELS as error:
         raise InputTooLarge(
-            "image_too_large", f"The image has too many pixels: at most {max_pixels:,} are read."
+            "image_too_large", f"The image has too many pixels: at most {max_pixels:,} are allowed."
         ) from error
     except Exception as error:  # a decoder may fail in any way on hostile bytes
         raise InvalidInput(
@@ -121,7 +121,7 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
         )
     if largest_px > max_pixels:
         raise InputTooLarge(
-            "image_too_large", f"The image's tiles have too many pixels: at most {max_pixels:,} are read."
+            "image_too_large", f"The image's tiles have too many pixels: at most {max_pixels:,} are allowed."
         )
     if isinstance(image, JpegImageFile) and has_too_many_scans(data):
         raise InputTooLarge("too_many_scans", f"The JPEG image has more than {MAX_SCANS} scans.")
@@ -129,11 +129,12 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
 
 
 def load(image: Image.Image, scaled_for: ViltSpec | None = None) -> Image.Image:
-    """Decode what was identified to upright RGB, alpha on white.
+    """Decode an identified image to upright RGB, with white behind transparency.
 
-    With `scaled_for`, a JPEG at a half, quarter or eighth of its size, where that is enough for the model: not exact.
+    With `scaled_for`, a JPEG is decoded at a half, quarter or eighth of its size if that is enough for the model. The
+    result is then not exact.
 
-    Raises: InvalidInput: it is not whole.
+    Raises: InvalidInput: the file is damaged or cut short.
     """
     try:
         whole = image.size
@@ -166,7 +167,7 @@ def to_patches(image: Image.Image, spec: ViltSpec) -> ImagePatches:
 
 @cache
 def resizes_as_pillow() -> bool:
-    """Try once whether our own resize is compiled, and gives what this Pillow does."""
+    """Check once whether our own resize is compiled and gives the same pixels as this Pillow."""
     side = ViltSpec().patch_px
     for size, resized in TRIED:
         image = _noise(size)
@@ -179,7 +180,7 @@ def resizes_as_pillow() -> bool:
 
 @cache
 def decodes_as_pillow() -> bool:
-    """Try once whether libjpeg-turbo gives what this Pillow does, which may be built with another library."""
+    """Check once whether libjpeg-turbo gives the same pixels as this Pillow, which may use another library."""
     size, _ = TRIED[0]
     noise = np.asarray(_noise(size))
     for data in (jpeg.encode(noise, subsampling) for subsampling in TRIED_SUBSAMPLING):
@@ -190,7 +191,7 @@ def decodes_as_pillow() -> bool:
 
 
 def warm_up(spec: ViltSpec) -> None:
-    """Write and read a small picture in every format, so that no request pays for loading its decoder."""
+    """Write and read a small picture in every format, so that no request has to load a decoder."""
     for name in FORMATS:
         file = io.BytesIO()
         Image.new("RGB", (2 * spec.patch_px, 2 * spec.patch_px)).save(file, name)
@@ -202,7 +203,7 @@ def _noise(size: tuple[int, int]) -> Image.Image:
 
 
 def _by_libjpeg(image: Image.Image) -> Image.Image:
-    """Decode a flawless JPEG in colour; anything else is returned as it is, for Pillow to decode."""
+    """Decode a flawless JPEG in colour; return anything else unchanged, for Pillow to decode."""
     file = image.fp if isinstance(image, JpegImageFile) and image.mode == "RGB" else None
     if file is None or not decodes_as_pillow():
         return image
@@ -210,7 +211,7 @@ def _by_libjpeg(image: Image.Image) -> Image.Image:
     pixels = jpeg.decode(file.read(), image.size)
     if pixels is None:
         return image
-    # The same memory becomes the picture.
+    # The picture takes over this memory.
     decoded = Image.fromarrow(Image.frombuffer("RGBX", image.size, pixels, "raw", "RGBX", 0, 1), "RGB", image.size)
     decoded.info, decoded.format = image.info, image.format
     return decoded
@@ -230,19 +231,19 @@ def _pillows(image: Image.Image, size: tuple[int, int], side: int) -> NDArray[np
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; metadata that cannot be read turns nothing."""
+    """Apply the EXIF orientation; ignore metadata that cannot be read."""
     try:
         exif = image.info.get("exif", b"").removeprefix(EXIF).removeprefix(EXIF)
         if has_too_many_values(exif) or len(image.info.get(RAW_EXIF, "")) > MAX_RAW_EXIF:
             return image
         turn = UPRIGHT_BY.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # damaged metadata is no reason to refuse a whole picture
+    except Exception:  # damaged metadata is no reason to refuse an intact picture
         return image
     return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert in bands: one copy of the whole picture instead of five, and other threads run in between."""
+    """Convert band by band, with one copy of the picture instead of five; other threads run in between."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     rgb = Image.new("RGB", image.size, None)
@@ -254,7 +255,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _band_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would clip at 255
+    if image.mode.startswith("I"):  # 16 bits per pixel; Pillow's own conversion would clip them at 255
         gray = np.asarray(image, np.int64).clip(0, 65535)
         if (transparent := image.info.get("transparency")) is not None:
             gray = np.where(gray == transparent, 65535, gray)

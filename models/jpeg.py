@@ -1,6 +1,6 @@
-"""JPEGs by libjpeg-turbo itself. Pillow decodes with it, too, but reads headers in Python and copies pixels.
+"""Decode JPEGs with libjpeg-turbo directly. Pillow uses it, too, but reads headers in Python and copies pixels.
 
-What is the same to the last bit, and nothing else: what libjpeg-turbo has to warn of, Pillow bears or refuses.
+Only JPEGs for which both give the same bits: if libjpeg-turbo warns of a flaw, Pillow decides what becomes of the file.
 """
 
 import numpy as np
@@ -8,33 +8,39 @@ import simplejpeg
 from numpy.typing import NDArray
 
 MARKER, JFIF, SCAN, END = 0xFF, 0xE0, b"\xff\xda", b"\xff\xd9"
-FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # one pass or several, Huffman's code
-SEGMENTS = FRAMES | {0xC4, 0xDB, 0xDD, JFIF, 0xFE}  # tables, comments; in others Pillow finds what turns or spoils
+FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # one pass or several, Huffman coding
+SEGMENTS = FRAMES | {
+    0xC4,
+    0xDB,
+    0xDD,
+    JFIF,
+    0xFE,
+}  # and tables, comments; others can hold what Pillow acts on, such as an orientation
 MOST_SEGMENTS = 64
-JFIF_BYTES = 16  # of the segment, after its marker: shorter ones Pillow may refuse
+JFIF_BYTES = 16  # of the segment, after its marker; Pillow may refuse a shorter one
 BITS = 8  # of a sample
 IN_COLOUR = ("YCbCr", "RGB")
-PX_PER_BYTE = 512  # at most: a block of 64 pixels takes a bit at least
-END_WITHIN = 4096  # bytes of the file's end
+PX_PER_BYTE = 512  # at most: a block of 64 pixels takes at least a bit
+END_WITHIN = 4096  # bytes before the end of the file
 
 
 def plain_size(jpeg: bytes) -> tuple[int, int] | None:
-    """Tell width and height, in pixels, of a JPEG in colour whose header says no more than what the pixels are."""
+    """Return width and height, in pixels, of a JPEG in colour whose header only describes its pixels; else None."""
     if not _is_plain(jpeg):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
-    except Exception:  # it is flawed, or of a sampling that simplejpeg has no name for
+    except Exception:  # it is flawed, or has a sampling that simplejpeg has no name for
         return None
     return (width, height) if colours in IN_COLOUR else None
 
 
 def decode(jpeg: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
-    """Decode a flawless JPEG of this size, which has been held to its limits.
+    """Decode a flawless JPEG of this size, which has been checked against the limits; return None for any other.
 
-    What is clearly cut short is not begun: Pillow stops there, libjpeg-turbo goes on to the last row and then warns.
+    A file that is clearly cut short is not decoded: libjpeg-turbo would go on to the last row, and only then warn.
 
-    Shapes: -> (h, w, 4), RGB and one that is not read, as Pillow keeps RGB.
+    Shapes: -> (h, w, 4), RGB and an unused byte, as Pillow stores RGB.
     """
     width, height = size
     if width * height > PX_PER_BYTE * len(jpeg) or jpeg.rfind(END, -END_WITHIN) < 0:
@@ -49,7 +55,7 @@ def decode(jpeg: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
 
 
 def encode(pixels: NDArray[np.uint8], subsampling: str) -> bytes:
-    """Encode a picture to try decoders on: Pillow does not write all that it reads.
+    """Encode a picture for trying decoders: Pillow cannot write every subsampling that it reads.
 
     Shapes: pixels (h, w, 3).
     """

@@ -1,10 +1,10 @@
-"""The artifact folder: what `manifest.json` says, and the checks that make it true before anything is served.
+"""The artifact folder: what `manifest.json` says, and the checks of it before anything is served.
 
 artifact/
   manifest.json       what the model is, its files with their SHA-256, how it was made and how exact it is
   tokenizer.json      text to ids
-  labels.json         answers of the question answering head, in order; only where there is one
-  fp32/*.onnx         the graphs of one precision; of fp16 there is one, fp16/model.onnx
+  labels.json         answers of the question answering head, in order; only if there is one
+  fp32/*.onnx         the graphs of one precision; fp16 has a single one, fp16/model.onnx
 """
 
 import hashlib
@@ -21,7 +21,11 @@ from models.text import TextEncoder
 FORMAT_VERSION = 1
 MANIFEST, TOKENIZER, LABELS = "manifest.json", "tokenizer.json", "labels.json"
 PARTS = ("text_embedding", "visual_embedding", "interaction")  # graphs of a CPU precision; a GPU one has "model"
-TASKS = {"vqa": ("vqa_logits",), "itm": ("itm_logits", "rank_logits"), "rank": ("rank_logits",)}  # first there answers
+TASKS = {
+    "vqa": ("vqa_logits",),
+    "itm": ("itm_logits", "rank_logits"),
+    "rank": ("rank_logits",),
+}  # the first that exists answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +39,12 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """The graphs of one precision, by name, and what was measured of them."""
+    """The graphs of one precision, by name, and what was measured about them."""
 
     graphs: dict[str, FileEntry]
     opset: int
     parity: dict[str, Any] = field(default_factory=dict)
-    gate: dict[str, Any] = field(default_factory=dict)  # what it costs in answers; fp32 has none to pass
+    gate: dict[str, Any] = field(default_factory=dict)  # how many answers it changes; fp32 has no gate to pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,22 +89,22 @@ class Artifact:
 
     @property
     def checksum(self) -> str:
-        """A digest of the chosen precision's graphs, which the manifest's own digests stand for."""
+        """A digest of the chosen precision's graphs, computed from the manifest's digests."""
         return _digest(self.manifest.precisions[self.precision].graphs.values())
 
     @property
     def identity(self) -> str:
-        """A digest of all that an answer follows from: the graphs, the tokenizer, the labels."""
+        """A digest of everything that determines an answer: the graphs, the tokenizer, the labels."""
         return _digest((*self.manifest.precisions[self.precision].graphs.values(), *self.manifest.files.values()))
 
     @property
     def short_identity(self) -> str:
-        """As much of the identity as people compare."""
+        """The first 12 digits of the identity, for people to compare."""
         return self.identity[:12]
 
 
 def describe_file(folder: Path, file: str) -> FileEntry:
-    """Measure a file for the manifest."""
+    """Compute a file's entry in the manifest."""
     path = folder / file
     with path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -110,10 +114,10 @@ def describe_file(folder: Path, file: str) -> FileEntry:
 def load_artifact(
     folder: Path, precision: str = "auto", *, has_vnni: bool = False, on_gpu: bool = False, opens_graphs: bool = True
 ) -> Artifact:
-    """Read an artifact folder and verify every file that the precision needs; its graphs, if they are to be opened.
+    """Read an artifact folder and verify every file that the precision needs; the graphs only if `opens_graphs`.
 
-    On a CPU "auto" is int8 where it has passed its gate and the processor has instructions for it, else fp32. A GPU
-    runs fp16 alone, which "auto" is where it has passed its gate.
+    On a CPU, "auto" is int8 if it has passed its gate and the processor has VNNI, else fp32. A GPU runs only fp16;
+    "auto" requires that it has passed its gate.
 
     Raises: ArtifactError: something is missing, damaged or made for another version or processor; the message is one
         sentence.
@@ -126,8 +130,8 @@ def load_artifact(
             raise ArtifactError(f"A GPU runs the graph in fp16, not those in {chosen}: they are for --provider cpu.")
         if precision == "auto" and chosen in manifest.precisions and chosen not in has_passed:
             raise ArtifactError(
-                f"The fp16 graph of {folder} has not passed its gate: export it with --eval-data, or serve it with"
-                " --precision fp16 all the same."
+                f"The fp16 graph of {folder} has not passed its gate: export it with --eval-data, or serve it anyway"
+                " with --precision fp16."
             )
     else:
         chosen = precision if precision != "auto" else "int8" if "int8" in has_passed and has_vnni else "fp32"

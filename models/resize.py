@@ -1,7 +1,7 @@
-"""Pillow's bicubic resize straight into patches, five to seven times as fast, where it is compiled.
+"""Pillow's bicubic resize straight into patches, compiled: five to seven times as fast.
 
-The compiled half is `_resize.c`; here are the weights, and which axis comes first. Whether both agree with the Pillow
-that is installed is tried once: where they do not, or nothing was compiled, Pillow resizes.
+The compiled half is `_resize.c`; this half computes the weights and chooses which axis comes first. image.py checks
+once whether the result equals that of the installed Pillow; if not, or if nothing was compiled, Pillow resizes.
 """
 
 from collections.abc import Sequence
@@ -24,21 +24,22 @@ Axis = tuple[int, int, int, NDArray[np.int32], NDArray[np.int16]]
 
 
 def is_compiled() -> bool:
-    """Tell whether there is a compiled half."""
+    """Check whether the compiled half is available."""
     return _resize is not None
 
 
 def can_resize(size: Sequence[int], resized: Sequence[int]) -> bool:
-    """Tell whether a picture has a pixel for every tap of the filter."""
+    """Check whether an image has a pixel for every tap of the filter."""
     return is_compiled() and all(axis(*lengths)[2] <= lengths[0] for lengths in zip(size, resized, strict=True))
 
 
 def resize(pixels: Any, size: Sequence[int], resized: Sequence[int], patch_px: int) -> NDArray[np.uint8]:
-    """Resize what `can_resize` accepts, and cut it into patches.
+    """Resize an image that `can_resize` accepts, and cut it into patches.
 
-    Shapes: pixels, an Arrow array of (h * w, 4) uint8, RGB and one that is not read -> (P, 3 * patch_px ** 2).
+    Shapes: pixels, an Arrow array of (h * w, 4) uint8, RGB and an unused byte -> (P, 3 * patch_px ** 2).
     Raises: ValueError: the array is not of that size.
-    Source: Pillow's libImaging/Resample.c; down comes first where height shrinks by twice what width does (Pillow 13).
+    Source: Pillow's libImaging/Resample.c; the vertical pass comes first if height
+        shrinks by more than twice as much as width (Pillow 13).
     """
     (width, height), (new_width, new_height) = size, resized
     down_first = height > new_height and height - new_height > 2 * (width - new_width)
@@ -47,9 +48,9 @@ def resize(pixels: Any, size: Sequence[int], resized: Sequence[int], patch_px: i
     return patches
 
 
-@lru_cache(maxsize=64)  # of 10 kB, or 500 where thousands of pixels become hundreds
+@lru_cache(maxsize=64)  # of 10 kB each, or 500 kB if thousands of pixels become hundreds
 def axis(length: int, resized: int) -> Axis:
-    """Say of each output pixel where its input begins, and the weights.
+    """Compute where each output pixel's input begins, and its weights.
 
     Shapes: -> length, resized, taps, first (resized,), halves (resized, taps / 2, low and high, 2 taps)
     Source: Pillow's libImaging/Resample.c, precompute_coeffs and normalize_coeffs_8bpc, operation for operation.

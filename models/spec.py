@@ -1,4 +1,4 @@
-"""The numbers of one ViLT: picture and text limits, the grids of patches it can meet, where their positions lie."""
+"""The numbers of one ViLT: image and text limits, the possible grids of patches, and where their positions are."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ PADDING_ROW = 0  # of the position table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViltSpec:
-    """What preprocessing needs to know of a model.
+    """What preprocessing needs to know about a model.
 
     Units: pixels of the resized image; tokens count [CLS] and [SEP].
     Source: transformers ViltConfig and ViltImageProcessor.
@@ -31,7 +31,7 @@ class ViltSpec:
 
     @property
     def max_aspect_ratio(self) -> float:
-        """Longest side an image may have, as a multiple of its other: beyond it the resized image has no patches.
+        """Longest side an image may have, as a multiple of the other: beyond it the resized image has no patches.
 
         20 for 384 / 32, where the reference fails at 20.3; less for smaller models.
         """

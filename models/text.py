@@ -1,4 +1,4 @@
-"""Text to token ids, with the tokenizer that the artifact carries."""
+"""From text to token ids, with the artifact's tokenizer."""
 
 import re
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class TextTokens:
     """One text as the graph reads it, without padding."""
 
     input_ids: NDArray[np.int64]  # (L,), [CLS] first, [SEP] last
-    truncated: bool  # the text was longer than the model reads
+    truncated: bool  # the text was longer than the model can read
 
 
 class TextEncoder:
-    """WordPiece from a `tokenizer.json`, cut at the length the model reads."""
+    """The tokenizer of a `tokenizer.json`; cuts texts at the length that the model reads."""
 
     def __init__(self, path: Path, max_tokens: int) -> None:
         try:
@@ -35,7 +35,7 @@ class TextEncoder:
     def encode(self, text: str) -> TextTokens:
         """Encode a text.
 
-        Raises: InvalidInput: the text is blank, or holds a NUL character or half of a surrogate pair.
+        Raises: InvalidInput: the text is blank, or contains a NUL character or half of a surrogate pair.
         """
         check(text)
         encoding = self._tokenizer.encode(text)
@@ -43,11 +43,11 @@ class TextEncoder:
 
 
 def check(text: str) -> None:
-    """Refuse what no tokenizer reads, in much less time than it takes one to read a text.
+    """Refuse a text that cannot be tokenized, in much less time than tokenizing takes.
 
     Raises: InvalidInput: as TextEncoder.encode.
     """
     if not text.strip():
-        raise InvalidInput("empty_text", "The text is empty: ask or say something.")
+        raise InvalidInput("empty_text", "The text is empty or blank: send a question or a caption.")
     if UNREADABLE.search(text):
-        raise InvalidInput("invalid_text", "The text holds a NUL or a lone surrogate character: send plain text.")
+        raise InvalidInput("invalid_text", "The text contains a NUL or half of a surrogate pair: send plain text.")

@@ -1,6 +1,6 @@
-"""Request bodies: multipart, JSON and raw images, read as they arrive, bounded, never on disk.
+"""Request bodies: multipart, JSON and raw images, read as they arrive, within limits, never written to disk.
 
-Knows forms by their Content-Type, and sizes; what is inside is forms.py's.
+Tells the forms apart by their Content-Type; forms.py reads what is inside.
 """
 
 import contextlib
@@ -11,8 +11,8 @@ from email.message import Message
 from server.errors import BadRequest, Overloaded, TooLarge, UnsupportedMediaType
 from server.types import Clock, Mean
 
-CONTENT_TYPE_CHARS = 400  # a boundary has at most 70; a crowd of semicolons takes long
-SOONEST_S = 0.1  # to come back in, while none has been held yet
+CONTENT_TYPE_CHARS = 400  # a boundary has at most 70, and many semicolons take long to parse
+SOONEST_S = 0.1  # the shortest time after which a refused client is told to retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +25,23 @@ class RawBody:
 
 
 class BodyRoom:
-    """Bounds the bytes of all bodies in flight, from their first byte until their request is answered."""
+    """Limits the bytes of all bodies in memory, from their first byte until their request is answered."""
 
     def __init__(self, max_bytes: int, report: Callable[[int], None], clock: Clock) -> None:
-        """Report whatever is taken, and given back as a negative number."""
+        """Call `report` with each number of bytes taken, and with a negative one when they are released."""
         self._max_bytes = max_bytes
         self._report = report
         self._clock = clock
         self._taken = 0
-        self._held_s = Mean()  # how long bodies of late have been
+        self._held_s = Mean()  # how long recent bodies have been held
 
     @contextlib.contextmanager
     def body(self) -> Iterator[Callable[[int], None]]:
-        """Hold room for a body, which takes it as its bytes arrive; one alone always has room.
+        """Reserve memory for one body: call the yielded function with the size of each chunk that arrives.
 
-        Raises: Overloaded: by taking it, there is no room for more.
+        A body that is alone is always accepted.
+
+        Raises: Overloaded: (from that function) the limit is reached.
         """
         held, since_s, is_refused = 0, self._clock(), False
 
@@ -49,8 +51,7 @@ class BodyRoom:
                 is_refused = True
                 raise Overloaded(
                     "too_many_bodies",
-                    f"Bodies of {self._taken:,} bytes are in flight and at most {self._max_bytes:,} are taken on:"
-                    " come back later.",
+                    f"The request bodies held are {self._taken:,} of at most {self._max_bytes:,} bytes: retry later.",
                     retry_after_s=max(self._held_s.value, SOONEST_S),
                 )
             held += count
@@ -60,7 +61,7 @@ class BodyRoom:
             yield take
         finally:
             self._count(-held)
-            if held and not is_refused:  # who is refused at once tells nothing of when there is room
+            if held and not is_refused:  # a refused one says nothing about how long memory is held
                 self._held_s.add(self._clock() - since_s)
 
     def _count(self, count: int) -> None:
@@ -76,15 +77,16 @@ async def read(
     accepts_image: bool,
     take: Callable[[int], None] = lambda _: None,
 ) -> RawBody:
-    """Read a whole body within its limits, taking room for its bytes as they arrive.
+    """Read a whole body within its limits, calling `take` with the size of each chunk as it arrives.
 
     Raises: UnsupportedMediaType: not a form that the route reads. TooLarge, BadRequest: as the message says.
-        Overloaded: there is no room.
+        Overloaded: (from `take`) too many bodies are in memory.
     """
     encoding = headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMediaType(
-            "unsupported_encoding", f"The Content-Encoding {encoding[:100]!r} is not read; send the body as it is."
+            "unsupported_encoding",
+            f"The Content-Encoding {encoding[:100]!r} is not supported; send the body uncompressed.",
         )
     content_type = headers.get("content-type", "")
     if len(content_type) > CONTENT_TYPE_CHARS:
@@ -119,7 +121,9 @@ def _form_of(kind: str, *, accepts_image: bool) -> str:
     if accepts_image and kind.startswith("image/"):
         return "image"
     forms = "multipart/form-data, application/json" + (" or image/*" if accepts_image else "")
-    raise UnsupportedMediaType("unsupported_media_type", f"The Content-Type {kind[:100]!r} is not read; send {forms}.")
+    raise UnsupportedMediaType(
+        "unsupported_media_type", f"The Content-Type {kind[:100]!r} is not supported here; send {forms}."
+    )
 
 
 async def _bounded(

@@ -1,6 +1,6 @@
-"""Who asks: whether their key is right, who they are, how much they have in flight, whether they are still there.
+"""The client of a request: its key, its name, how many requests it has in progress, whether it is still connected.
 
-Knows HTTP's edge and nothing of models. A key is compared and forgotten: it is in no log, name or answer.
+A key is compared and forgotten: no log, name or response contains it.
 """
 
 import asyncio
@@ -20,49 +20,49 @@ from server.types import Clock, Mean
 
 
 def client_of(request: HTTPConnection) -> str:
-    """Name a request's client: by the key that let it in, or else by its peer's address.
+    """Return the name of a request's client: the key that admitted it, else its peer's address.
 
-    Where no key is required, one that is sent is no name: anybody could make up as many as they like.
+    If no key is required, one that is sent is ignored: anybody could make up as many as they like.
     """
     named: str | None = getattr(request.state, "client", None)
     return named or (request.client.host if request.client else "")
 
 
 class ApiKeys(HTTPBearer):
-    """Lets in requests that carry one of the keys, and names their client; a security scheme in OpenAPI."""
+    """Admits requests that carry one of the keys, and names their client; a security scheme in OpenAPI."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         super().__init__(scheme_name="API key", description="One of the server's keys.", auto_error=False)
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, request: HTTPConnection) -> None:  # async, or FastAPI would take a thread for it
-        """Leave the client's name in the request's state: the key's number, which gives nothing of it away.
+        """Put the client's name into the request's state: the number of its key, which reveals nothing of the key.
 
         Raises: Unauthorized: there is no key, or a wrong one.
         """
         given = await super().__call__(request)
         if given is None:
-            raise Unauthorized("A key is needed here: send the header Authorization: Bearer <key>.")
+            raise Unauthorized("This server requires a key: send the header Authorization: Bearer <key>.")
         digest = _digest(given.credentials.encode("latin-1"))  # as it came: headers are read as latin-1
         numbers = [number for number, known in enumerate(self._digests, 1) if hmac.compare_digest(known, digest)]
         if not numbers:
-            raise Unauthorized("The key is not one of this server's.")
+            raise Unauthorized("The key is none of this server's keys.")
         request.state.client = f"key {numbers[0]}"
 
 
 def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()  # of one length, so that comparing tells nothing of the key's own
+    return hashlib.sha256(key).digest()  # all have one length, so that comparing them does not reveal the key's
 
 
 class Places:
-    """Bounds how many requests a client has at once; knows a client only while it has one."""
+    """Limits how many requests a client has at once; remembers a client only while it has one."""
 
     def __init__(self, most: int, run_s: float, clock: Clock) -> None:
-        """Give each client so many places, 0 for any number; a request takes a run's time until more is known."""
+        """Allow each client `most` requests, 0 for any number; until one has ended, it is assumed to take `run_s`."""
         self._most = most
         self._clock = clock
         self._taken: dict[str, dict[object, tuple[float, str]]] = {}  # since when and for which task, oldest first
-        # By task: how long its requests of late have held their places.
+        # By task: how long its recent requests have held their places.
         self._held_s: defaultdict[str, Mean] = defaultdict(lambda: Mean(run_s))
 
     @contextlib.contextmanager
@@ -78,7 +78,7 @@ class Places:
         if len(taken) >= self._most:
             raise Overloaded(
                 "client_over_limit",
-                f"You have {len(taken)} requests in flight, as many as a client may: come back when one is answered.",
+                f"You have {len(taken)} requests in progress, the limit for one client: retry when one is answered.",
                 retry_after_s=self._until_free_s(taken),
             )
         place, since_s = object(), self._clock()
@@ -92,16 +92,16 @@ class Places:
             self._held_s[task].add(self._clock() - since_s)
 
     def _until_free_s(self, taken: dict[object, tuple[float, str]]) -> float:
-        """Estimate when the oldest of a client's requests ends; if that is overdue, how often one of them does."""
+        """Estimate when the oldest of a client's requests ends; if that is overdue, the time between two ends."""
         since_s, task = next(iter(taken.values()))
         mean_s = self._held_s[task].value
         return max(since_s + mean_s - self._clock(), mean_s / len(taken))
 
 
 class Connection:
-    """Cancels the task inside when its client goes away: asyncio.timeout, with a disconnect in the place of time.
+    """Cancels the task inside when its client disconnects, as asyncio.timeout does when time has passed.
 
-    Raises: ClientDisconnect: in the place of that cancellation.
+    Raises: ClientDisconnect: instead of that cancellation.
     """
 
     def __init__(self, request: Request) -> None:
@@ -115,7 +115,7 @@ class Connection:
         return self._watching is not None
 
     def watch(self) -> None:
-        """Begin, once the body has been read: before that, whoever reads it learns of a disconnect."""
+        """Start watching, once the body has been read: until then, the code that reads it learns of a disconnect."""
         self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
@@ -135,6 +135,8 @@ class Connection:
     ) -> None:
         if self._watching is not None:
             self._watching.cancel()  # a wait for an event: it ends at once, and takes no message with it
-        ours = self._has_gone and self._task.uncancel() <= self._cancelling  # else somebody else cancelled it, too
+        ours = (
+            self._has_gone and self._task.uncancel() <= self._cancelling
+        )  # otherwise something else has cancelled it, too
         if ours and kind is asyncio.CancelledError:
             raise ClientDisconnect from error

@@ -17,7 +17,7 @@ from server.backend import LocalBackend
 from server.listening import Server
 from server.loading import load
 from server.metrics import Metrics
-from server.settings import Settings, variable, warnings
+from server.settings import Settings, command_line, explain, warnings
 from server.version import own_version
 
 log = logging.getLogger("server")
@@ -28,9 +28,9 @@ def serve() -> None:
         print(f"vilt-serve {own_version()}")  # noqa: T201 the output
         return
     try:
-        settings = CliApp.run(Settings)
+        settings = CliApp.run(Settings, cli_settings_source=command_line())
     except ValidationError as error:
-        sys.exit(f"vilt-serve: {_explain(error)}; see vilt-serve --help")
+        sys.exit(f"vilt-serve: {explain(error)}; see vilt-serve --help")
     logs.configure(settings.log_format, settings.log_level)
     for warning in warnings(settings, os.environ):
         log.warning(warning)
@@ -49,13 +49,3 @@ def serve() -> None:
     server.run(listeners)
     if server.force_exit:
         os._exit(0)  # Python would wait for its threads, and for ever if a run hangs
-
-
-def _explain(error: ValidationError) -> str:
-    """Describe the first error, naming the setting as a flag and as a variable."""
-    first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return message
-    name = str(first["loc"][0])
-    return f"--{name.replace('_', '-')}, or {variable(name)}: {message}"

@@ -7,13 +7,13 @@ ServerError
 ├── MethodNotAllowed      405
 ├── TooLarge              413  a body, an image, a text or a list beyond its limit
 ├── UnsupportedMediaType  415  a Content-Type that the route does not read
-├── Unusable              422  read, but no use: an image that does not decode, an empty question
-├── Overloaded            429  more work is waiting than the server takes on, or than one client may have
+├── Unusable              422  understood, but unusable: an image that does not decode, an empty question
+├── Overloaded            429  the server or the client has as much work in progress as is allowed
 ├── EngineFault           500  the model failed on these inputs
-├── Unavailable           503  not ready yet, on its way down, or the deadline would be missed
-└── DeadlineExceeded      504  the request's time was over
+├── Unavailable           503  not ready yet, shutting down, or the deadline would be missed
+└── DeadlineExceeded      504  the request's deadline passed
 
-429 and 503 say when to come back. 503 and 504 only ever mean time, never content.
+429 and 503 say when to retry. 503 and 504 only ever mean time, never content.
 """
 
 from collections.abc import Mapping
@@ -96,5 +96,5 @@ class DeadlineExceeded(ServerError):
 
 
 def internal_error() -> ServerError:
-    """Say of something unforeseen that it was."""
-    return ServerError("internal_error", "Something failed that should not have; it has been logged.")
+    """Return the error for a failure that nobody foresaw."""
+    return ServerError("internal_error", "The server failed on this request; the error has been logged.")

@@ -1,6 +1,6 @@
-"""A whole body to fields, whatever its form, and fields to a schema. On a thread of its own where that takes long.
+"""From a whole body in any form to fields, and from fields to a schema; on a thread of its own if that takes long.
 
-Knows syntax; what the fields mean is schemas.py's, and an image is still encoded when it leaves here.
+Only syntax: schemas.py says what the fields mean, and images stay encoded.
 """
 
 import json
@@ -19,24 +19,25 @@ BodyT = TypeVar("BodyT", bound=Body)
 IMAGES = ("image", "images", "query_image")  # the fields that are files
 RANK_FIELDS = ("query_text", "query_image", "images", "texts", "top_k", "model")  # of a rank's multipart body
 FIELD_BYTES = 64_000  # of a multipart part that is not a file; texts have their own limit
-PLAINLY = {  # where pydantic speaks of Python
+PLAINLY = {  # in place of pydantic's messages about Python
     "model_type": "Input should be an object",
     "int_parsing": "Input should be a valid integer",
 }
 RANK_QUERY = ("top_k", "model")  # of its query string
-CROWD = 32  # names in an object, of which none has more than five
-QUERY_FIELDS = 32  # of the query string, which has four at most
-QUICK_BYTES, QUICK_PARTS = 2**17, 64  # of a multipart body that is taken apart in about a millisecond
+CROWD = 32  # names in an object; none of the schemas has more than five
+QUERY_FIELDS = 32  # in a query string, which needs four at most
+QUICK_BYTES, QUICK_PARTS = 2**17, 64  # of a multipart body that is parsed in about a millisecond
 QUICK_QUERY_BYTES = 2**13
-JSON_VALUES = 300_000  # in 20 MB there is room for 6 million empty lists, which take 500 MB and hold up every thread
+JSON_VALUES = 300_000  # 20 MB can hold 6 million empty lists, which take 500 MB and block every thread
 
 Fields = dict[str, list[str | bytes]]
 
 
 def parse(body: RawBody, query: bytes, schema: type[BodyT], *, max_parts: int, max_candidates: int) -> BodyT:
-    """Hold a body, whatever its form, and the query string to one schema.
+    """Validate a body in any form, and the query string, against one schema.
 
-    Raises: BadRequest: it is malformed; a field is missing, unknown, or of the wrong type. TooLarge: of that, too much.
+    Raises: BadRequest: it is malformed; a field is missing, unknown, or of the wrong type. TooLarge: it has too many
+        parts, values or candidates.
     """
     fields: dict[str, Any] = _single_fields(_query_fields(query))
     if schema is RankBody and (unknown := [name for name in fields if name not in RANK_QUERY]):
@@ -54,7 +55,7 @@ def parse(body: RawBody, query: bytes, schema: type[BodyT], *, max_parts: int, m
 
 
 def takes_long(body: RawBody, query: bytes) -> bool:
-    """Tell whether to parse these could take more than a millisecond or two, which the event loop has not."""
+    """Check whether parsing could take more than a millisecond or two, too long for the event loop."""
     if body.form == "json" or len(query) > QUICK_QUERY_BYTES:
         return True
     if body.form == "image":
@@ -63,13 +64,13 @@ def takes_long(body: RawBody, query: bytes) -> bool:
 
 
 def multipart_fields(body: RawBody, names: Sequence[str], max_parts: int) -> Fields:
-    """Take a multipart body of such fields apart: files as bytes, others as text.
+    """Parse a multipart body with these fields: files as bytes, others as text.
 
     Raises: BadRequest, TooLarge: as the message says.
     """
     fields: Fields = {}
     try:
-        # Strict, it ends at lines that go on, which are many for few bytes. File names come in any encoding.
+        # Strict: folded header lines, of which few bytes can hold many, are refused. File names come in any encoding.
         with PushMultipartParser(body.boundary, header_charset="latin-1", strict=True) as parser:
             name, value, count = "", b"", 0
             for event in parser.parse(body.data):
@@ -127,12 +128,14 @@ def _query_fields(query: bytes) -> Fields:
 
 
 def _refuse_crowds(fields: Mapping[str, Any], schema: type[Body], max_candidates: int) -> None:
-    """Refuse more than can be right at its first: the schema would write down each of a hundred thousand mistakes."""
+    """Refuse excess at its first item: pydantic would describe each of a hundred thousand mistakes."""
     candidates = fields.get("candidates") if schema is RankBody else None
     listed = candidates if isinstance(candidates, list) else []
     if len(listed) > max_candidates:
         count = len(listed)
-        raise TooLarge("too_many_candidates", f"There are {count:,} candidates; at most {max_candidates:,} are ranked.")
+        raise TooLarge(
+            "too_many_candidates", f"There are {count:,} candidates; at most {max_candidates:,} are allowed."
+        )
     _refuse_unknown(fields, schema)
     if schema is RankBody:
         _refuse_unknown(fields.get("query"), Item, "query.")
@@ -147,8 +150,8 @@ def _refuse_unknown(given: Any, schema: type[Body], where: str = "") -> None:
 
 
 def _no_field(name: str, names: Sequence[str] = (), where: str = "") -> BadRequest:
-    there_are = f"; there are {', '.join(names)}" if names else ""
-    return BadRequest("unknown_field", f"There is no field {name[:100]!r}{where and ' ' + where}{there_are}.")
+    known = f"; the fields are {', '.join(names)}" if names else ""
+    return BadRequest("unknown_field", f"There is no field {name[:100]!r}{where and ' ' + where}{known}.")
 
 
 def _repeated(name: str, how: str) -> BadRequest:
@@ -156,7 +159,7 @@ def _repeated(name: str, how: str) -> BadRequest:
 
 
 def _parse_json(data: bytes) -> dict[str, Any]:
-    if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:  # of a text they count as well: it is a bound
+    if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:  # those inside of texts count, too: it is an upper bound
         raise TooLarge("too_many_values", f"The JSON body has more than {JSON_VALUES:,} values.")
     try:
         parsed = json.loads(data, object_pairs_hook=_object)
@@ -165,7 +168,7 @@ def _parse_json(data: bytes) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadRequest("malformed_json", f"The body is not JSON: {error}.") from error
     except ValueError as error:
-        raise BadRequest("malformed_json", "The JSON body has a number of thousands of digits.") from error
+        raise BadRequest("malformed_json", "The JSON body contains a number with too many digits.") from error
     if not isinstance(parsed, dict):
         raise BadRequest("malformed_json", "The JSON body must be an object.")
     return parsed
@@ -188,7 +191,7 @@ def _single_fields(fields: Fields) -> dict[str, Any]:
 
 
 def _rank_fields(fields: Fields) -> dict[str, Any]:
-    """Turn query_text or query_image, and repeated images or texts, into the JSON body's fields."""
+    """Turn query_text or query_image, and repeated images or texts, into the fields of the JSON body."""
     texts, images = fields.pop("texts", []), fields.pop("images", [])
     single = _single_fields(fields)
     query = {kind: single.pop(f"query_{kind}") for kind in ("text", "image") if f"query_{kind}" in single}
@@ -201,7 +204,7 @@ def _rank_fields(fields: Fields) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, names: Sequence[str]) -> BadRequest:
-    """Say the first thing that is wrong, and where; a wrong name before the right one that is missing for it."""
+    """Describe the first mistake and its place; an unknown name before the missing one that it may stand for."""
     found = error.errors(include_url=False, include_input=False)
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     where = ".".join(str(part) for part in first["loc"] if part not in ("str", "bytes"))[:100]

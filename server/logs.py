@@ -1,4 +1,4 @@
-"""Logging to standard error, for people or for machines; one line a request, never a text, an image or a key."""
+"""Logging to standard error, for people or machines: one line per request, and never a text, an image or a key."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ FIELDS = "fields"  # extra={FIELDS: {...}} puts named values on a record
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

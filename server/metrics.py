@@ -14,7 +14,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (
     0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0,
     16.0, 32.0, 64.0,
-)  # fmt: skip  # doubling: a stage takes from well under a millisecond to the deadline
+)  # fmt: skip  # each twice the last: a stage takes from well under a millisecond to the whole deadline
 ENTRIES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 CPU, STARTED = "process_cpu_seconds", "process_start_time_seconds"
 RATIOS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -24,8 +24,8 @@ class Metrics:
     """The server's instruments."""
 
     def __init__(self, processes: Collection[int] = ()) -> None:
-        """Measure the processes of these ids, which may change; none stands for this one."""
-        self.registry = registry = CollectorRegistry()  # never the global one
+        """Measure the processes with these ids, a collection that may change; if it is empty, this process."""
+        self.registry = registry = CollectorRegistry()  # not the global one
         self.requests = Counter(
             "vilt_requests", "Task requests answered, by status and error code.", ["task", "model", "status", "code"],
             registry=registry,
@@ -58,7 +58,10 @@ class Metrics:
         )
         self.body_bytes = Gauge("vilt_body_bytes", "Bytes of request bodies in flight.", registry=registry)
         self.drift = Gauge(
-            "vilt_latency_drift", "How many times as long runs take now as at warm-up.", ["model"], registry=registry
+            "vilt_latency_drift",
+            "How many times as long runs take now as during warm-up.",
+            ["model"],
+            registry=registry,
         )
         self.cache_hits = Counter(
             "vilt_cache_hits", "Work not done twice: decoded, in_flight or logits.", ["cache"], registry=registry
@@ -69,7 +72,7 @@ class Metrics:
         )
         self.engine_seconds = Counter(
             "vilt_engine_seconds",
-            "Engine time by what became of it: answered; late or abandoned, so nobody waited for it any more.",
+            "Engine time by use: answered, or late or abandoned, when nobody waited for it any more.",
             ["use"],
             registry=registry,
         )
@@ -77,7 +80,7 @@ class Metrics:
         self.ready = Gauge("vilt_ready", "1 while the server may be sent requests.", registry=registry)
 
     def record(self, request: RequestRecord) -> None:
-        """Count a request that has had its response, and the stages of one that was answered."""
+        """Count a request whose response was sent, and the stages of one that was answered."""
         self.requests.labels(request.task, request.model, str(request.status), request.code).inc()
         self.request_seconds.labels(request.task, request.model).observe(request.total_ms / 1000)
         if request.code == "ok":
@@ -90,15 +93,15 @@ class Metrics:
 
 
 class Processes(Collector):
-    """Memory, open files and processor time of several processes as one; where there is a /proc."""
+    """Memory, open files and processor time of several processes together; only on systems with /proc."""
 
     def __init__(self, processes: Collection[int]) -> None:
-        """Know them by their ids, which may change; this one has to be among them."""
+        """Take the process ids, a collection that may change; this process has to be in it."""
         self._processes = processes
-        self._cpu_s: dict[int, float] = {}  # of those that have ended, too, or the sum would fall
+        self._cpu_s: dict[int, float] = {}  # ended processes stay in it, or the sum would fall
 
     def collect(self) -> Iterator[Metric]:
-        """Sum up each metric; when it started is told of this process, which counts for all."""
+        """Sum each metric over all processes, except the start time, which is this process's."""
         each = {pid: _measured(pid) for pid in tuple(self._processes)}
         self._cpu_s |= {pid: found[CPU].samples[0].value for pid, found in each.items() if CPU in found}
         for name, metric in each[os.getpid()].items():

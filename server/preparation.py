@@ -1,6 +1,6 @@
-"""One image and one text to features: base64, decoding, resizing, tokenizing; on the threads of a pool.
+"""From one image and one text to features: base64, decoding, resizing, tokenizing; on the threads of a pool.
 
-What is refused here is refused with what models/ says of it, and with the part of the request that it is about.
+A refusal has the message of models/, and the part of the request that it is about.
 """
 
 import base64
@@ -20,12 +20,12 @@ from server.errors import TooLarge, Unusable
 from server.schemas import RankBody
 from server.types import ServedModel, Timings
 
-BLANKS = b" \t\n\v\f\r"  # that base64 may be broken by
+BLANKS = b" \t\n\v\f\r"  # that may be anywhere in base64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an image and a text may measure, and how much of decoded images is kept."""
+    """How large an image and a text may be, and how much memory the decoded images that are kept may take."""
 
     max_image_pixels: int
     max_request_pixels: int
@@ -35,14 +35,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One image and one text, prepared; the digest tells the image's bytes from all others."""
+    """One image and one text, prepared; the digest identifies the image's bytes."""
 
     features: Features
     digest: bytes
 
 
 class PixelBudget:
-    """The pixels that may still be decoded for a request; pool threads share it."""
+    """The number of pixels that may still be decoded for a request; shared by pool threads."""
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = self._left = max_pixels
@@ -50,9 +50,9 @@ class PixelBudget:
         self._counted: set[bytes] = set()
 
     def spend(self, digest: bytes, pixels: int) -> None:
-        """Take a picture's pixels off, before they are decoded; one that comes again is decoded once.
+        """Subtract an image's pixels before they are decoded; an image that comes again is not counted again.
 
-        Raises: InputTooLarge: there are not as many left.
+        Raises: InputTooLarge: not enough are left.
         """
         with self._lock:
             if digest not in self._counted:
@@ -62,12 +62,12 @@ class PixelBudget:
         if left < 0:
             raise InputTooLarge(
                 "too_many_pixels",
-                f"With this image the request has more than the {self._max_pixels:,} pixels that are decoded for one.",
+                f"With this image the request exceeds its limit of {self._max_pixels:,} pixels in all images together.",
             )
 
 
 class Preparation:
-    """Prepares pairs; an image that was decoded lately is not decoded again."""
+    """Prepares pairs; a recently decoded image is not decoded again."""
 
     def __init__(self, limits: Limits, count_hit: Callable[[], None], *, scales_jpegs: bool = False) -> None:
         self._limits = limits
@@ -76,25 +76,25 @@ class Preparation:
         self._decoded: Cache[ImagePatches] = Cache(limits.decoded_cache_bytes, lambda image: image.patches.nbytes)
 
     def budget(self) -> PixelBudget:
-        """Begin the account of a request's pixels."""
+        """Return a new request's pixel budget."""
         return PixelBudget(self._limits.max_request_pixels)
 
     def pair(self, model: ServedModel, image: str | bytes, text: str, timings: Timings) -> Pair:
         """Turn one pair into features; on a pool thread."""
         with _refusing():
-            self._check(text)  # at once: no picture is decoded for nothing
+            self._check(text)  # first, so that no image is decoded in vain
             patches, digest = self._patches(model, image, timings, self.budget())
             tokens = model.artifact.text_encoder.encode(text)
         timings.mark("tokenize")
         return Pair(Features(patches, tokens), digest)
 
     def first_of(self, model: ServedModel, body: RankBody, timings: Timings, pixels: PixelBudget) -> Pair:
-        """Prepare a rank's query, of which there is one, with its first candidate."""
+        """Prepare a rank's query together with its first candidate."""
         query, candidate = body.query, body.candidates[0]
         for part, item in (("query", query), *((f"candidates[{n}]", one) for n, one in enumerate(body.candidates))):
             if item.text is not None:
                 with _refusing(part):
-                    self._check(item.text)  # before any has run for nothing
+                    self._check(item.text)  # before any run, which would be in vain
         asks_text = query.text is not None
         image, text = (candidate.image, query.text) if asks_text else (query.image, candidate.text)
         with _refusing("candidates[0]" if asks_text else "query"):
@@ -117,10 +117,10 @@ class Preparation:
     def _patches(
         self, model: ServedModel, image: str | bytes, timings: Timings, pixels: PixelBudget
     ) -> tuple[ImagePatches, bytes]:
-        """Decode and cut up an image, unless that has been done or is being done; tell its digest, too."""
+        """Return an image's patches, which may be in the cache or in the making, and its digest."""
         spec = model.artifact.manifest.spec
         data = _image_bytes(image)
-        digest = hashlib.sha256(data).digest()  # which processors have instructions for, as of late
+        digest = hashlib.sha256(data).digest()  # modern processors have instructions for it
 
         def make() -> ImagePatches:
             rgb = load(found, spec if self._scales_jpegs else None)
@@ -128,7 +128,9 @@ class Preparation:
             return to_patches(rgb, spec)
 
         patches, was_there = self._decoded.find((digest, spec)), True
-        if patches is None:  # the budget is a request's own, and spent before a failure can be another's, too
+        if (
+            patches is None
+        ):  # the budget is this request's own: spend it before `make`, whose failure may be shared with others
             found = identify(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
             pixels.spend(digest, found.width * found.height)
             patches, was_there = self._decoded.get_or_make((digest, spec), make)
@@ -142,14 +144,14 @@ class Preparation:
         if len(text) > self._limits.max_text_chars:
             raise InputTooLarge(
                 "text_too_long",
-                f"The text has {len(text):,} characters; at most {self._limits.max_text_chars:,} are read.",
+                f"The text has {len(text):,} characters; at most {self._limits.max_text_chars:,} are allowed.",
             )
         check(text)
 
 
 @contextlib.contextmanager
 def _refusing(part: str = "") -> Iterator[None]:
-    """Turn what models/ says of an input into what the client is told, with the part of the request it is about."""
+    """Turn an error of models/ into the client's, with the part of the request that it is about."""
     about = f"{part.capitalize()}: " if part else ""
     try:
         yield
@@ -160,7 +162,7 @@ def _refusing(part: str = "") -> Iterator[None]:
 
 
 def _image_bytes(image: str | bytes) -> bytes:
-    """Take an image out of base64 or a data: URI; one that arrived as bytes is returned as it is."""
+    """Decode an image from base64 or a data: URI; bytes are returned unchanged."""
     if isinstance(image, bytes):
         return image
     if image[:5].lower() == "data:":

@@ -1,4 +1,4 @@
-"""The JSON contract: what each route reads and writes. Multipart and raw bodies are held to the same models."""
+"""The JSON contract: what each route reads and writes. Multipart and raw bodies are validated by the same models."""
 
 from typing import Annotated, Any, Self
 
@@ -7,9 +7,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from server.slowest import RequestRecord
 
 
-def _no_truth(value: object) -> object:
+def _no_bool(value: object) -> object:
     if isinstance(value, bool):  # pydantic takes true for 1
-        raise ValueError("Input should be a valid integer")  # noqa: TRY004 what pydantic turns into a refusal
+        raise ValueError("Input should be a valid integer")  # noqa: TRY004 pydantic turns this type into a refusal
     return value
 
 
@@ -17,12 +17,14 @@ Image = Annotated[
     str | bytes,
     Field(description="an image file: base64 or a data: URI in JSON, the file itself in the other body forms"),
 ]
-TopK = Annotated[int, BeforeValidator(_no_truth), Field(ge=1, description="how many to return, at most")]
-ModelName = Annotated[str | None, Field(description="a name of GET /v1/models; default: the first for the task")]
+TopK = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, description="how many to return, at most")]
+ModelName = Annotated[
+    str | None, Field(description="a name from GET /v1/models; default: the first model that serves the task")
+]
 
 
 class Body(BaseModel):
-    """A request: no field but the named ones."""
+    """A request; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,13 +56,13 @@ class Item(Body):
 
 
 class Candidate(Item):
-    id: str | None = Field(default=None, max_length=256, description="returned as it is")
+    id: str | None = Field(default=None, max_length=256, description="chosen by you; returned with its result")
 
     @field_validator("id")
     @classmethod
     def _is_unicode(cls, value: str | None) -> str | None:
         if value is not None and not value.isascii():
-            value.encode()  # JSON can smuggle in half of a surrogate pair, which no response could hold
+            value.encode()  # JSON can contain half of a surrogate pair, which a response cannot
         return value
 
 
@@ -101,7 +103,7 @@ class ItmResponse(TaskResponse):
 
 
 class RankResult(BaseModel):
-    index: int = Field(description="of the candidate, in the request's order")
+    index: int = Field(description="position of the candidate in the request, from 0")
     id: str | None
     score: float = Field(ge=0, le=1, description="sigmoid of the logit")
     logit: float
@@ -115,11 +117,11 @@ class ModelInfo(BaseModel):
     name: str
     description: str
     tasks: list[str]
-    artifact: str = Field(description="12 digits of a digest of its graphs, tokenizer and labels")
+    artifact: str = Field(description="first 12 digits of a digest of its graphs, tokenizer and labels")
     precision: str
     provider: str
     max_text_tokens: int
-    labels: int = Field(description="answers that the model can give; 0 where it answers no questions")
+    labels: int = Field(description="number of answers that the model can give; 0 if it answers no questions")
 
 
 class ModelsResponse(BaseModel):
@@ -128,7 +130,7 @@ class ModelsResponse(BaseModel):
 
 class MeasuredRun(BaseModel):
     batch: int
-    tokens: int = Field(description="of a row: text, the picture's cls token, patches, padding")
+    tokens: int = Field(description="tokens of one row: text, the image's cls token, patches, padding")
     ms: float
     fitted_ms: float
 
@@ -140,10 +142,12 @@ class Calibration(BaseModel):
     base_ms: float
     per_token_us: float
     per_pair_of_tokens_ns: float
-    drift: float = Field(description="how many times as long runs take now as at warm-up")
+    drift: float = Field(description="how many times as long runs take now as during warm-up")
     typical_tokens: int
-    rank_slice: int = Field(description="candidates of a rank that run together")
-    batch_size_by_waiting: dict[int, int] = Field(description="how many run together when so many wait")
+    rank_slice: int = Field(description="candidates of a rank in one run")
+    batch_size_by_waiting: dict[int, int] = Field(
+        description="size of the next batch, by the number of entries that wait"
+    )
     measured: list[MeasuredRun]
 
 
@@ -160,9 +164,9 @@ class ErrorResponse(BaseModel):
     code: str
     request_id: str
     retry_after_ms: int | None = Field(default=None, description="with 429 and 503")
-    queued_ms: float | None = Field(default=None, description="work ahead, with overloaded and deadline_unreachable")
-    estimate_ms: float | None = Field(default=None, description="when the answer would have come, with the same")
-    deadline_ms: float | None = Field(default=None, description="time that was left, with the same")
+    queued_ms: float | None = Field(default=None, description="overloaded, deadline_unreachable: the work ahead")
+    estimate_ms: float | None = Field(default=None, description="the same codes: how long an answer would have taken")
+    deadline_ms: float | None = Field(default=None, description="the same codes: the time that was left")
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -174,19 +178,19 @@ HEADERS: list[dict[str, Any]] = [
         "name": "X-Deadline-Ms",
         "in": "header",
         "schema": {"type": "number", "minimum": 1},
-        "description": "milliseconds that the request has, from its head on",
+        "description": "time limit in milliseconds, from the arrival of the request's head",
     },
     {
         "name": "X-Request-ID",
         "in": "header",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
-        "description": "returned as it is; one is made if there is none",
+        "description": "the request's id, returned with the response; one is made if it is missing or malformed",
     },
 ]
 
 
-def json_schema(body: type[Body]) -> dict[str, Any]:
-    """Describe a body for OpenAPI, with nested models written out where they are used."""
+def _json_schema(body: type[Body]) -> dict[str, Any]:
+    """Describe a body for OpenAPI, with nested models inlined."""
     schema = body.model_json_schema()
     definitions = schema.pop("$defs", {})
 
@@ -205,7 +209,7 @@ def json_schema(body: type[Body]) -> dict[str, Any]:
 
 def three_forms(body: type[Body]) -> dict[str, Any]:
     """Describe a body that comes as multipart, JSON or a raw image."""
-    fields = json_schema(body)
+    fields = _json_schema(body)
     form = {**fields, "properties": {**fields["properties"], "image": FILE}}
     query = [
         {"name": name, "in": "query", "schema": schema, "description": "with a raw image body"}
@@ -218,7 +222,7 @@ def three_forms(body: type[Body]) -> dict[str, Any]:
 
 def rank_forms() -> dict[str, Any]:
     """Describe a rank's body: JSON, or multipart with repeated parts."""
-    fields = json_schema(RankBody)
+    fields = _json_schema(RankBody)
     text, several_texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}
     form = {
         "type": "object",

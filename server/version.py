@@ -1,10 +1,10 @@
-"""Which version of the server this is."""
+"""The server's version."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 
 def own_version() -> str:
-    """Tell the server's own version; a tree that was never installed has none."""
+    """Return the server's version; a source tree that was never installed has none."""
     try:
         return version("vilt-server")
     except PackageNotFoundError:

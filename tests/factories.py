@@ -11,6 +11,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering
 
+from models.batch import Feeds, collate
+from models.spec import ViltSpec
+from server.gpu.parity import _row
+
 State = dict[str, torch.Tensor]
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "color", "is", "the", "cat", "?", "a", "##s"]
 ORIENTATION = 0x0112  # the EXIF tag
@@ -102,3 +106,9 @@ def turned(upright: Image.Image, orientation: int, file_format: str, **options: 
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     return encoded(stored, file_format, exif=exif, **options)
+
+
+def random_feeds(spec: ViltSpec, *, seed: int, batch: int) -> Feeds:
+    """Draw a batch of random pixels, grids, texts and lengths."""
+    rng = np.random.default_rng(seed)
+    return collate([_row(spec, rng, spec.grids[rng.integers(len(spec.grids))]) for _ in range(batch)])

@@ -1,6 +1,6 @@
-"""python -m server.gpu: build a GPU's engines, compare them with fp32 on the CPU, time them; no torch is needed.
+"""python -m server.gpu: build a GPU's engines, compare them with fp32 on the CPU, and time them, without torch.
 
-The report is JSON on standard output, and the exit status 1 where the comparison fails.
+The report is JSON on standard output; the exit status is 1 if the comparison fails.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
     }
     print(json.dumps(report, indent=1))
     if report["parity"]["status"] != "passed":
-        sys.exit("server.gpu: the GPU does not answer as fp32 on the CPU does: see the report")
+        sys.exit("server.gpu: the GPU gives other answers than fp32 on the CPU: see the report")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", type=Path, metavar="DIR", help="artifact with fp16 and fp32")
     parser.add_argument("--provider", choices=list(NAMES), default="cuda")
-    parser.add_argument("--most", type=int, default=32, metavar="ROWS", help="of a batch (default %(default)s)")
-    parser.add_argument("--shapes", type=int, default=1000, help="random ones that are compared (default %(default)s)")
+    parser.add_argument("--most", type=int, default=32, metavar="ROWS", help="largest batch (default %(default)s)")
+    parser.add_argument("--shapes", type=int, default=1000, help="random shapes to compare (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=0, help="timed runs of each shape (default: none)")
     parser.add_argument(
         "--cache-dir",

@@ -1,7 +1,7 @@
-"""The shapes that a GPU runs, and no others: a CUDA graph is captured for one shape, TensorRT tuned for a range.
+"""The only shapes that a GPU runs: a CUDA graph is captured for one shape, and TensorRT is tuned for a range.
 
-A batch is padded to the cheapest bucket that holds it. What none holds is refused here, before any library sees it:
-onnxruntime would replay a graph on a shape that it was not captured for, and TensorRT would build for minutes.
+A batch is padded to the cheapest bucket that holds it. A batch that no bucket holds is refused here, before a library
+sees it: onnxruntime would replay a graph on a shape that it was not captured for, and TensorRT would build for minutes.
 """
 
 import math
@@ -13,9 +13,9 @@ import numpy as np
 from models.batch import Feeds
 from models.spec import PADDING_ROW, ViltSpec
 
-ALIGNED = 8  # tokens: fused attention with a mask wants rows of 4 halves, tensor cores of 8
+ALIGNED = 8  # tokens: fused attention needs rows that are a multiple of 4 halves, tensor cores of 8
 SHORT_TEXT = 15  # tokens: most questions; with the picture's cls token a multiple of ALIGNED
-LATENCY_BATCH = 4  # rows up to which a profile is tuned for one
+LATENCY_BATCH = 4  # a profile for up to this many rows is tuned for one row
 
 
 class OutsideBuckets(ValueError):
@@ -32,15 +32,15 @@ class Bucket:
 
     @property
     def tokens(self) -> int:
-        """Count a row's tokens: text, the picture's cls token, patches."""
+        """Return a row's tokens: text, the image's cls token, patches."""
         return self.length + 1 + self.patches
 
     def holds(self, other: "Bucket") -> bool:
-        """Tell whether a batch of this shape fits in."""
+        """Check whether a batch of this shape fits."""
         return other.batch <= self.batch and other.length <= self.length and other.patches <= self.patches
 
     def shapes(self, patch_values: int) -> dict[str, tuple[int, ...]]:
-        """Give the shape of each of the graph's inputs."""
+        """Return the shape of each of the graph's inputs."""
         return {
             "input_ids": (self.batch, self.length),
             "patches": (self.batch, self.patches, patch_values),
@@ -51,19 +51,19 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A range of shapes that one TensorRT engine runs, and the one that it is tuned for."""
+    """The range of shapes that one TensorRT engine runs, and the shape that it is tuned for."""
 
     smallest: Bucket
     tuned: Bucket
     largest: Bucket
 
     def holds(self, bucket: Bucket) -> bool:
-        """Tell whether the engine may be given this shape."""
+        """Check whether the engine may be given this shape."""
         return self.largest.holds(bucket) and bucket.holds(self.smallest)
 
 
 def buckets_of(spec: ViltSpec, most: int) -> list[Bucket]:
-    """List the shapes for a model: few texts by few pictures by powers of two, those that are common.
+    """List the shapes for a model: two lengths of text, the common sizes of an image, and powers of two as batches.
 
     Any text and any grid fit into one of them, up to `most` rows.
     """
@@ -71,9 +71,9 @@ def buckets_of(spec: ViltSpec, most: int) -> list[Bucket]:
 
 
 def profiles_of(spec: ViltSpec, most: int) -> list[Profile]:
-    """Group the same shapes for TensorRT, which tunes for one shape of a range: by picture, and by few or many rows.
+    """Group the same shapes for TensorRT, which tunes for one shape of a range: by image size, and by few or many rows.
 
-    A narrow range is a fast one; each costs a minute or so to build, once on a machine, and memory for its weights.
+    A narrow range is faster; each takes about a minute to build, once on a machine, and memory for its weights.
     """
     profiles = []
     for patches in _pictures(spec):
@@ -88,13 +88,13 @@ def profiles_of(spec: ViltSpec, most: int) -> list[Profile]:
 
 
 def span(buckets: Sequence[Bucket], tuned: Bucket) -> Profile:
-    """Take the range from the smallest to the largest of every axis."""
+    """Return the range from the smallest to the largest value on every axis."""
     axes = [[getattr(bucket, axis) for bucket in buckets] for axis in ("batch", "length", "patches")]
     return Profile(Bucket(*(min(axis) for axis in axes)), tuned, Bucket(*(max(axis) for axis in axes)))
 
 
 def choose(buckets: Sequence[Bucket], wanted: Bucket) -> Bucket:
-    """Find the bucket that holds a batch with the fewest tokens in all.
+    """Return the bucket with the fewest tokens of those that hold a batch.
 
     Raises: OutsideBuckets: there is none.
     """
@@ -108,23 +108,23 @@ def choose(buckets: Sequence[Bucket], wanted: Bucket) -> Bucket:
 
 
 def padded(buckets: Sequence[Bucket], batch: int, tokens: float) -> tuple[int, int]:
-    """Tell what a batch of rows with so many tokens is padded to, for an estimate: rows and tokens of a row."""
+    """Estimate what a batch whose rows have so many tokens is padded to: rows, and tokens of a row."""
     holding = [bucket for bucket in buckets if bucket.batch >= batch and bucket.tokens >= tokens]
     best = min(holding or [max(buckets)], key=lambda bucket: (bucket.batch * bucket.tokens, bucket))
     return max(best.batch, batch), best.tokens
 
 
 def shape_of(feeds: Feeds) -> Bucket:
-    """Tell a batch's shape."""
+    """Return a batch's shape."""
     batch, length = feeds.input_ids.shape
     return Bucket(batch, length, feeds.patches.shape[1])
 
 
 def pad(feeds: Feeds, into: Feeds) -> None:
-    """Write a batch into the tensors of a bucket; rows and tokens that are padding are masked out.
+    """Write a batch into the tensors of a bucket, and mask out the padding.
 
-    A row of padding keeps one token, its first: attention over none would be no number. Patches that are masked keep
-    what an earlier batch left there: nothing reads them, and there are megabytes of them.
+    A row of padding keeps its first token: attention over no token would give NaN. Patches that are masked out keep
+    what an earlier batch left there: nothing reads them, and clearing them would write megabytes.
     """
     rows, length = feeds.input_ids.shape
     count, held = feeds.patches.shape[1], into.input_ids.shape[1]
@@ -140,7 +140,7 @@ def pad(feeds: Feeds, into: Feeds) -> None:
 
 
 def blank(bucket: Bucket, patch_values: int) -> Feeds:
-    """Make a batch that fills a bucket, for warm-up; every token counts."""
+    """Make a batch that fills a bucket, for warm-up, with no token masked out."""
     shapes = bucket.shapes(patch_values)
     return Feeds(
         np.zeros(shapes["input_ids"], np.int64),
@@ -151,7 +151,7 @@ def blank(bucket: Bucket, patch_values: int) -> Feeds:
 
 
 def _pictures(spec: ViltSpec) -> list[int]:
-    """Count the patches of square pictures, of 4:3, of 3:2, and of the largest."""
+    """Return the numbers of patches of square, 4:3 and 3:2 images, and the largest possible."""
     side = spec.shortest_edge_px // spec.patch_px
     largest = max(map(math.prod, spec.grids))
     common = {side * side, side * round(4 / 3 * side), side * round(3 / 2 * side)}

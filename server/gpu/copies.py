@@ -1,7 +1,7 @@
-"""Memory that a GPU copies from and to without a detour, and copies that wait for no other and let Python go on.
+"""Pinned memory, and copies between it and a GPU that wait for no other copy and release the interpreter's lock.
 
-onnxruntime's own hold the interpreter's lock, for most of a millisecond where a batch is large, and use CUDA's legacy
-stream, on which one waits for another: logits would wait for the next batch's pictures, and the event loop for both.
+onnxruntime's own copies hold that lock, for most of a millisecond if a batch is large. They use CUDA's legacy stream,
+on which one copy waits for another: logits would wait for the next batch's images, and the event loop for both.
 """
 
 import ctypes
@@ -22,12 +22,12 @@ Pairs = Sequence[tuple[int, NDArray[Any]]]  # an address on the GPU, and a conti
 
 
 class Copies:
-    """Copies between arrays and a GPU, on a stream for each direction; ctypes lets other threads of Python go on."""
+    """Copies between arrays and a GPU, with a stream for each direction; ctypes releases the interpreter's lock."""
 
     def __init__(self, cudart: Any) -> None:
-        """Take CUDA's runtime library.
+        """Create the streams with CUDA's runtime library.
 
-        Raises: ProviderError: CUDA makes no streams.
+        Raises: ProviderError: CUDA cannot create them.
         """
         self._cudart = cudart
         self._up, self._down = self._stream(), self._stream()
@@ -52,25 +52,27 @@ class Copies:
             failed = failed or self._cudart.cudaMemcpyAsync(
                 ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(size), kind, stream
             )
-        failed = self._cudart.cudaStreamSynchronize(stream) or failed  # what was begun may not outlive its arrays
+        failed = (
+            self._cudart.cudaStreamSynchronize(stream) or failed
+        )  # a copy that has begun must not outlive its arrays
         if failed:
             size = sum(size for _, _, size in copies)
-            raise ProviderError(f"CUDA cannot copy {size:,} bytes to or from the GPU: its error {failed}.")
+            raise ProviderError(f"CUDA cannot copy {size:,} bytes to or from the GPU: error {failed}.")
 
     def _stream(self) -> ctypes.c_void_p:
         stream = ctypes.c_void_p()
         failed = self._cudart.cudaStreamCreateWithFlags(ctypes.byref(stream), NON_BLOCKING)
         if failed:
-            raise ProviderError(f"CUDA makes no stream to copy on: its error {failed}.")
+            raise ProviderError(f"CUDA cannot create a stream for copies: error {failed}.")
         return stream
 
 
 def pinned(cudart: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Make an array in memory that the GPU copies from and to without a detour, if the system gives such memory."""
+    """Make an array in pinned memory, which the GPU accesses directly; in ordinary memory if it cannot be pinned."""
     array = np.zeros(shape, np.uint8)
     failed = cudart.cudaHostRegister(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), 0)
     if failed:
-        cudart.cudaGetLastError()  # or whoever asks next on this thread takes the error for its own
+        cudart.cudaGetLastError()  # clear the error, or the next caller on this thread would take it for its own
         size_mb = array.nbytes / 1e6
-        log.warning("CUDA cannot pin %.1f MB of memory (its error %d): copies will take longer", size_mb, failed)
+        log.warning("CUDA cannot pin %.1f MB of memory (error %d): copies will take longer", size_mb, failed)
     return array

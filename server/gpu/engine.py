@@ -1,8 +1,7 @@
-"""The graph in half precision on an NVIDIA GPU: batches padded into buckets, each bucket a CUDA graph.
+"""The graph in half precision on an NVIDIA GPU: batches are padded into buckets, each of which is a CUDA graph.
 
-A batch is written into memory that the GPU copies from, and copied, while the one before it still runs; so are the
-logits of the one before. One thread of the engine's own runs everything, because a captured graph belongs to the thread
-that captured it.
+While one batch runs, the next is written into pinned memory and copied to the GPU, and the logits of the last are
+copied back. All runs are on one thread of the engine, because a captured graph belongs to the thread that captured it.
 """
 
 import contextlib
@@ -20,30 +19,30 @@ from models.spec import ViltSpec
 from server.gpu.buckets import Bucket, Profile, blank, choose, pad, padded, shape_of
 from server.types import EngineOutput, Logits
 
-SLOTS = 2  # batches under way: one runs while the next is copied
+SLOTS = 2  # batches in progress: one runs while the next is copied
 
 Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 
 class Program(Protocol):
-    """The graph on a device, with tensors that stay where they are for each bucket and slot."""
+    """The graph on a device, with tensors at fixed addresses for each bucket and slot."""
 
     def copy_in(self, bucket: Bucket, slot: int, tensors: Feeds) -> None:
         """Copy a bucket's tensors to the device."""
         ...
 
     def run(self, bucket: Bucket, slot: int) -> None:
-        """Run what was copied there, to its end."""
+        """Run the copied batch and wait for its end."""
         ...
 
     def copy_out(self, bucket: Bucket, slot: int, logits: Logits) -> None:
-        """Fill arrays with every head's logits of that run."""
+        """Fill arrays with every head's logits from that run."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One of the batches under way."""
+    """The pinned memory of one batch in progress."""
 
     number: int
     patches: NDArray[np.uint8]  # of the largest bucket, flat
@@ -51,7 +50,7 @@ class Slot:
 
 
 class GpuEngine:
-    """An artifact's fp16 graph; nothing runs but the shapes of its buckets."""
+    """An artifact's fp16 graph; it runs only the shapes of its buckets."""
 
     overlapping = SLOTS
 
@@ -83,10 +82,10 @@ class GpuEngine:
             self._slots.put(Slot(number, allocate((largest,)), allocate((answers,)).view(np.float32)))
 
     def warm_up(self) -> None:
-        """Capture every bucket in every slot, so that no request pays for it; other runs of this engine wait.
+        """Capture every bucket in every slot, so that no request has to; other runs of this engine wait.
 
-        Another engine may not run meanwhile, nor anything else of this process use the GPU: onnxruntime captures in
-        CUDA's global mode, in which what any thread asks of CUDA can spoil a capture.
+        Nothing else in this process may use the GPU meanwhile, not even another engine: onnxruntime captures in CUDA's
+        global mode, in which a call from any thread can spoil a capture.
         """
         with contextlib.ExitStack() as stack:
             slots = [stack.enter_context(self._slot()) for _ in range(SLOTS)]
@@ -95,11 +94,11 @@ class GpuEngine:
                     self._run(bucket, slot, blank(bucket, self._spec.patch_values))
 
     def padded(self, batch: int, tokens: float) -> tuple[int, int]:
-        """Tell the rows, and the tokens of a row, that a batch is padded to."""
+        """Return the rows, and the tokens of a row, that a batch is padded to."""
         return padded(self._buckets, batch, tokens)
 
     def run(self, feeds: Feeds) -> EngineOutput:
-        """Compute every head's logits of a batch; from two threads, the copies of one overlap the other's run.
+        """Compute every head's logits for a batch; with two threads calling, copies of one batch overlap another's run.
 
         Raises: OutsideBuckets: no bucket holds it.
         """
@@ -127,7 +126,7 @@ class GpuEngine:
 
 
 def _tensors(bucket: Bucket, slot: Slot, patch_values: int) -> Feeds:
-    """Make a bucket's tensors to write to: patches in the slot's memory, the small ones anew."""
+    """Return a bucket's tensors to write to: patches in the slot's memory, the small ones newly made."""
     shapes = bucket.shapes(patch_values)
     size = bucket.batch * bucket.patches * patch_values
     return Feeds(
@@ -139,7 +138,7 @@ def _tensors(bucket: Bucket, slot: Slot, patch_values: int) -> Feeds:
 
 
 def _logits(bucket: Bucket, slot: Slot, heads: Mapping[str, int]) -> Logits:
-    """Take an array of the slot's memory for each head, one after the other."""
+    """Return an array in the slot's memory for each head, one after the other."""
     found, used = {}, 0
     for head, width in heads.items():
         found[head] = slot.logits[used : used + bucket.batch * width].reshape(bucket.batch, width)

@@ -1,6 +1,6 @@
-"""The libraries that a GPU needs beside the wheel: loaded here, or named here if they are missing.
+"""The libraries that a GPU needs besides the wheel: load them, or say which is missing.
 
-onnxruntime goes on with the CPU where it cannot load a provider, and says so in a log. We do not go on.
+If onnxruntime cannot load a provider, it logs that and goes on with the CPU. This server ends instead.
 """
 
 import ctypes
@@ -28,22 +28,22 @@ class ProviderError(ArtifactError):
 
 
 class MissingError(ProviderError):
-    """A library, a driver or a GPU that it needs is not here; the message names it."""
+    """A library, a driver or a GPU that the provider needs is missing; the message names it."""
 
 
 def load(name: str) -> ctypes.CDLL:
-    """Load a library for all to see."""
+    """Load a library with its symbols visible to others."""
     return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
 
 
 def require(provider: str, wheel: Path, load: Load = load) -> None:
-    """Load the driver, TensorRT if it is asked for, and the provider itself, from the folder where the wheel has it.
+    """Load the driver, TensorRT if the provider needs it, and the provider itself, from the wheel's folder.
 
     Raises: MissingError: one is missing; the message says which.
     """
     _load(DRIVER, provider, load, "it comes with the NVIDIA driver, which this machine or container lacks")
-    advice = (  # onnxruntime looks in nvidia/ beside its own folder, then where the system has its libraries
-        f"pip install 'vilt-server[{EXTRAS[provider]}]' brings it; CUDA's libraries have to be in the same"
+    advice = (  # onnxruntime looks in nvidia/ beside its own folder, then in the system's library folders
+        f"pip install 'vilt-server[{EXTRAS[provider]}]' installs it; CUDA's libraries have to be in the same"
         " site-packages as onnxruntime"
     )
     names = [*SHARED, PROVIDERS["cuda"]]
@@ -55,22 +55,22 @@ def require(provider: str, wheel: Path, load: Load = load) -> None:
 
 
 def tensorrt_version(libnvinfer: Any) -> str:
-    """Ask TensorRT which version it is, as it writes it: 101601 for 10.16.1."""
+    """Return TensorRT's version as it writes it: 101601 for 10.16.1."""
     return str(libnvinfer.getInferLibVersion())
 
 
 def gpu_name(driver: Any) -> str:
-    """Ask the driver for the first GPU's name and compute capability.
+    """Return the first GPU's name and compute capability.
 
-    Raises: MissingError: it has none, or is too old for the CUDA that the extras bring.
+    Raises: MissingError: there is no GPU, or the driver is too old for the CUDA that the extras install.
     """
     device, text, value = ctypes.c_int(), ctypes.create_string_buffer(128), ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-        raise MissingError("The NVIDIA driver is here, but it finds no GPU.")
+        raise MissingError("The NVIDIA driver is installed, but it finds no GPU.")
     driver.cuDriverGetVersion(ctypes.byref(value))
     if value.value < OLDEST_DRIVER:
         found = f"{value.value // 1000}.{value.value % 1000 // 10}"
-        raise MissingError(f"The NVIDIA driver knows CUDA {found}, but 13 is needed: update it to 580 or later.")
+        raise MissingError(f"The NVIDIA driver supports CUDA {found}, but 13 is needed: update it to 580 or later.")
     driver.cuDeviceGetName(text, len(text), device)
     numbers = []
     for attribute in (MAJOR, MINOR):

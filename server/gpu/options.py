@@ -1,4 +1,4 @@
-"""What onnxruntime is told about a GPU, and under which name a TensorRT engine is kept.
+"""The options of onnxruntime's GPU providers, and the names under which TensorRT engines are kept.
 
 Sources: onnxruntime.ai, CUDA and TensorRT execution providers.
 """
@@ -18,7 +18,7 @@ Options = dict[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineKey:
-    """All that a TensorRT engine depends on; another of any of these is another engine."""
+    """Everything that a TensorRT engine depends on; if any of it differs, another engine is built."""
 
     gpu: str  # name and compute capability
     tensorrt: str
@@ -28,13 +28,13 @@ class EngineKey:
 
     @property
     def name(self) -> str:
-        """Name the engine's files; TensorRT's own check of a file knows neither the artifact nor the profile."""
+        """The name of the engine's files; TensorRT's own check of them covers neither artifact nor profile."""
         text = json.dumps(asdict(self), sort_keys=True)
         return f"vilt-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def cuda(*, captures: bool = True) -> Options:
-    """Capture graphs, unless it only stands behind TensorRT; fp32 stays fp32 where the graph asks for it."""
+    """Return the options of CUDA: it captures graphs unless it only backs TensorRT up, and TF32 is off."""
     return {
         "device_id": "0",
         "enable_cuda_graph": str(int(captures)),
@@ -44,9 +44,9 @@ def cuda(*, captures: bool = True) -> Options:
 
 
 def tensorrt(key: EngineKey, cache: Path, patch_values: int) -> Options:
-    """Build or load one engine for one profile; nothing outside of it may be asked of the session.
+    """Return the options to build or load one engine for one profile; the session may run no other shapes.
 
-    Graphs are not captured: onnxruntime keeps one for each TensorRT session, whatever number is asked for, and would
+    Graphs are not captured: onnxruntime keeps a single one per TensorRT session, whatever id is given, and would
     replay the first shape's for all others.
     """
     ends = {"min": key.profile.smallest, "opt": key.profile.tuned, "max": key.profile.largest}
@@ -58,7 +58,7 @@ def tensorrt(key: EngineKey, cache: Path, patch_values: int) -> Options:
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(engine_folder(cache, key)),
         "trt_engine_cache_prefix": key.name,
-        "trt_timing_cache_enable": "1",  # what was timed for one profile serves the next
+        "trt_timing_cache_enable": "1",  # timings of one profile are reused for the next
         "trt_timing_cache_path": str(cache / "tensorrt"),
         "trt_cuda_graph_enable": "0",
         **{f"trt_profile_{end}_shapes": shapes(bucket, patch_values) for end, bucket in ends.items()},
@@ -66,7 +66,7 @@ def tensorrt(key: EngineKey, cache: Path, patch_values: int) -> Options:
 
 
 def engine_folder(cache: Path, key: EngineKey) -> Path:
-    """Say where an engine is kept; each has a folder of its own."""
+    """Return the folder of an engine; each has its own."""
     return cache / "tensorrt" / key.name
 
 
@@ -77,5 +77,5 @@ def shapes(bucket: Bucket, patch_values: int) -> str:
 
 
 def graph_id(buckets: list[Bucket], bucket: Bucket, slot: int, slots: int) -> str:
-    """Number the CUDA graph of a bucket and a slot: no two share one, and 0 is onnxruntime's own."""
+    """Return the id of the CUDA graph of a bucket and a slot: unique, and not 0, which is onnxruntime's own."""
     return str(1 + buckets.index(bucket) * slots + slot)

@@ -1,4 +1,4 @@
-"""Does the GPU answer as fp32 on the CPU does? Every grid alone, then batches of random shapes, each row also alone."""
+"""Compare the GPU with fp32 on the CPU: every grid alone, then random batches, one row of each also alone."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batch import Features, Feeds, collate
+from models.batch import Features, collate
 from models.image import ImagePatches
 from models.spec import Grid, ViltSpec
 from models.text import TextTokens
@@ -15,9 +15,9 @@ from server.types import Engine, Logits
 
 log = logging.getLogger(__name__)
 
-FEW_IDS = 30  # that every vocabulary has
-AGREEMENT = 0.995  # of top answers, where the best two are further apart than rounding
-SCORE_DIFFERENCE = 5e-3  # the largest of any row's
+FEW_IDS = 30  # token ids below this are in every vocabulary
+AGREEMENT = 0.995  # of top answers, counted if the best two differ by more than rounding
+SCORE_DIFFERENCE = 5e-3  # the largest allowed, over all rows
 LOGGED_EVERY = 100
 Probabilities = NDArray[np.float64]
 
@@ -25,9 +25,9 @@ Probabilities = NDArray[np.float64]
 def check(
     engine: Engine, reference: Engine, spec: ViltSpec, *, most: int, shapes: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Run both on every grid and on so many random batches, and say how far they are apart.
+    """Run both on every grid and on `shapes` random batches, and report how far they differ.
 
-    "alone" is a row of a batch against the same row run by itself, on the GPU both times.
+    "alone" compares a row of a batch with the same row run by itself, both on the GPU.
     """
     rng = np.random.default_rng(seed)
     logits: list[float] = []
@@ -54,7 +54,7 @@ def check(
         if number % LOGGED_EVERY == 0:
             log.info("%d of %d random shapes compared", number, shapes)
     furthest, agreement = float(np.max(scores)), float(np.mean(agreed)) if agreed else None
-    passed = furthest <= SCORE_DIFFERENCE and all(one <= SCORE_DIFFERENCE for one in alone)  # NaN is not close
+    passed = furthest <= SCORE_DIFFERENCE and all(one <= SCORE_DIFFERENCE for one in alone)  # false for NaN
     passed &= agreement is None or agreement >= AGREEMENT
     return {
         "status": "passed" if passed else "failed",
@@ -72,16 +72,10 @@ def check(
 
 
 def random_batches(spec: ViltSpec, rng: np.random.Generator, most: int, count: int) -> Iterator[list[Features]]:
-    """Draw batches of any grids and lengths; half are of one row, and some of as many as may be."""
+    """Draw batches of any grids and lengths; half have one row, and some as many as possible."""
     for _ in range(count):
         size = min(most, int(rng.geometric(0.5))) if rng.random() < 0.97 else most
         yield [_row(spec, rng, spec.grids[rng.integers(len(spec.grids))]) for _ in range(size)]
-
-
-def random_feeds(spec: ViltSpec, *, seed: int, batch: int) -> Feeds:
-    """Draw one batch."""
-    rng = np.random.default_rng(seed)
-    return collate([_row(spec, rng, spec.grids[rng.integers(len(spec.grids))]) for _ in range(batch)])
 
 
 def _row(spec: ViltSpec, rng: np.random.Generator, grid: Grid) -> Features:
@@ -93,7 +87,7 @@ def _row(spec: ViltSpec, rng: np.random.Generator, grid: Grid) -> Features:
 
 
 def _distance(found: Logits, expected: Logits, row: int) -> float:
-    """Find the largest difference of a row's scores, which are sigmoids but for the matching head's softmax."""
+    """Return the largest difference of a row's scores, which are sigmoids except for the matching head's softmax."""
     return max(
         float(np.abs(_scores(head, found[head][row]) - _scores(head, expected[head][row])).max()) for head in expected
     )

@@ -1,4 +1,4 @@
-"""onnxruntime's side of a GPU: sessions, tensors on the device, captured graphs. The other file that imports it."""
+"""onnxruntime on a GPU: sessions, tensors on the device, captured graphs. With engine.py, all that imports it."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ from server.types import Logits
 
 log = logging.getLogger(__name__)
 
-COMPUTED = {"Attention", "MatMul", "Gemm", "LayerNormalization", "Gelu"}  # may not be left to another provider
+COMPUTED = {"Attention", "MatMul", "Gemm", "LayerNormalization", "Gelu"}  # must not be left to another provider
 KINDS = {"input_ids": np.int64, "patches": np.uint8, "position_ids": np.int64, "mask": np.bool_}
 Provider = tuple[str, options.Options]
 
@@ -40,10 +40,11 @@ class Bound:
 
 
 class OrtProgram:
-    """A session with its tensors for each bucket and slot, made as they are first asked for: at warm-up.
+    """A session with its tensors for each bucket and slot, which are made on first use, during warm-up.
 
-    A copy has streams of its own, which no run waits for, and is over before the next step begins; so is a run: at its
-    end, and after a replay, onnxruntime waits for its stream, unless told `disable_synchronize_execution_providers`.
+    Copies have their own streams, which no run waits for, and each ends before the next step begins. So does a run:
+    at its end, and after a replay, onnxruntime waits for its stream, unless `disable_synchronize_execution_providers`
+    is set.
 
     Source: onnxruntime, CUDAExecutionProvider::OnRunEnd and CUDAGraphManager::Replay.
     """
@@ -68,12 +69,12 @@ class OrtProgram:
         self._copies.to_gpu([(value.data_ptr(), getattr(tensors, name)) for name, value in inputs.items()])
 
     def run(self, bucket: Bucket, slot: int) -> None:
-        """Run what was copied there, to its end: the first time to capture, then to replay."""
+        """Run the copied batch and wait for its end; the first run captures the graph, later ones replay it."""
         bound = self._of(bucket, slot)
         self._session.run_with_iobinding(bound.binding, bound.run)
 
     def copy_out(self, bucket: Bucket, slot: int, logits: Logits) -> None:
-        """Fill arrays with every head's logits of that run."""
+        """Fill arrays with every head's logits from that run."""
         outputs = self._of(bucket, slot).outputs
         self._copies.from_gpu([(value.data_ptr(), logits[head]) for head, value in outputs.items()])
 
@@ -100,19 +101,19 @@ class OrtProgram:
 
 
 def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) -> GpuEngine:
-    """Load an artifact's fp16 graph on a GPU; TensorRT builds it first, for minutes, unless the cache has it.
+    """Load an artifact's fp16 graph on a GPU; TensorRT first builds its engines, for minutes, unless they are cached.
 
-    Raises: MissingError: something that the provider needs is not here; ProviderError: it does not do all of the work;
+    Raises: MissingError: something that the provider needs is missing; ProviderError: it does not do all of the work;
         ArtifactError: it cannot load the graph.
     """
     name = options.NAMES[provider]
     if name not in onnxruntime.get_available_providers():
         raise MissingError(
             f"This onnxruntime has no {name}: pip install 'vilt-server[{libraries.EXTRAS[provider]}]' in an environment"
-            " without onnxruntime, whose place it takes."
+            " without the onnxruntime package, which it replaces."
         )
-    onnxruntime.set_default_logger_severity(3)  # errors; it warns of a plugin that nobody asked for
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints advice; what is missing we say ourselves
+    onnxruntime.set_default_logger_severity(3)  # errors only; it would warn of a plugin that nobody requested
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints advice; `require` says what is missing
         onnxruntime.preload_dlls()
     libraries.require(provider, Path(onnxruntime.__file__).parent / "capi")
     gpu, cudart = libraries.gpu_name(libraries.load(libraries.DRIVER)), libraries.load(libraries.CUDART)
@@ -158,9 +159,9 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
 
 
 def open_session(graph: Path, providers: list[Provider]) -> Any:
-    """Open a session whose work the first provider does.
+    """Open a session in which the first provider does all of the work.
 
-    Raises: ProviderError: it does not, or not all of it; ArtifactError: the graph cannot be loaded.
+    Raises: ProviderError: it does not; ArtifactError: the graph cannot be loaded.
     """
     settings = session_options(count_threads(0))
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -179,5 +180,5 @@ def open_session(graph: Path, providers: list[Provider]) -> Any:
         if part.ep_name != wanted and node.op_type in COMPUTED
     }
     if elsewhere:
-        raise ProviderError(f"{wanted} left {', '.join(sorted(elsewhere))}: it would be slow, and is not served.")
+        raise ProviderError(f"{wanted} left {', '.join(sorted(elsewhere))}: that would be slow, so it is not served.")
     return session

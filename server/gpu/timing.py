@@ -1,4 +1,4 @@
-"""What a run of each bucket takes, copies included: one at a time, and as many as may be under way."""
+"""Time a run of each bucket, copies included: one at a time, and as many as can overlap."""
 
 import time
 from collections.abc import Iterable
@@ -11,13 +11,13 @@ from models.spec import ViltSpec
 from server.gpu.buckets import Bucket, blank
 from server.types import Engine
 
-LEFT_OUT = 10  # runs
+LEFT_OUT = 10  # first runs that are not counted
 
 
 def measure(engine: Engine, buckets: Iterable[Bucket], spec: ViltSpec, repeat: int) -> list[dict[str, Any]]:
-    """Time so many runs of each shape.
+    """Time `repeat` runs of each shape.
 
-    Units: milliseconds of a run; images per second with the copies of the next run under the one that runs.
+    Units: milliseconds per run; images per second while copies of one run overlap another.
     """
     with ThreadPoolExecutor(engine.overlapping) as callers:
         return [_row(engine, bucket, spec, repeat, callers) for bucket in buckets]

@@ -109,7 +109,7 @@ def test_pixels_of_an_image_around_their_limit(small: Running, form: str, excess
 
     response = small.client.post("/v1/vqa", **Asked(form, image).request())
 
-    assert_around(response, excess, "image_too_large", "at most 40,000 are read")
+    assert_around(response, excess, "image_too_large", "at most 40,000 are allowed")
 
 
 @pytest.mark.parametrize("excess", AROUND)
@@ -137,7 +137,7 @@ def test_text_around_its_limit(small: Running, form: str, excess: int) -> None:
 
     response = small.client.post("/v1/vqa", **Asked(form, FEW, text[: TEXT_CHARS + excess]).request())
 
-    assert_around(response, excess, "text_too_long", "at most 60 are read")
+    assert_around(response, excess, "text_too_long", "at most 60 are allowed")
 
 
 @pytest.mark.parametrize("excess", AROUND)
@@ -153,7 +153,7 @@ def test_candidates_around_their_limit(small: Running, form: str, excess: int) -
 
     response = small.client.post("/v1/rank", **request)
 
-    assert_around(response, excess, "too_many_candidates", "at most 5 are ranked")
+    assert_around(response, excess, "too_many_candidates", "at most 5 are allowed")
 
 
 @pytest.mark.parametrize("excess", AROUND)

@@ -447,7 +447,7 @@ def test_start_with_a_damaged_artifact_ends_with_one_sentence(tmp_path: Path) ->
     [
         (["--model", "/nowhere"], "/nowhere is not an artifact"),
         (["--model", str(SHAPES), "--model", str(SHAPES)], "Two artifacts are named shapes"),
-        (["--max-batch-size", "257"], "--max-batch-size, or VILT_MAX_BATCH_SIZE: "),
+        (["--max-batch-size", "257"], "--max-batch-size (or VILT_MAX_BATCH_SIZE) is '257', but may be at most 256"),
     ],
     ids=["no folder", "twice the same", "a setting out of range"],
 )

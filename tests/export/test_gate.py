@@ -254,7 +254,7 @@ REFUSED = {
     "mistyped": ({"image": "1.png", "qestion": "a", "answer": "b"}, r"line 2 .* it has image, qestion, answer\."),
     "texts that are numbers": ({"image": "1.png", "texts": [1, 2]}, r"line 2 is no question, text or rank"),
     "blank question": ({"image": "1.png", "question": " "}, r"line 2: The text is empty"),
-    "text with a NUL": ({"text": "a\0", "images": ["1.png", "1.png"]}, r"line 2: The text holds a NUL"),
+    "text with a NUL": ({"text": "a\0", "images": ["1.png", "1.png"]}, r"line 2: The text contains a NUL"),
     "picture that is a number": ({"image": 1, "question": "a"}, r"line 2 has a value of another type"),
     "match beyond the candidates": ({"image": "1.png", "texts": ["a", "b"], "match": 2}, r"line 2: match is 2"),
     "match that is a word": ({"image": "1.png", "text": "a", "match": "yes"}, r"line 2: match is 'yes'"),

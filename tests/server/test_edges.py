@@ -3,17 +3,28 @@
 import contextlib
 import json
 import logging
+import re
 
 import pytest
 from fakes import FakeClock
 from pydantic import ValidationError
+from pydantic_settings import CliApp
 
 from server import bodies
 from server.errors import Overloaded
 from server.logs import FIELDS, ConsoleFormatter, JsonFormatter
 from server.metrics import Metrics
 from server.pipeline import _mark_runs
-from server.settings import SHAPES, Settings, unknown_variables, variable, warnings
+from server.settings import (
+    SHAPES,
+    Settings,
+    command_line,
+    explain,
+    shown_default,
+    unknown_variables,
+    variable,
+    warnings,
+)
 from server.types import SMOOTHING, EntryResult, Timings
 
 
@@ -148,6 +159,51 @@ def test_settings_out_of_range_are_refused() -> None:
     """A setting that makes no sense does not start a server."""
     with pytest.raises(ValidationError):
         Settings(max_batch_size=-1)
+
+
+WRONG = {
+    "port": ("70000", "--port (or VILT_PORT) is '70000', but may be at most 65535"),
+    "threads": ("two", "--threads (or VILT_THREADS) is 'two', but has to be a whole number"),
+    "deadline_ms": ("0", "--deadline-ms (or VILT_DEADLINE_MS) is '0', but has to be at least 1"),
+    "calibration_s": ("0", "--calibration-s (or VILT_CALIBRATION_S) is '0', but has to be more than 0"),
+    "max_bodies_mb": ("inf", "--max-bodies-mb (or VILT_MAX_BODIES_MB) is 'inf', but has to be a finite number"),
+    "provider": ("gpu", "--provider (or VILT_PROVIDER) is 'gpu', but has to be 'cpu', 'cuda' or 'tensorrt'"),
+    "model": (",", "--model (or VILT_MODEL) is [], but has to name at least 1"),
+    "api_key": (
+        "a b",
+        "--api-key (or VILT_API_KEY): a key is one or more of A-Z a-z 0-9 - . _ ~ + /, and = at its end",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "says"), [(name, *rest) for name, rest in WRONG.items()], ids=WRONG)
+def test_setting_that_is_refused_is_named_with_what_it_has_to_be(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one sentence, and none of pydantic's; a key is not repeated."""
+    monkeypatch.setenv(variable(name), value)
+
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+
+    assert explain(caught.value) == says
+
+
+def test_help_shows_no_python(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values are called by what they are, and defaults are written for people."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    with pytest.raises(SystemExit, match="0"):
+        CliApp.run(Settings, ["--help"], cli_settings_source=command_line())
+
+    text = capsys.readouterr().out
+    assert "--model DIR" in text
+    assert "(default: the shipped shapes)" in text
+    assert "--deadline-ms MS" in text
+    assert "--api-key KEY" in text
+    assert not re.search(r"Path|Str|list\[|\bint\b|float|null|None|\.0\)|\[\]", text)
+    for name in Settings.model_fields:
+        assert f"{Settings.model_fields[name].description} (default: {shown_default(name)})" in text
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])

@@ -86,12 +86,16 @@ def test_wrong_field_is_named() -> None:
         (
             VqaBody,
             PART % (b"file", b"\x89PNG") + PART % (b"question", b"a"),
-            "'file'; there are image, question, top_k",
+            "'file'; the fields are image, question, top_k",
         ),
-        (VqaBody, PART % (b"image", b"a") + PART % (b"text", b"a"), "'text'; there are image, question"),
-        (RankBody, PART % (b"query_text", b"a") + PART % (b"picture", b"\xff"), "'picture'; there are query_text, "),
-        (RankBody, PART % (b"query", b"a") + PART % (b"images", b"a"), "'query'; there are query_text, "),
-        (VqaBody, b'{"img": "aa", "question": "a"}', "'img'; there are image, question"),
+        (VqaBody, PART % (b"image", b"a") + PART % (b"text", b"a"), "'text'; the fields are image, question"),
+        (
+            RankBody,
+            PART % (b"query_text", b"a") + PART % (b"picture", b"\xff"),
+            "'picture'; the fields are query_text, ",
+        ),
+        (RankBody, PART % (b"query", b"a") + PART % (b"images", b"a"), "'query'; the fields are query_text, "),
+        (VqaBody, b'{"img": "aa", "question": "a"}', "'img'; the fields are image, question"),
         (RankBody, b'{"query": {"text": "a"}, "candidates": [{"image_url": "a"}]}', "'candidates.0.image_url'"),
     ],
     ids=["file", "text", "picture", "of JSON", "img", "in a candidate"],
@@ -161,7 +165,7 @@ CROWD = 250_000  # within JSON_VALUES
     ("content", "refused", "says"),
     [
         ({"query": {"text": "a"}, "candidates": [1] * CROWD}, TooLarge, "250,000 candidates"),
-        ({"query": {"text": "a"}, "candidates": [{"image": "aa"}] * 6}, TooLarge, "at most 5 are ranked"),
+        ({"query": {"text": "a"}, "candidates": [{"image": "aa"}] * 6}, TooLarge, "at most 5 are allowed"),
         ({"query": {"text": "a"}, "candidates": [{"image": "aa"}, {"imag": "aa"}]}, BadRequest, "'candidates.1.imag'"),
         ({"query": {"text": "a"}, "candidates": [{str(n): 0 for n in range(CROWD)}]}, BadRequest, "'candidates.0.0'"),
         ({"query": {str(n): 0 for n in range(CROWD)}, "candidates": []}, BadRequest, "'query.0'"),
@@ -195,7 +199,9 @@ def test_query_string_of_a_rank_has_two_fields(query: bytes) -> None:
     """Its others come several times, or are files: they are the body's."""
     body = bodies.RawBody("multipart", PART % (b"query_text", b"a") + PART % (b"images", b"a") + b"--x--", b"x")
 
-    with pytest.raises(BadRequest, match=r"There is no field '\w+' in the query string; there are top_k, model\.$"):
+    with pytest.raises(
+        BadRequest, match=r"There is no field '\w+' in the query string; the fields are top_k, model\.$"
+    ):
         parse(body, RankBody, query)
 
 
@@ -299,7 +305,7 @@ def test_fields_of_json_are_none_of_a_form(name: str) -> None:
     [
         (b'{"image": "aa", "question": "a", "question": "b"}', b"", "'question' is given more than once"),
         (b'{"image": "aa", "question": "a"}', b"question=b", "in the query string and in the body"),
-        (b'{"image": "aa", "question": "a", "top_k": ' + b"1" * 5000 + b"}", b"", "thousands of digits"),
+        (b'{"image": "aa", "question": "a", "top_k": ' + b"1" * 5000 + b"}", b"", "too many digits"),
         (b'{"image": "\xff"}', b"", "not JSON: 'utf-8'"),
     ],
     ids=["twice", "in both", "digits", "not text"],

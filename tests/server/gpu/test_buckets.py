@@ -1,5 +1,6 @@
 """Which shapes run on a GPU, what is padded to what, and what is refused."""
 
+import factories
 import numpy as np
 import pytest
 
@@ -16,7 +17,6 @@ from server.gpu.buckets import (
     profiles_of,
     shape_of,
 )
-from server.gpu.parity import random_feeds
 
 SPEC = ViltSpec()
 MOST = 32
@@ -82,7 +82,7 @@ def test_any_limit_of_rows_is_a_bucket_of_its_own(most: int) -> None:
 
 def test_padding_masks_all_that_is_not_the_batch() -> None:
     """Whatever an earlier batch left in the tensors; a row of padding keeps a token, or it would be no number."""
-    feeds = random_feeds(SPEC, seed=1, batch=3)
+    feeds = factories.random_feeds(SPEC, seed=1, batch=3)
     bucket = choose(BUCKETS, shape_of(feeds))
     into = blank(bucket, SPEC.patch_values)
     into.patches[:] = 255

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import factories
 import numpy as np
 import pytest
 from cudart import FakeCudart
@@ -19,7 +20,6 @@ from server.gpu.copies import Copies
 from server.gpu.engine import SLOTS, GpuEngine
 from server.gpu.libraries import ProviderError
 from server.gpu.options import CUDA
-from server.gpu.parity import random_feeds
 from server.gpu.program import OrtProgram, open_session
 from server.types import EngineOutput, Logits
 
@@ -77,13 +77,13 @@ def test_random_shapes_answer_as_the_same_graph_at_their_own_shape(engine: GpuEn
     alone = OrtEngine(loaded)
 
     for seed in range(12):
-        feeds = random_feeds(loaded.manifest.spec, seed=seed, batch=1 + seed % MOST)
+        feeds = factories.random_feeds(loaded.manifest.spec, seed=seed, batch=1 + seed % MOST)
         assert_same(engine.run(feeds), alone.run(feeds))
 
 
 def test_one_graph_reports_no_parts(engine: GpuEngine, loaded: Artifact) -> None:
     """Inference alone is timed."""
-    feeds = random_feeds(loaded.manifest.spec, seed=0, batch=1)
+    feeds = factories.random_feeds(loaded.manifest.spec, seed=0, batch=1)
 
     assert engine.run(feeds).parts_s == {}
     assert OrtEngine(loaded).run(feeds).parts_s == {}
@@ -95,7 +95,7 @@ def test_batch_beyond_the_buckets_never_reaches_the_program(loaded: Artifact) ->
     engine = engine_of(recorder, loaded)
 
     with pytest.raises(OutsideBuckets, match=f"batch of {MOST + 1}"):
-        engine.run(random_feeds(loaded.manifest.spec, seed=0, batch=MOST + 1))
+        engine.run(factories.random_feeds(loaded.manifest.spec, seed=0, batch=MOST + 1))
 
     assert recorder.ran == []
 
@@ -143,7 +143,7 @@ def test_next_batch_is_copied_while_one_runs_and_a_third_waits(loaded: Artifact)
     recorder = Recorder(loaded)
     recorder.may_run.clear()
     engine = engine_of(recorder, loaded)
-    feeds = random_feeds(loaded.manifest.spec, seed=0, batch=1)
+    feeds = factories.random_feeds(loaded.manifest.spec, seed=0, batch=1)
 
     with ThreadPoolExecutor(3) as callers:
         runs = [callers.submit(engine.run, feeds) for _ in range(3)]
@@ -161,7 +161,7 @@ def test_next_batch_is_copied_while_one_runs_and_a_third_waits(loaded: Artifact)
 def test_logits_stay_what_they_are_when_the_slot_is_used_again(loaded: Artifact) -> None:
     """The server keeps them, and hands them out later."""
     engine = engine_of(Recorder(loaded), loaded)
-    feeds = random_feeds(loaded.manifest.spec, seed=0, batch=3)
+    feeds = factories.random_feeds(loaded.manifest.spec, seed=0, batch=3)
 
     found = [engine.run(feeds).logits for _ in range(2 * SLOTS)]
 
@@ -182,7 +182,7 @@ def test_no_other_run_begins_before_warm_up_has_ended(loaded: Artifact) -> None:
     with ThreadPoolExecutor(2) as callers:
         warming = callers.submit(engine.warm_up)
         assert recorder.has_copied.acquire(timeout=30)
-        run = callers.submit(engine.run, random_feeds(loaded.manifest.spec, seed=0, batch=1))
+        run = callers.submit(engine.run, factories.random_feeds(loaded.manifest.spec, seed=0, batch=1))
         assert not recorder.has_copied.acquire(timeout=0.05)
         recorder.may_run.set()
         warming.result(30)
@@ -195,7 +195,7 @@ def test_no_other_run_begins_before_warm_up_has_ended(loaded: Artifact) -> None:
 def test_failure_gives_its_slot_back(loaded: Artifact) -> None:
     """Or the third batch after two failures would wait for ever."""
     engine = engine_of(Recorder(loaded, failures=2 * SLOTS), loaded)
-    feeds = random_feeds(loaded.manifest.spec, seed=0, batch=1)
+    feeds = factories.random_feeds(loaded.manifest.spec, seed=0, batch=1)
 
     for _ in range(2 * SLOTS):
         with pytest.raises(RuntimeError, match="the GPU broke"):

@@ -89,7 +89,7 @@ def test_gpu_is_named_with_its_compute_capability() -> None:
 
 @pytest.mark.parametrize(
     ("driver", "sentence"),
-    [(Driver(has_gpu=False), "finds no GPU"), (Driver(version=12080), r"knows CUDA 12\.8, .* update it to 580")],
+    [(Driver(has_gpu=False), "finds no GPU"), (Driver(version=12080), r"supports CUDA 12\.8, .* update it to 580")],
     ids=["no GPU", "old"],
 )
 def test_driver_that_will_not_do_is_refused_before_onnxruntime_fails(driver: Driver, sentence: str) -> None:
