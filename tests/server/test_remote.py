@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import Hall, HeldEngine, features, served
+from fakes import FakeClock, Hall, HeldEngine, features, served
 
 from models.batch import Features, Feeds
 from models.errors import ArtifactError
@@ -66,7 +66,7 @@ class Split:
         self.local = LocalBackend(settings, self.models, admission, self.metrics, time.perf_counter)
         self.hall = Hall(self.local, self.models, slots)
         self.fronts = [
-            RemoteBackend(lambda _: True, limits_clients=places > 0, clock=time.perf_counter) for _ in range(fronts)
+            RemoteBackend(lambda _: True, limits_clients=places > 0, clock=FakeClock()) for _ in range(fronts)
         ]
         self.connections: list[socket.socket] = []
 
@@ -210,7 +210,7 @@ def test_engine_process_that_dies_is_answered_for_and_its_successor_used() -> No
                 await split.ask(2, 1)
             for told in (told_waiting, told_asking):
                 assert told.value.code == "engine_restarting"
-                assert told.value.retry_after_s == pytest.approx(MODEL_STARTS_IN_S, abs=0.5)
+                assert told.value.retry_after_s == pytest.approx(MODEL_STARTS_IN_S)
             assert await front.status() == "starting"
             with pytest.raises(Unavailable):
                 await front.report("metrics")
@@ -316,6 +316,7 @@ def test_engine_process_that_does_not_answer_is_not_waited_for(monkeypatch: pyte
             assert await front.status() == "unresponsive"
             await until(lambda: [message[0] for message, _ in unread].count("drop") == 3)
             monkeypatch.setattr(desk._channel, "_received", desk._received)
+            monkeypatch.setattr(remote, "ANSWER_WITHIN_S", PATIENCE_S)
             for message in unread:
                 desk._received(*message)
             async with front.place("a", "vqa"):
