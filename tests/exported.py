@@ -1,9 +1,13 @@
-"""A checkpoint with its graphs in both forms."""
+"""Graphs that are made for tests: a checkpoint's in both forms, the shipped artifact's in int8."""
 
+import dataclasses
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from export import checkpoint, graph, to_onnx
+from export import checkpoint, graph, int8, to_onnx
+from models.manifest import describe_file, load_artifact, read_manifest
+from server.settings import SHAPES
 
 
 @dataclass(frozen=True)
@@ -29,3 +33,14 @@ def export_both_forms(folder: Path, loaded: checkpoint.Checkpoint) -> Exported:
         {part.name: folder / f"{part.name}.onnx" for part in parts},
         {fused.name: folder / f"{fused.name}.onnx"},
     )
+
+
+def with_int8(folder: Path) -> Path:
+    """Copy the shipped artifact and offer int8 beside fp32."""
+    shutil.copytree(SHAPES, folder)
+    manifest = read_manifest(folder)
+    graphs = int8.quantise(load_artifact(SHAPES).graphs, folder / "int8")
+    files = {part: describe_file(folder, f"int8/{path.name}") for part, path in graphs.items()}
+    added = dataclasses.replace(manifest.precisions["fp32"], graphs=files, gate={"status": "not gated"})
+    dataclasses.replace(manifest, precisions={**manifest.precisions, "int8": added}).write(folder)
+    return folder

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import threading
@@ -103,7 +104,9 @@ def served(
     )
 
 
+@functools.cache  # it is frozen, and reading and hashing it is most of what many tests take
 def artifact(name: str = "shapes", folder: Path = SHAPES) -> Artifact:
+    """Load the shipped artifact, or another, under a name."""
     loaded = load_artifact(folder)
     return replace(loaded, manifest=replace(loaded.manifest, name=name))
 

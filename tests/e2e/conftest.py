@@ -14,6 +14,7 @@ import pytest
 
 COMMAND = [sys.executable, "-m", "server", "--port", "0"]  # a --port that follows goes before
 MODES = {"one process": [], "two fronts": ["--workers", "2"]}  # flags by how the server is laid out
+STARTS_WITHIN_S = 120.0  # on a machine that has much else to do
 LISTENING = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -34,10 +35,14 @@ def start(*flags: str, executable: str = sys.executable, module: str = "server")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     seen = []
+    hangs = threading.Timer(STARTS_WITHIN_S, process.kill)
+    hangs.start()
     for line in process.stderr:
         seen.append(line)
         if found := LISTENING.search(line):
+            hangs.cancel()
             return Running(process, found[0], httpx.Client(base_url=found[0], timeout=60))
+    hangs.cancel()
     raise AssertionError(f"the server ended: {''.join(seen)}")
 
 

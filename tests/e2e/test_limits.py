@@ -13,6 +13,7 @@ from server.connections import HEAD_BYTES, MAX_HEADERS
 from server.forms import FIELD_BYTES
 from server.routes import SPARE_PARTS
 from server.schemas import VqaBody
+from server.settings import Settings
 
 from .conftest import Running, connect, drain, start, stop
 from .test_requests import base64_of
@@ -236,3 +237,19 @@ def test_sizes_around_a_limit_are_around_it() -> None:
     """The pictures have as many pixels as their names here say."""
     for limit, sizes in SIZES.items():
         assert [width * height for width, height in sizes] == [limit - 1, limit, limit + 1]
+
+
+def test_limits_are_those_of_the_contract_unless_they_are_set() -> None:
+    """Around which no test goes here: bodies of 20 MB and images of 50 million pixels take long."""
+    assert (Settings().max_body_bytes, Settings().max_image_pixels) == (20_000_000, 50_000_000)
+
+
+def test_image_that_comes_twice_in_a_request_is_counted_once(small: Running) -> None:
+    """It is decoded once; two others of its size would be more than the request may have."""
+    image = factories.encoded(factories.noise(*SIZES[IMAGE_PIXELS][1], seed=11), "JPEG")
+    candidates = [{"image": base64_of(image)}] * 2
+
+    response = small.client.post("/v1/rank", json={"query": {"text": "a star"}, "candidates": candidates})
+
+    assert 2 * IMAGE_PIXELS > REQUEST_PIXELS
+    assert response.status_code == 200

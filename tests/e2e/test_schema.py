@@ -13,6 +13,7 @@ PATIENCE_S = 60
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("server", ["two fronts"], indirect=True)  # which go through almost all of one process's code
 def test_server_does_what_its_openapi_says(server: Running, tmp_path: Path) -> None:
     """No 5xx, no response outside of the schema, no wrong body accepted, undeclared methods refused with 405."""
     command = [str(Path(sys.executable).with_name("schemathesis"))]

@@ -19,6 +19,9 @@ from .conftest import Running
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "loadtest" / "samples"
+ONE_MODE = pytest.mark.parametrize(
+    "server", ["one process"], indirect=True
+)  # answers do not depend on how it is laid out
 LEAST_ACCURACY = 0.9  # of 2,000 scenes the model card tells more; this is what no change may break
 
 
@@ -42,6 +45,7 @@ def rows_of(tmp_path: Path, server: Running, *arguments: object) -> dict[str, di
     return {row.get("kind") or row["direction"]: row for row in rows}
 
 
+@ONE_MODE
 def test_python_of_the_documents_gets_the_answer(server: Running) -> None:
     """As it stands there, but for the port."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
@@ -52,6 +56,7 @@ def test_python_of_the_documents_gets_the_answer(server: Running) -> None:
     assert ended.stdout.startswith("[{'answer': 'blue', 'score': 0.99")
 
 
+@ONE_MODE
 @pytest.mark.slow
 def test_answers_about_held_out_scenes_are_right(server: Running, tmp_path: Path) -> None:
     """Questions, hard negatives and ranks of scenes that training never saw, through HTTP."""
@@ -63,6 +68,7 @@ def test_answers_about_held_out_scenes_are_right(server: Running, tmp_path: Path
         assert rows[kind]["right"] / rows[kind]["count"] >= LEAST_ACCURACY, rows[kind]
 
 
+@ONE_MODE
 @pytest.mark.slow
 def test_vqav2_files_are_measured_by_their_rule(server: Running, tmp_path: Path) -> None:
     """Question and annotation files as VQAv2 has them: what three of ten annotators say is 0.9 of an answer."""
@@ -94,6 +100,7 @@ def test_vqav2_files_are_measured_by_their_rule(server: Running, tmp_path: Path)
     assert rows["other"]["right"] == pytest.approx(9.0)
 
 
+@ONE_MODE
 @pytest.mark.slow
 def test_captions_as_coco_has_them_are_ranked_both_ways(server: Running, tmp_path: Path) -> None:
     """The captions of the samples, one image each: found among the others in both directions."""
@@ -152,6 +159,7 @@ def test_answer_does_not_depend_on_how_a_picture_is_sent(server: Running, form: 
     assert answers == {name: record["answer"] for name, record in asked.items()}
 
 
+@ONE_MODE
 def test_first_command_of_the_readme_gives_the_answer_it_shows(server: Running) -> None:
     """The README's curl, its picture and its output belong together."""
     text = (ROOT / "README.md").read_text()

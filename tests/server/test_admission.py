@@ -302,3 +302,40 @@ def test_closed_server_stays_closed_after_a_sound_run() -> None:
 
     assert not admission.is_ready
     assert admission.is_draining
+
+
+@pytest.mark.parametrize("is_rank", [False, True])
+def test_entries_that_will_run_together_are_counted_with_their_share_of_a_run(is_rank: bool) -> None:
+    """Where a batch of four takes as long as one, seven entries are not seven runs ahead, and not one."""
+    desk = Desk()
+    desk.model = served(FakeEngine(), runs=latency(base_s=ONE_RUN_S), max_batch_size=4)
+
+    with desk.admit(7, rank=is_rank):
+        refused = desk.refusal(within_s=0.15, rank=is_rank)
+
+    assert refused.details == {"queued_ms": 175, "estimate_ms": 200, "deadline_ms": 150}
+
+
+def test_room_that_was_kept_is_free_again_once_it_has_been_used() -> None:
+    """Who came back has what was promised, and newcomers have the rest."""
+    desk = Desk()
+    with desk.admit(5):
+        wait_s = desk.refusal(within_s=0.45, key="early").retry_after_s or 0.0
+
+    desk.clock.now_s += wait_s
+    with desk.admit(3):
+        with desk.admit(within_s=0.45, key="early"):
+            pass
+        with desk.admit(within_s=0.45, key="new"):
+            pass
+
+
+@pytest.mark.parametrize(("entries", "waits_for"), [(90, 10), (1000, 20)])
+def test_client_waits_for_no_more_than_is_in_flight(entries: int, waits_for: int) -> None:
+    """However large a rank is: an idle server takes it."""
+    desk = Desk(capacity=100)
+
+    with desk.admit(20):
+        refused = desk.refusal(entries, rank=True)
+
+    assert refused.retry_after_s == pytest.approx(waits_for * ONE_RUN_S)

@@ -10,11 +10,13 @@ from typing import TypeVar
 import pytest
 from fakes import FakeClock, HeldEngine, features, latency, served
 
+from models.batch import Feeds
 from server.batcher import BETWEEN_S, Batcher
 from server.errors import DeadlineExceeded, EngineFault, Unavailable
+from server.latency import DRIFT_SMOOTHING
 from server.metrics import Metrics
 from server.queue import LOOK_AHEAD, RANK_TURN
-from server.types import Entry, EntryResult, Urgency
+from server.types import EngineOutput, Entry, EntryResult, Urgency
 
 T = TypeVar("T")
 
@@ -715,3 +717,94 @@ def test_drain_with_two_batches_under_way_fails_all_that_are_left() -> None:
         return results
 
     assert all(isinstance(result, Unavailable) for result in run(scenario))
+
+
+def test_drift_is_learnt_from_every_run_and_exposed() -> None:
+    """Runs that take twice what the model says make it expect more, five runs a little."""
+
+    async def scenario() -> Bench:
+        bench = Bench(max_batch_size=1)
+        run_as_ever = bench.engine.run
+
+        def run_slowly(feeds: Feeds) -> EngineOutput:
+            bench.clock.now_s += 0.02
+            return run_as_ever(feeds)
+
+        bench.engine.run = run_slowly
+        await bench.run_all([bench.entry(number) for number in range(1, 6)])
+        return bench
+
+    bench = run(scenario)
+
+    drift = bench.model.latency.drift
+    assert drift == pytest.approx(1 + (1 - (1 - DRIFT_SMOOTHING) ** 5))
+    assert bench.metrics.registry.get_sample_value("vilt_latency_drift", {"model": "shapes"}) == drift
+
+
+def test_rank_has_one_turn_after_as_many_questions_as_before() -> None:
+    """Its first slice gives it no right to the next: in between there are RANK_TURN runs of questions."""
+
+    async def scenario() -> Bench:
+        bench = Bench(per_token_s=1.0)
+        entries = [bench.entry(100 + number, rank=True) for number in range(3)]
+        await bench.run_all([*entries, *[bench.entry(number) for number in range(1, 4 * RANK_TURN)]])
+        return bench
+
+    batches = run(scenario).engine.batches
+    turns = [place for place, (first, *_) in enumerate(batches) if first >= 100]
+    assert turns == [RANK_TURN, 2 * RANK_TURN + 1, 3 * RANK_TURN + 2]
+
+
+def test_rank_that_comes_after_many_questions_has_not_waited_for_them() -> None:
+    """Only questions that run while it waits count for its turn."""
+
+    async def scenario() -> list[bool]:
+        bench = Bench(per_token_s=1.0)
+        queue = bench.batcher.queue
+        for number in range(RANK_TURN + 2):
+            queue.add(bench.entry(number))
+            queue.form(BETWEEN_S)
+        queue.add(bench.entry(100, rank=True))
+        queue.add(bench.entry(1))
+        return [bool(queue.form(BETWEEN_S)[0].urgency) for _ in range(2)]
+
+    assert run(scenario) == [False, True]
+
+
+def test_question_does_not_wait_with_the_rank_that_asks_for_the_same() -> None:
+    """It is run at once, though the rank will run it again."""
+
+    async def scenario() -> Bench:
+        bench = Bench(per_token_s=1.0)
+        entries = [bench.entry(1, rank=True), bench.entry(2, rank=True, key="same"), bench.entry(2, key="same")]
+        await bench.run_all(entries)
+        return bench
+
+    assert run(scenario).engine.batches == [[2], [1], [2]]
+
+
+@pytest.mark.parametrize("use", ["answered", "abandoned", "late"])
+def test_time_of_a_run_is_counted_by_what_became_of_its_answer(use: str) -> None:
+    """Somebody had it, had gone before, or could not wait for it."""
+
+    async def scenario() -> dict[str, float | None]:
+        bench = Bench()
+        bench.engine.may_run.clear()
+        loop = asyncio.create_task(bench.batcher.run())
+        asked = asyncio.create_task(bench.batcher.submit(bench.entry(1, deadline_s=bench.clock.now_s + 1)))
+        await asyncio.to_thread(bench.engine.has_begun.wait, 10)
+        bench.clock.now_s += 2 if use == "late" else 0.5
+        if use != "answered":
+            asked.cancel()  # as a request does whose time is up, too
+        bench.engine.may_run.set()
+        await bench.until_under_way(0)
+        await asyncio.gather(asked, return_exceptions=True)
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+        read = bench.metrics.registry.get_sample_value
+        return {one: read("vilt_engine_seconds_total", {"use": one}) for one in ("answered", "abandoned", "late")}
+
+    counted = run(scenario)
+
+    assert counted.pop(use) == pytest.approx(2 if use == "late" else 0.5)
+    assert set(counted.values()) == {None}

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from datetime import UTC, datetime
 
 import pytest
 from fakes import FakeClock, FakeEngine, served
@@ -12,6 +13,7 @@ from server.app import create_app
 from server.backend import LocalBackend
 from server.metrics import SECONDS, Metrics
 from server.settings import Settings
+from server.slowest import RequestRecord
 from server.version import own_version
 
 
@@ -46,3 +48,17 @@ def test_buckets_tell_stages_below_a_millisecond_and_reach_beyond_the_deadline()
     assert len([bound for bound in SECONDS if bound < 0.001]) >= 3
     assert max(SECONDS) > Settings().deadline_ms / 1000
     assert all(later == pytest.approx(2 * earlier, rel=0.03) for earlier, later in itertools.pairwise(SECONDS))
+
+
+def test_request_and_its_stages_are_observed_in_seconds() -> None:
+    """Half a second is 0.5; the stages of a refusal, which say little, are left out."""
+    metrics = Metrics()
+    about = {"request_id": "a", "task": "vqa", "when": datetime.now(UTC), "total_ms": 500, "timing_ms": {"queue": 250}}
+
+    for model, status, code in (("shapes", 200, "ok"), ("", 503, "deadline_unreachable")):
+        metrics.record(RequestRecord(**about, model=model, status=status, code=code))
+
+    read = metrics.registry.get_sample_value
+    for model in ("shapes", ""):
+        assert read("vilt_request_seconds_sum", {"task": "vqa", "model": model}) == 0.5
+    assert read("vilt_stage_seconds_sum", {"stage": "queue"}) == 0.25

@@ -1,0 +1,87 @@
+"""A front: its share of what is for all of them, and which engine processes it takes answers from."""
+
+import asyncio
+import gc
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from fakes import CountedDesk, FakeEngine, Hall, served
+
+from server import control
+from server.admission import Admission
+from server.backend import LocalBackend
+from server.front import Front, share_of
+from server.metrics import Metrics
+from server.settings import Settings
+
+PATIENCE_S = 30.0
+
+
+@pytest.mark.parametrize(
+    ("workers", "bodies_mb", "threads", "cache_mb"), [(1, 512, 6, 64), (4, 128, 2, 16), (6, 512 / 6, 1, 64 / 6)]
+)
+def test_share_of_a_front_is_a_part_of_what_all_may_have(
+    workers: int, bodies_mb: float, threads: int, cache_mb: float
+) -> None:
+    """Memory is divided exactly; of threads each has one at least."""
+    settings = Settings(workers=workers, max_bodies_mb=512, decode_threads=6, decoded_cache_mb=64)
+
+    share = share_of(settings)
+
+    assert share.max_bodies_mb == pytest.approx(bodies_mb)
+    assert (share.decode_threads, share.decoded_cache_mb) == (threads, pytest.approx(cache_mb))
+
+
+def hall(**labels: str) -> Hall:
+    """Open an engine process's side, of the shipped artifact or of one with other labels."""
+    model, metrics = served(FakeEngine()), Metrics()
+    manifest = model.artifact.manifest
+    files = {**manifest.files, "labels.json": replace(manifest.files["labels.json"], **labels)}
+    models = [replace(model, provider="cpu", artifact=replace(model.artifact, manifest=replace(manifest, files=files)))]
+    admission = Admission(16, metrics, time.perf_counter)
+    return Hall(LocalBackend(Settings(), models, admission, metrics, time.perf_counter), models)
+
+
+async def introduce(engine: Hall, orders: socket.socket) -> None:
+    """Connect a front with an engine process, as the supervisor does."""
+    fronts_end, engines_end = socket.socketpair()
+    with fronts_end:
+        await CountedDesk(engine).open(engines_end, starts_in_s=1.5)
+        socket.send_fds(orders, [control.CONNECT], [fronts_end.fileno(), engine.memory])
+
+
+@pytest.fixture
+def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep what a front does to its process from this one."""
+    monkeypatch.setattr(control, "SIGNALS", ())  # which it ignores
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_own_process")
+def test_front_ends_when_another_engine_process_serves_another_artifact() -> None:
+    """It serves with the labels of the first one's, by which the answers of the other would be wrong."""
+
+    async def scenario() -> None:
+        first, second = hall(), hall(sha256="0" * 64)
+        orders, theirs = control.pair()
+        orders.settimeout(PATIENCE_S)
+        with orders, theirs, socket.create_server(("127.0.0.1", 0)) as listener:
+            async with first.local.running(), second.local.running():
+                serving = asyncio.create_task(Front(Settings(), [listener]).serve(theirs))
+                await introduce(first, orders)
+                assert await asyncio.to_thread(orders.recv, 1) == control.READY
+                assert not serving.done()
+
+                await introduce(second, orders)
+
+                await serving
+        for engine in (first, second):  # the process would have ended, and its connections with it
+            for desk in engine.desks:
+                desk._channel.close()
+            await engine.emptied()
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
