@@ -183,9 +183,9 @@ class Pipeline:
                 return model
         serving = [model.name for model in self._models if task in model.tasks]
         if not serving:
-            raise NotFound("unknown_model", f"No model here serves {task}: none has the head for it.")
+            raise NotFound("unknown_model", f"No model on this server can do {task}: none has a head for it.")
         raise NotFound(
-            "unknown_model", f"No model {(name or '')[:100]!r} serves {task}; there is: {', '.join(serving)}."
+            "unknown_model", f"No model named {(name or '')[:100]!r} serves {task}; these do: {', '.join(serving)}."
         )
 
     @contextlib.asynccontextmanager
