@@ -29,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from export.shapes.questions import KINDS, question
 from export.shapes.scenes import draw, random_scene
 from models.manifest import describe_file
+from server.loading import load
 from server.settings import SHAPES, Settings
 
 from .conftest import COMMAND, MODES, Running, drain, start, stop
@@ -94,15 +95,20 @@ async def ask_all(url: str, requests: list[dict[str, Any]], concurrency: int) ->
 
 
 @pytest.mark.slow
-def test_concurrent_requests_are_batched_and_answered_as_alone(own_server: Running) -> None:
-    """At concurrency 16 the mean batch is above one, and no answer depends on its batch mates."""
+def test_concurrent_requests_are_batched_and_answered_as_alone(mode: list[str], tmp_path: Path) -> None:
+    """At concurrency 16 the mean batch is above one where batches pay, and no answer depends on its batch mates."""
     requests = requests_about_scenes(200)
-    alone = asyncio.run(ask_all(own_server.url, requests, 1))
-    before = [sample(own_server.url, f"vilt_batch_entries_{part}") for part in ("sum", "count")]
+    running = start("--cache-dir", str(where_batches_pay(tmp_path)), *mode)
+    drain(running)
+    try:
+        alone = asyncio.run(ask_all(running.url, requests, 1))
+        before = [sample(running.url, f"vilt_batch_entries_{part}") for part in ("sum", "count")]
 
-    together = asyncio.run(ask_all(own_server.url, requests, 16))
+        together = asyncio.run(ask_all(running.url, requests, 16))
 
-    after = [sample(own_server.url, f"vilt_batch_entries_{part}") for part in ("sum", "count")]
+        after = [sample(running.url, f"vilt_batch_entries_{part}") for part in ("sum", "count")]
+    finally:
+        stop(running)
     entries, batches = (late - early for late, early in zip(after, before, strict=True))
     print(f"mean batch at concurrency 16: {entries / batches:.2f}")  # noqa: T201 the figure to quote
     assert entries == 200
@@ -113,6 +119,15 @@ def test_concurrent_requests_are_batched_and_answered_as_alone(own_server: Runni
         assert (
             max(mine, key=mine.__getitem__) == max(theirs, key=theirs.__getitem__) or best - second <= SCORE_TOLERANCE
         )
+
+
+def where_batches_pay(folder: Path) -> Path:
+    """Measure the model as a server does, and keep that any run takes 10 ms: of one so small batches may not pay."""
+    load(Settings(cache_dir=folder, calibration_s=0.01))
+    (file,) = folder.glob("latency-*.json")
+    samples = [{"batch": batch, "tokens": tokens, "seconds": 0.01} for batch in (1, 8) for tokens in (30, 80)]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "samples": samples}))
+    return folder
 
 
 @pytest.mark.slow
