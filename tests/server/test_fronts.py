@@ -63,7 +63,7 @@ def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_own_process")
 def test_front_ends_when_another_engine_process_serves_another_artifact() -> None:
-    """It serves with the labels of the first one's, by which the answers of the other would be wrong."""
+    """It has the first one's labels, by which answers of the other would be wrong: it asks it for none."""
 
     async def scenario() -> None:
         first, second = hall(), hall(sha256="0" * 64)
@@ -71,14 +71,17 @@ def test_front_ends_when_another_engine_process_serves_another_artifact() -> Non
         orders.settimeout(PATIENCE_S)
         with orders, theirs, socket.create_server(("127.0.0.1", 0)) as listener:
             async with first.local.running(), second.local.running():
-                serving = asyncio.create_task(Front(Settings(), [listener]).serve(theirs))
+                front = Front(Settings(), [listener])
+                serving = asyncio.create_task(front.serve(theirs))
                 await introduce(first, orders)
                 assert await asyncio.to_thread(orders.recv, 1) == control.READY
                 assert not serving.done()
 
+                second.local.close()
                 await introduce(second, orders)
 
                 await serving
+                assert await front._backend.status() == "ready"  # as the first is
         for engine in (first, second):  # the process would have ended, and its connections with it
             for desk in engine.desks:
                 desk._channel.close()
