@@ -122,7 +122,7 @@ def test_concurrent_requests_are_batched_and_answered_as_alone(mode: list[str], 
 
 
 def where_batches_pay(folder: Path) -> Path:
-    """Measure the model as a server does, and keep that any run takes 10 ms: of one so small batches may not pay."""
+    """Keep that any run takes 10 ms, as if it had been measured: for so small a model batches may not pay."""
     load(Settings(cache_dir=folder, calibration_s=0.01))
     (file,) = folder.glob("latency-*.json")
     samples = [{"batch": batch, "tokens": tokens, "seconds": 0.01} for batch in (1, 8) for tokens in (30, 80)]
@@ -296,7 +296,7 @@ def test_second_sigterm_ends_at_once_with_a_request_in_flight(
 
 @pytest.mark.parametrize("own_server", [["--drain-pause-s", "2"]], indirect=True, ids=["2 s"])
 def test_new_connections_are_served_for_the_whole_pause(own_server: Running) -> None:
-    """Whoever has not heard yet that the server is not ready is answered all the same."""
+    """A load balancer that has not noticed yet loses no request."""
     began_s = time.monotonic()
     own_server.process.send_signal(signal.SIGTERM)
 
@@ -309,7 +309,7 @@ def test_new_connections_are_served_for_the_whole_pause(own_server: Running) -> 
 
 @pytest.mark.parametrize("own_server", [["--drain-timeout-s", "1"]], indirect=True, ids=["short drain"])
 def test_drain_ends_after_its_timeout_though_a_request_is_in_flight(own_server: Running) -> None:
-    """Half a second of pause, and a second for what is in flight; whose client is told, then."""
+    """After the pause and the timeout, the client of the unfinished request is told."""
     with unfinished_upload(own_server) as connection:
         began_s = time.monotonic()
         own_server.process.send_signal(signal.SIGTERM)
@@ -588,7 +588,7 @@ def test_sigterm_is_never_left_to_the_kernel_once_it_can_be_heard(flags: list[st
 
 
 def test_sigterm_ends_the_start_though_nothing_has_been_imported_yet(tmp_path: Path) -> None:
-    """The first library takes a minute here, and the server ends at once."""
+    """Importing the first library takes a minute here, and the server ends at once."""
     begun = tmp_path / "begun"
     (tmp_path / "pydantic.py").write_text(f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(60)")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

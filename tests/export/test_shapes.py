@@ -288,7 +288,7 @@ def test_model_in_training_is_the_model_of_transformers() -> None:
 
 
 def test_held_out_scenes_are_none_of_training() -> None:
-    """Neither of the scenes that are asked about, nor of the crowded ones before; nor does one come twice."""
+    """Neither of its scenes with texts, nor of the crowded ones; and no scene is drawn twice."""
     drawn = [heldout.held_out_scene(index) for index in range(200)]
     numbers = range(heldout.FIRST, heldout.FIRST + 200)
     drawn += [random_scene((split, number)) for split in (stream.TRAINING, stream.LOOKING) for number in numbers]
