@@ -1,6 +1,13 @@
-"""What is every test's."""
+"""Fixtures and settings of every test."""
+
+import os
 
 import pytest
+from hypothesis import settings
+
+# The same examples each time: what fails on one machine fails on another. HYPOTHESIS_PROFILE=default draws new ones.
+settings.register_profile("repeatable", derandomize=True, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(autouse=True)

@@ -240,7 +240,7 @@ def test_sizes_around_a_limit_are_around_it() -> None:
 
 
 def test_limits_are_those_of_the_contract_unless_they_are_set() -> None:
-    """Around which no test goes here: bodies of 20 MB and images of 50 million pixels take long."""
+    """Requests around them would take long."""
     assert (Settings().max_body_bytes, Settings().max_image_pixels) == (20_000_000, 50_000_000)
 
 

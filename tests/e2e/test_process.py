@@ -29,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from export.shapes.questions import KINDS, question
 from export.shapes.scenes import draw, random_scene
 from models.manifest import describe_file
+from server.loading import load
 from server.settings import SHAPES, Settings
 
 from .conftest import COMMAND, MODES, Running, drain, start, stop
@@ -94,15 +95,20 @@ async def ask_all(url: str, requests: list[dict[str, Any]], concurrency: int) ->
 
 
 @pytest.mark.slow
-def test_concurrent_requests_are_batched_and_answered_as_alone(own_server: Running) -> None:
-    """At concurrency 16 the mean batch is above one, and no answer depends on its batch mates."""
+def test_concurrent_requests_are_batched_and_answered_as_alone(mode: list[str], tmp_path: Path) -> None:
+    """At concurrency 16 the mean batch is above one where batches pay, and no answer depends on its batch mates."""
     requests = requests_about_scenes(200)
-    alone = asyncio.run(ask_all(own_server.url, requests, 1))
-    before = [sample(own_server.url, f"vilt_batch_entries_{part}") for part in ("sum", "count")]
+    running = start("--cache-dir", str(where_batches_pay(tmp_path)), *mode)
+    drain(running)
+    try:
+        alone = asyncio.run(ask_all(running.url, requests, 1))
+        before = [sample(running.url, f"vilt_batch_entries_{part}") for part in ("sum", "count")]
 
-    together = asyncio.run(ask_all(own_server.url, requests, 16))
+        together = asyncio.run(ask_all(running.url, requests, 16))
 
-    after = [sample(own_server.url, f"vilt_batch_entries_{part}") for part in ("sum", "count")]
+        after = [sample(running.url, f"vilt_batch_entries_{part}") for part in ("sum", "count")]
+    finally:
+        stop(running)
     entries, batches = (late - early for late, early in zip(after, before, strict=True))
     print(f"mean batch at concurrency 16: {entries / batches:.2f}")  # noqa: T201 the figure to quote
     assert entries == 200
@@ -113,6 +119,15 @@ def test_concurrent_requests_are_batched_and_answered_as_alone(own_server: Runni
         assert (
             max(mine, key=mine.__getitem__) == max(theirs, key=theirs.__getitem__) or best - second <= SCORE_TOLERANCE
         )
+
+
+def where_batches_pay(folder: Path) -> Path:
+    """Keep that any run takes 10 ms, as if it had been measured: for so small a model batches may not pay."""
+    load(Settings(cache_dir=folder, calibration_s=0.01))
+    (file,) = folder.glob("latency-*.json")
+    samples = [{"batch": batch, "tokens": tokens, "seconds": 0.01} for batch in (1, 8) for tokens in (30, 80)]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "samples": samples}))
+    return folder
 
 
 @pytest.mark.slow
@@ -281,7 +296,7 @@ def test_second_sigterm_ends_at_once_with_a_request_in_flight(
 
 @pytest.mark.parametrize("own_server", [["--drain-pause-s", "2"]], indirect=True, ids=["2 s"])
 def test_new_connections_are_served_for_the_whole_pause(own_server: Running) -> None:
-    """Whoever has not heard yet that the server is not ready is answered all the same."""
+    """A load balancer that has not noticed yet loses no request."""
     began_s = time.monotonic()
     own_server.process.send_signal(signal.SIGTERM)
 
@@ -294,7 +309,7 @@ def test_new_connections_are_served_for_the_whole_pause(own_server: Running) -> 
 
 @pytest.mark.parametrize("own_server", [["--drain-timeout-s", "1"]], indirect=True, ids=["short drain"])
 def test_drain_ends_after_its_timeout_though_a_request_is_in_flight(own_server: Running) -> None:
-    """Half a second of pause, and a second for what is in flight; whose client is told, then."""
+    """After the pause and the timeout, the client of the unfinished request is told."""
     with unfinished_upload(own_server) as connection:
         began_s = time.monotonic()
         own_server.process.send_signal(signal.SIGTERM)
@@ -573,7 +588,7 @@ def test_sigterm_is_never_left_to_the_kernel_once_it_can_be_heard(flags: list[st
 
 
 def test_sigterm_ends_the_start_though_nothing_has_been_imported_yet(tmp_path: Path) -> None:
-    """The first library takes a minute here, and the server ends at once."""
+    """Importing the first library takes a minute here, and the server ends at once."""
     begun = tmp_path / "begun"
     (tmp_path / "pydantic.py").write_text(f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(60)")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

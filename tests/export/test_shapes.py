@@ -287,9 +287,13 @@ def test_model_in_training_is_the_model_of_transformers() -> None:
     assert (ours - theirs).abs().max() < 1e-4
 
 
-def test_held_out_scenes_share_no_seed_with_training() -> None:
-    """Training and held-out scenes come from different families of seeds."""
-    assert heldout.HELD_OUT not in (stream.TRAINING, stream.LOOKING)
+def test_held_out_scenes_are_none_of_training() -> None:
+    """Neither of its scenes with texts, nor of the crowded ones; and no scene is drawn twice."""
+    drawn = [heldout.held_out_scene(index) for index in range(200)]
+    numbers = range(heldout.FIRST, heldout.FIRST + 200)
+    drawn += [random_scene((split, number)) for split in (stream.TRAINING, stream.LOOKING) for number in numbers]
+
+    assert len({scene.things for scene in drawn}) == len(drawn)
 
 
 def test_candidates_that_should_lose_a_rank_are_false_of_the_scene(tmp_path: Path) -> None:

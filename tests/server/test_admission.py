@@ -317,7 +317,7 @@ def test_entries_that_will_run_together_are_counted_with_their_share_of_a_run(is
 
 
 def test_room_that_was_kept_is_free_again_once_it_has_been_used() -> None:
-    """Who came back has what was promised, and newcomers have the rest."""
+    """Once the refused request has been admitted, a new one gets in, too."""
     desk = Desk()
     with desk.admit(5):
         wait_s = desk.refusal(within_s=0.45, key="early").retry_after_s or 0.0
@@ -332,7 +332,7 @@ def test_room_that_was_kept_is_free_again_once_it_has_been_used() -> None:
 
 @pytest.mark.parametrize(("entries", "waits_for"), [(90, 10), (1000, 20)])
 def test_client_waits_for_no_more_than_is_in_flight(entries: int, waits_for: int) -> None:
-    """However large a rank is: an idle server takes it."""
+    """However large a rank is, an idle server admits it."""
     desk = Desk(capacity=100)
 
     with desk.admit(20):

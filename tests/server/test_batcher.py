@@ -772,7 +772,7 @@ def test_rank_that_comes_after_many_questions_has_not_waited_for_them() -> None:
 
 
 def test_question_does_not_wait_with_the_rank_that_asks_for_the_same() -> None:
-    """It is run at once, though the rank will run it again."""
+    """It runs first, though the rank will run the same again."""
 
     async def scenario() -> Bench:
         bench = Bench(per_token_s=1.0)
@@ -784,8 +784,8 @@ def test_question_does_not_wait_with_the_rank_that_asks_for_the_same() -> None:
 
 
 @pytest.mark.parametrize("use", ["answered", "abandoned", "late"])
-def test_time_of_a_run_is_counted_by_what_became_of_its_answer(use: str) -> None:
-    """Somebody had it, had gone before, or could not wait for it."""
+def test_time_of_a_run_is_counted_by_whether_its_answer_was_received(use: str) -> None:
+    """A client received it, had disconnected, or had reached its deadline."""
 
     async def scenario() -> dict[str, float | None]:
         bench = Bench()
@@ -795,7 +795,7 @@ def test_time_of_a_run_is_counted_by_what_became_of_its_answer(use: str) -> None
         await asyncio.to_thread(bench.engine.has_begun.wait, 10)
         bench.clock.now_s += 2 if use == "late" else 0.5
         if use != "answered":
-            asked.cancel()  # as a request does whose time is up, too
+            asked.cancel()  # a request at its deadline does the same
         bench.engine.may_run.set()
         await bench.until_under_way(0)
         await asyncio.gather(asked, return_exceptions=True)
@@ -808,3 +808,18 @@ def test_time_of_a_run_is_counted_by_what_became_of_its_answer(use: str) -> None
 
     assert counted.pop(use) == pytest.approx(2 if use == "late" else 0.5)
     assert set(counted.values()) == {None}
+
+
+def test_entry_that_would_be_answered_at_its_deadline_is_dropped() -> None:
+    """An answer at that instant is too late."""
+
+    async def scenario() -> tuple[Bench, list[object]]:
+        bench = Bench()
+        late, other = bench.entry(1), bench.entry(2)
+        late.deadline_s = bench.clock.now_s + bench.model.latency.run_s(1, late.tokens)
+        return bench, await bench.run_all([late, other])
+
+    bench, (first, _) = run(scenario)
+
+    assert isinstance(first, DeadlineExceeded)
+    assert bench.engine.batches == [[2]]

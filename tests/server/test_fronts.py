@@ -1,4 +1,4 @@
-"""A front: its share of what is for all of them, and which engine processes it takes answers from."""
+"""A front: its share of the settings for all fronts, and the engine processes that it accepts."""
 
 import asyncio
 import gc
@@ -26,7 +26,7 @@ PATIENCE_S = 30.0
 def test_share_of_a_front_is_a_part_of_what_all_may_have(
     workers: int, bodies_mb: float, threads: int, cache_mb: float
 ) -> None:
-    """Memory is divided exactly; of threads each has one at least."""
+    """Memory is divided exactly; each front has at least one thread."""
     settings = Settings(workers=workers, max_bodies_mb=512, decode_threads=6, decoded_cache_mb=64)
 
     share = share_of(settings)
@@ -55,7 +55,7 @@ async def introduce(engine: Hall, orders: socket.socket) -> None:
 
 @pytest.fixture
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keep what a front does to its process from this one."""
+    """Undo what a front does to its process."""
     monkeypatch.setattr(control, "SIGNALS", ())  # which it ignores
     yield
     gc.unfreeze()
@@ -63,7 +63,7 @@ def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_own_process")
 def test_front_ends_when_another_engine_process_serves_another_artifact() -> None:
-    """It serves with the labels of the first one's, by which the answers of the other would be wrong."""
+    """Its labels are those of the first, and wrong for the other: it asks the other for nothing."""
 
     async def scenario() -> None:
         first, second = hall(), hall(sha256="0" * 64)
@@ -71,14 +71,17 @@ def test_front_ends_when_another_engine_process_serves_another_artifact() -> Non
         orders.settimeout(PATIENCE_S)
         with orders, theirs, socket.create_server(("127.0.0.1", 0)) as listener:
             async with first.local.running(), second.local.running():
-                serving = asyncio.create_task(Front(Settings(), [listener]).serve(theirs))
+                front = Front(Settings(), [listener])
+                serving = asyncio.create_task(front.serve(theirs))
                 await introduce(first, orders)
                 assert await asyncio.to_thread(orders.recv, 1) == control.READY
                 assert not serving.done()
 
+                second.local.close()
                 await introduce(second, orders)
 
                 await serving
+                assert await front._backend.status() == "ready"  # as the first is
         for engine in (first, second):  # the process would have ended, and its connections with it
             for desk in engine.desks:
                 desk._channel.close()

@@ -20,7 +20,7 @@ def loaded(folder: Path, cache: Path, **settings: Any) -> LoadedModel:
 
 
 def test_int8_runs_one_entry_at_a_time_and_fp32_several(tmp_path: Path) -> None:
-    """An int8 scale is of a whole batch, so that an answer in company would not be the one alone; be it wished for."""
+    """An int8 scale spans a whole batch, so that answers would depend on it, whatever --max-batch-size says."""
     folder = with_int8(tmp_path / "shapes")
 
     for precision, wished, most in (("int8", 0, 1), ("int8", 16, 1), ("fp32", 0, CPU_BATCH_SIZE), ("fp32", 16, 16)):
@@ -31,7 +31,7 @@ def test_int8_runs_one_entry_at_a_time_and_fp32_several(tmp_path: Path) -> None:
 def test_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel would end the process without a word."""
+    """Otherwise the kernel would kill the process without a message."""
     monkeypatch.setattr(loading, "memory_limit_bytes", lambda: OWN_BYTES)
 
     with pytest.raises(ArtifactError, match="MB is the limit"):
@@ -40,7 +40,7 @@ def test_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(
 
 
 def test_model_is_measured_anew_when_it_gets_other_threads(tmp_path: Path) -> None:
-    """The times of two threads are not those of one; a second start with the same finds them."""
+    """Two threads take another time than one; a second start with as many reuses the measurement."""
     for threads, kept in ((1, 1), (2, 2), (1, 2)):
         loaded(SHAPES, tmp_path, threads=threads)
         assert len([*tmp_path.glob("latency-*.json")]) == kept

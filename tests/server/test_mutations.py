@@ -77,17 +77,29 @@ MUTATIONS = {
         "self._since_rank < RANK_TURN:", "self._since_rank <= RANK_TURN:", "queue.py"
     ),
     "a client with many candidates keeps its turn": Mutation(
-        "                self._ranks[client] = queue  # to the end: the others' turn",
+        "                self._ranks[client] = queue  # at the end: the others go first",
         "                self._ranks[client] = queue\n                self._ranks.move_to_end(client, last=False)",
         "queue.py",
     ),
-    "capacity is one too small": Mutation(
-        "+ entries > self._capacity:", "+ entries >= self._capacity:", "admission.py"
-    ),
+    "capacity is one too small": Mutation("in_flight and excess > 0:", "in_flight and excess >= 0:", "admission.py"),
     "room is not given back": Mutation("            ticket.release()", f"            {NOTHING}", "admission.py"),
-    "what is too late is admitted": Mutation(
-        "if remaining_s < (estimate_s if", "if 0 > (estimate_s if", "admission.py"
+    "what is too late is admitted": Mutation("if forecast.remaining_s < needed_s:", "if False:", "admission.py"),
+    "ranks have a turn after each": Mutation(
+        "                self._since_rank = 0\n                return batch", "                return batch", "queue.py"
     ),
+    "questions count for a rank that comes later": Mutation(
+        "self._since_rank + 1 if batch and self._ranks else 0", "self._since_rank + 1 if batch else 0", "queue.py"
+    ),
+    "a question waits with the rank that asks for the same": Mutation(
+        "leader = self._leaders.get((entry.key, entry.urgency))",
+        "leader = next((one for (key, _), one in self._leaders.items() if key == entry.key), None)",
+    ),
+    "drift is not learnt": Mutation("        model.latency.observe(rows, tokens, ran_s)\n", ""),
+    "time of those who have gone counts as answered": Mutation("    if leader.is_wanted:\n", "    if True:\n"),
+    "a row of a batch takes as long as the batch": Mutation(
+        "latency.run_s(together) / together", "latency.run_s(together)", "admission.py"
+    ),
+    "room that was kept is kept on": Mutation("        self._reservations.forget(key)\n", "", "admission.py"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Images and texts to features: what is kept of one, and for whom."""
+"""Images and texts to features: what is cached, and for which model."""
 
 import asyncio
 from dataclasses import replace
@@ -29,7 +29,7 @@ def with_spec(spec: ViltSpec, name: str) -> LoadedModel:
 
 
 def test_image_that_is_kept_for_one_model_is_not_given_to_one_that_reads_it_otherwise() -> None:
-    """Two models of two sizes have each its own patches; two of one size share them."""
+    """Models of two sizes each get their own patches; models of one size share them."""
     hits: list[None] = []
     preparation = Preparation(LIMITS, lambda: hits.append(None))
     small, large, same = (

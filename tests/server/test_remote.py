@@ -487,7 +487,7 @@ def test_slots_beyond_those_kept_give_their_memory_back() -> None:
 
 
 def test_room_of_a_rank_is_given_back_with_each_candidate_that_has_been_run() -> None:
-    """Others need not wait until the last one has."""
+    """Other requests need not wait for the whole rank."""
 
     async def scenario() -> None:
         async with Split(fronts=1).running() as split:
@@ -502,7 +502,7 @@ def test_room_of_a_rank_is_given_back_with_each_candidate_that_has_been_run() ->
 
 
 def test_slot_of_a_pair_whose_logits_are_kept_is_given_back() -> None:
-    """It was filled for nothing, and a server that kept it would soon refuse everybody."""
+    """A slot lost at each hit would soon leave none."""
 
     async def scenario() -> None:
         async with Split(fronts=1, kept_logits=9).running() as split:

@@ -1,4 +1,4 @@
-"""The walk behind HTTP, with an engine that tells what it was given: whose answer is whose, and who goes first."""
+"""The walk behind HTTP, with an engine whose logits depend on its input: each request gets its own answer, in order."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ LAYOUTS = {"one process": False, "a front": True}
 
 
 class TellingEngine(HeldEngine):
-    """Makes its logits of the sum of a row's token ids, which padding leaves as it is, and of a number of its own."""
+    """Computes its logits from the sum of a row's token ids, which padding does not change, and a number of its own."""
 
     def __init__(self, own: int = 0, *, heads: Sequence[str] = ("vqa_logits", "itm_logits", "rank_logits")) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def number_of(text: str) -> int:
 
 
 def answer_to(text: str, own: int = 0) -> str:
-    """Tell what an engine answers to a question."""
+    """Return what an engine answers to a question."""
     labels = artifact().labels
     return labels[(number_of(text) + own) % len(labels)]
 
@@ -95,7 +95,7 @@ class Walk:
         return self.value("vilt_queue_entries")
 
     def joined(self) -> float:
-        """Count those who wait for the run of another."""
+        """Count the entries that wait for the run of another."""
         return self.value("vilt_cache_hits_total", cache="in_flight")
 
     def value(self, name: str, **labels: str) -> float:
@@ -120,7 +120,7 @@ async def walking(
             yield Walk(client, metrics)
         finally:
             for model in models:
-                model.engine.may_run.set()  # or a failure would wait for it
+                model.engine.may_run.set()  # or a failed test would wait for it
 
 
 async def until(has_happened: Callable[[], bool]) -> None:
@@ -134,7 +134,7 @@ def play(scenario: Callable[[], Awaitable[None]]) -> None:
 
 @pytest.mark.parametrize("is_front", LAYOUTS.values(), ids=LAYOUTS)
 def test_questions_about_one_picture_in_flight_at_once_get_their_own_answers(is_front: bool) -> None:
-    """They share the decoded picture, and nothing else."""
+    """They share the decoded image, and nothing else."""
     questions = [f"how many {color} stars are there?" for color in COLORS]
     expected = [answer_to(question) for question in questions]
     assert len(set(expected)) == len(questions)
@@ -155,7 +155,7 @@ def test_questions_about_one_picture_in_flight_at_once_get_their_own_answers(is_
 
 @pytest.mark.parametrize("is_front", LAYOUTS.values(), ids=LAYOUTS)
 def test_kept_answer_is_given_to_the_same_question_alone(is_front: bool) -> None:
-    """The picture is the same, the text is not; asked again, each gets its own without a run."""
+    """The image is the same, the text is not; asked again, each question gets its own answer without a run."""
     questions = [f"is there a {color} circle?" for color in COLORS]
 
     async def scenario() -> None:
@@ -272,7 +272,7 @@ def test_rank_says_if_any_of_its_texts_was_truncated(longest: int | None) -> Non
 def test_match_is_scored_by_the_matching_head_or_where_there_is_none_the_ranking_one(
     heads: tuple[str, ...], logit: float
 ) -> None:
-    """Either is squashed, so that a positive logit is a match and a negative one none."""
+    """With either head, a positive logit is a match and a negative one is not."""
     text = "a red star"
 
     async def scenario() -> None:
@@ -288,7 +288,7 @@ def test_match_is_scored_by_the_matching_head_or_where_there_is_none_the_ranking
 
 @pytest.mark.parametrize("is_front", LAYOUTS.values(), ids=LAYOUTS)
 def test_ranks_wait_for_questions_and_take_turns_with_other_clients_ranks(is_front: bool) -> None:
-    """A question that comes behind two ranks runs first; then a candidate of either, one after the other."""
+    """A question that arrives after two ranks runs first; then the ranks run a candidate each in turn."""
     many, few = ([f"a {color} {shape}" for color in COLORS] for shape in ("star", "circle"))
     few, question = few[:2], "is there a cross?"
     keys = [{"Authorization": f"Bearer {key}"} for key in ("one", "two")]
@@ -322,7 +322,7 @@ def test_ranks_wait_for_questions_and_take_turns_with_other_clients_ranks(is_fro
 def test_event_loop_neither_parses_decodes_resizes_encodes_nor_runs_a_model(
     is_front: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever does any of it there holds up everybody else's requests, and whether the server is alive."""
+    """Any of it there would delay all other requests, and health checks."""
     threads: dict[str, set[int]] = {}
 
     def watch(module: Any, name: str) -> None:

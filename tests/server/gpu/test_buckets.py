@@ -4,7 +4,7 @@ import factories
 import numpy as np
 import pytest
 
-from models.spec import ViltSpec
+from models.spec import PADDING_ROW, ViltSpec
 from server.gpu.buckets import (
     ALIGNED,
     Bucket,
@@ -86,16 +86,22 @@ def test_padding_masks_all_that_is_not_the_batch() -> None:
     bucket = choose(BUCKETS, shape_of(feeds))
     into = blank(bucket, SPEC.patch_values)
     into.patches[:] = 255
+    into.input_ids[:] = into.position_ids[:] = 10**9
 
     pad(feeds, into)
 
     rows, length = feeds.input_ids.shape
     count = feeds.patches.shape[1]
     picture = bucket.length + 1
-    np.testing.assert_array_equal(into.input_ids[:rows, :length], feeds.input_ids)
     np.testing.assert_array_equal(into.patches[:rows, :count], feeds.patches)
     np.testing.assert_array_equal(into.mask[:rows, :length], feeds.mask[:, :length])
     np.testing.assert_array_equal(into.mask[:rows, picture - 1 : picture + count], feeds.mask[:, length:])
     assert into.mask[:rows].sum() == feeds.mask.sum()
     assert into.mask[rows:].sum(axis=1).tolist() == [1] * (bucket.batch - rows)
-    assert into.position_ids.max() < SPEC.position_rows
+    for tensor, held, padding in (
+        (into.input_ids, feeds.input_ids, 0),
+        (into.position_ids, feeds.position_ids, PADDING_ROW),
+    ):
+        np.testing.assert_array_equal(tensor[:rows, : held.shape[1]], held)
+        assert (tensor[rows:] == padding).all()
+        assert (tensor[:, held.shape[1] :] == padding).all()
