@@ -213,6 +213,12 @@ MUTATIONS = {
         "    if True:\n",
         by="test_batcher.py::test_time_of_a_run_is_counted_by_whether_its_answer_was_received",
     ),
+    "a question counts one slice only": Mutation(
+        "// together // RANK_TURN",
+        "* 0",
+        by="test_admission.py::test_question_counts_the_slices_whose_turn_comes_before_it",
+        file="admission.py",
+    ),
     "a row of a batch takes as long as the batch": Mutation(
         "latency.run_s(together) / together",
         "latency.run_s(together)",
