@@ -30,9 +30,11 @@ FACTOR = 3.0  # times capacity
 SECONDS, ANSWERS = 60.0, 150  # at least so many in time at capacity: p99 takes a hundred or more
 BURST_S, AFTERWARDS_S, AFTERWARDS = 10.0, 70.0, 0.5  # the server asks for waits of up to a minute
 ALLOWED = {200, 504} | REFUSED
-LEAST_GOODPUT = 0.85  # times the rate of one client that asks without pause; 0.95 at full size on two cores
-REFUSED_WITHIN_MS = 50.0  # 10 at full size on two cores
-MOST_EXPIRED = 0.01  # share of requests
+LEAST_GOODPUT = (
+    0.7  # times the rate of one client that asks without pause; on two cores 0.95 at full size, 0.78 with shapes
+)
+REFUSED_WITHIN_MS = 50.0  # 10 at full size, 45 with shapes, whose clients need the cores, too
+MOST_EXPIRED = 0.05  # share of requests; none at full size, 0.03 with shapes
 
 
 def add_to(commands: Any) -> None:
