@@ -1,15 +1,20 @@
 """Products alone: that they are all the products of a run, and compute what they do inside it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from export import int8, int8_choices, products
 from models.manifest import load_artifact
 from server.settings import SHAPES
+
+products_session = products.session
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +50,53 @@ def test_products_are_those_of_a_run(graphs: dict[str, dict[str, Path]], precisi
     )
 
 
-def test_both_compute_them_all() -> None:
-    """Of either kind, with a constant and without."""
+class KeptBinding:
+    """A session whose outputs can be read after a run."""
+
+    def __init__(self, graph: bytes, threads: int) -> None:
+        self._session = products_session(graph, threads)
+        self.bound = self._session.io_binding()
+
+    def io_binding(self) -> Any:
+        return self.bound
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self._session.run_with_iobinding(binding)
+
+
+def test_both_compute_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of either kind, with a constant and without, both compute each product that they are timed by."""
     rng = np.random.default_rng(0)
     fp32 = rng.standard_normal((2, 3, 4), np.float32), rng.standard_normal((4, 5), np.float32)
     between = rng.standard_normal((1, 2, 3, 4), np.float32), rng.standard_normal((1, 2, 4, 3), np.float32)
     integers = rng.integers(0, 255, (1, 32, 64), dtype=np.uint8), rng.integers(-127, 127, (64, 32), dtype=np.int8)
     pairs = [fp32, between, integers]
+    expected = [fp32[0] @ fp32[1], between[0] @ between[1], integers[0].astype(int) @ integers[1].astype(int)]
+    halved = (integers[0] // 2).astype(int)[0] @ integers[1].astype(int)  # torch has s8 only
+    sessions: list[KeptBinding] = []
+    by_torch: list[torch.Tensor] = []
 
-    found_ms = products.measure(
-        {"whole": products.by_onnxruntime(pairs, 1), "products, torch": products.by_torch(pairs)}, 2
-    )
+    def keep(graph: bytes, threads: int) -> KeptBinding:
+        sessions.append(KeptBinding(graph, threads))
+        return sessions[-1]
 
-    assert all(one["p25"] <= one["median"] <= one["p75"] for one in found_ms.values())
+    def watch(multiply: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def watched(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            by_torch.append(multiply(left, right))
+            return by_torch[-1]
+
+        return watched
+
+    monkeypatch.setattr(products, "session", keep)
+    monkeypatch.setattr(torch, "matmul", watch(torch.matmul))
+    monkeypatch.setattr(torch, "_int_mm", watch(torch._int_mm))
+    products.by_onnxruntime(pairs, 1)()
+    products.by_torch(pairs)()
+
+    for found, right in zip(sessions[0].bound.copy_outputs_to_cpu(), expected, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
+    for product, right in zip(by_torch, [*expected[:2], halved], strict=True):
+        np.testing.assert_allclose(product.numpy(), right, rtol=1e-4, atol=1e-5)
 
 
 def test_one_round_has_quartiles() -> None:
