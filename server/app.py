@@ -73,7 +73,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
     app = FastAPI(
         title="ViLT server",
         version=own_version(),
-        description="Ask a vision-and-language transformer about a picture, and see where each millisecond goes.",
+        description="Ask a vision-and-language transformer about an image, and see where each millisecond goes.",
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
         redoc_url=None,
@@ -149,7 +149,7 @@ def _add_operator_routes(app: FastAPI, backend: Backend) -> None:
 
     @app.head("/readyz", include_in_schema=False)
     @app.head("/health", include_in_schema=False)
-    @app.get("/readyz", summary="Does it want requests?", responses=NOT_READY, **operation)
+    @app.get("/readyz", summary="Does it accept requests?", responses=NOT_READY, **operation)
     @app.get("/health", summary="The same as /readyz", responses=NOT_READY, **operation)
     async def readyz() -> JSONResponse:
         """Return whether the server wants requests."""
