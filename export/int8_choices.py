@@ -22,10 +22,10 @@ from onnx import ModelProto, NodeProto
 from tqdm import tqdm
 
 from export import gate, int8, parity
-from export.products import PARTS, add_timing, inputs, measure, run, session
+from export.products import add_timing, inputs, measure, run, session
 from loadtest.arguments import at_least
 from loadtest.stamp import stamp
-from models.manifest import Artifact, load_artifact
+from models.manifest import PARTS, Artifact, load_artifact
 
 TRAINED = Path(__file__).parents[1] / "models" / "artifacts" / "shapes"
 KINDS = QKV, OUT, UP, DOWN, HEADS = (

@@ -29,11 +29,10 @@ from loadtest.stamp import stamp
 from loadtest.summary import quartiles
 from models.batch import Features, collate
 from models.image import ImagePatches
-from models.manifest import load_artifact
+from models.manifest import PARTS, load_artifact
 from models.text import TextTokens
 from server.engine import session_options
 
-PARTS = ("text_embedding", "visual_embedding", "interaction")
 READ = {"MatMul": 2, "Gemm": 2, "MatMulInteger": 2, "Attention": 3}  # inputs that are multiplied
 TEXT_TOKENS = 11  # of a question of 8 words
 GRID = (12, 16)  # of a picture of 640x480

@@ -20,10 +20,11 @@ FRACTION_VALUES = 10  # that a fraction counts for, likewise
 MAX_PARSED_BYTES = 1_000_000  # of those JPEG segments that Pillow takes apart in Python, about 0.1 s per megabyte
 MAX_COMPRESSED = 100  # chunks of a PNG beside its pixels: a kilobyte each, and a megabyte or 1 ms when decompressed
 MAX_SCANS = 100  # of a JPEG, as in libtiff: a scan of a few dozen bytes takes a pass over the whole picture
+MAX_SCANNED_PX = 10**9  # in all of them together: 2 s
+REAL_SCANS = 20  # that any JPEG may have; progressive ones have about ten
 MARKER = re.compile(rb"\xff([^\x00\xff])")
-HAS_LENGTH = frozenset(
-    (*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE)
-)  # segments that libjpeg skips
+# Segments that libjpeg skips.
+HAS_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE))
 PARSED = frozenset((*range(0xC0, 0xD0), 0xDB)) - {0xC4, 0xC8, 0xCC}  # by Pillow: frames and quantization tables
 HEADER = PARSED | {0xC4, 0xCC, *range(0xDC, 0xE0), *range(0xE0, 0xF0), 0xFE}  # what Pillow reads or skips over
 APP1, APP13 = 0xE1, 0xED
@@ -72,30 +73,38 @@ def has_too_much_metadata(data: bytes) -> bool:
 def has_too_many_values(tiff: bytes, depth: int = 0) -> bool:
     """Check whether a TIFF, or EXIF, has too many values; with a depth, its subdirectories included.
 
-    Pillow reads those of a TIFF, and none of EXIF in another format.
+    Pillow reads those of a TIFF, and none of EXIF in another format. A TIFF's fields of bytes may not be larger than
+    the file together: libtiff reads those that Pillow skips, so many fields in one place would take gigabytes.
     """
-    total = 0
+    total, held = 0, 0
     for tag, kind, count, _ in _all_fields(tiff, depth):
-        values = 0 if kind in BYTES else count
-        total += FIELD_VALUES + values * (FRACTION_VALUES if kind in FRACTIONS else 1)
-        if total > MAX_VALUES or (depth and tag in SUBDIRECTORIES and values > 1):  # of several, Pillow takes the first
+        is_bytes = kind in BYTES
+        total += FIELD_VALUES + (0 if is_bytes else count * (FRACTION_VALUES if kind in FRACTIONS else 1))
+        held += count if is_bytes else 0
+        places = 0 if is_bytes or tag not in SUBDIRECTORIES else count  # of several, Pillow takes the first
+        if total > MAX_VALUES or (depth and (held > len(tiff) or places > 1)):
             return True
     return False
 
 
-def has_too_many_scans(jpeg: bytes) -> bool:
+def most_scans(pixels: int) -> int:
+    """Return how many scans a JPEG of that size may have."""
+    return max(REAL_SCANS, min(MAX_SCANS, MAX_SCANNED_PX // pixels))
+
+
+def has_more_scans(jpeg: bytes, most: int) -> bool:
     """Check how many scans a JPEG's first picture has: a decoder makes a pass over the whole picture for each."""
-    if count_scans(jpeg) <= MAX_SCANS:  # 0.6 ms for a photo of 5 MB, whose markers take 36 ms to walk
+    if count_scans(jpeg) <= most:  # 0.6 ms for a photo of 5 MB, whose markers take 36 ms to walk
         return False
     scans, position = 0, 0
-    while scans <= MAX_SCANS and (found := MARKER.search(jpeg, position)):
+    while scans <= most and (found := MARKER.search(jpeg, position)):
         marker, position = found[1][0], found.end()
         if marker == END_OF_IMAGE:
             break
         scans += marker == START_OF_SCAN
         if marker in HAS_LENGTH:
             position += int.from_bytes(jpeg[position : position + 2])
-    return scans > MAX_SCANS
+    return scans > most
 
 
 def count_scans(jpeg: bytes) -> int:

@@ -17,11 +17,11 @@ from PIL.JpegImagePlugin import JpegImageFile
 from models import jpeg
 from models.bounds import (
     EXIF,
-    MAX_SCANS,
     Reader,
-    has_too_many_scans,
+    has_more_scans,
     has_too_many_values,
     has_too_much_metadata,
+    most_scans,
     tile_px,
 )
 from models.errors import InputTooLarge, InvalidInput
@@ -32,6 +32,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 PLAIN_JPEG = "PLAIN JPEG"  # registered with Pillow as a format of its own
 # Pillow's own check, made exact. It comes before anything is allocated, which for a GIF is while its header is read.
 TOO_MANY_PIXELS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+# Anything else that Pillow warns of is a flaw in somebody's file, and not news for the operator.
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # up to twice the limit it would only warn
 # Keep each picture in one block of memory, as Pillow documents: otherwise its pixels cannot be read in place.
 Image.core.set_use_block_allocator(1)  # type: ignore[attr-defined]
@@ -93,7 +95,7 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
     """Read an image's header and check its limits, without decoding it.
 
     Raises: InvalidInput: not an image of a format in FORMATS, or one side beyond max_aspect_ratio times the other.
-        InputTooLarge: the image or its tiles have more than max_pixels; more than MAX_SCANS; too much metadata.
+        InputTooLarge: the image or its tiles have more than max_pixels; too many scans; too much metadata.
     """
     if not data:
         raise InvalidInput("empty_image", "The image is empty: send the bytes of an image file.")
@@ -123,8 +125,8 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
         raise InputTooLarge(
             "image_too_large", f"The image's tiles have too many pixels: at most {max_pixels:,} are allowed."
         )
-    if isinstance(image, JpegImageFile) and has_too_many_scans(data):
-        raise InputTooLarge("too_many_scans", f"The JPEG image has more than {MAX_SCANS} scans.")
+    if isinstance(image, JpegImageFile) and has_more_scans(data, most := most_scans(width * height)):
+        raise InputTooLarge("too_many_scans", f"The JPEG image has more than {most} scans: save it with fewer.")
     return image
 
 

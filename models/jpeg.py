@@ -9,13 +9,8 @@ from numpy.typing import NDArray
 
 MARKER, JFIF, SCAN, END = 0xFF, 0xE0, b"\xff\xda", b"\xff\xd9"
 FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # one pass or several, Huffman coding
-SEGMENTS = FRAMES | {
-    0xC4,
-    0xDB,
-    0xDD,
-    JFIF,
-    0xFE,
-}  # and tables, comments; others can hold what Pillow acts on, such as an orientation
+# And tables, comments; others can hold what Pillow acts on, such as an orientation.
+SEGMENTS = FRAMES | {0xC4, 0xDB, 0xDD, JFIF, 0xFE}
 MOST_SEGMENTS = 64
 JFIF_BYTES = 16  # of the segment, after its marker; Pillow may refuse a shorter one
 BITS = 8  # of a sample

@@ -20,12 +20,9 @@ from models.text import TextEncoder
 
 FORMAT_VERSION = 1
 MANIFEST, TOKENIZER, LABELS = "manifest.json", "tokenizer.json", "labels.json"
-PARTS = ("text_embedding", "visual_embedding", "interaction")  # graphs of a CPU precision; a GPU one has "model"
-TASKS = {
-    "vqa": ("vqa_logits",),
-    "itm": ("itm_logits", "rank_logits"),
-    "rank": ("rank_logits",),
-}  # the first that exists answers
+PARTS = ("text_embedding", "visual_embedding", "interaction")  # a CPU precision's graphs; a GPU one has "model"
+# The logits that answer each task; the first that exist.
+TASKS = {"vqa": ("vqa_logits",), "itm": ("itm_logits", "rank_logits"), "rank": ("rank_logits",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

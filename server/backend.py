@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -203,6 +203,14 @@ class LocalBackend:
     async def admit(
         self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
     ) -> AsyncIterator[LocalPermit]:
+        with self.permit(model, urgency, entries, deadline_s=deadline_s, client=client, key=key) as permit:
+            yield permit
+
+    @contextlib.contextmanager
+    def permit(
+        self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
+    ) -> Iterator[LocalPermit]:
+        """Do the same at once."""
         loaded = self._models[model]
         with self.admission.admit(loaded, urgency, entries, deadline_s, key) as ticket:
             yield LocalPermit(

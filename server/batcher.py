@@ -39,8 +39,8 @@ class Batcher:
     ) -> None:
         """Keep up to `overlapping` batches under way (one runs, the others are being copied).
 
-        `report` is told after each run whether it succeeded. `following` is a context manager around each run, given
-        its batch and estimated time.
+        `report` is told after each run whether it succeeded, whatever came of it. `following` is a context manager
+        around each run, given its batch and estimated time.
         """
         self._clock = clock
         self._metrics = metrics
@@ -116,6 +116,7 @@ class Batcher:
         """Run a batch and resolve its futures; a failure fails the batch, never the loop."""
         model = batch[0].model
         self.under_way += 1
+        is_sound = True
         try:
             with self._following(batch, model.latency.run_s(len(batch), max(entry.tokens for entry in batch))):
                 ran = await loop.run_in_executor(self._threads, self._run, model, batch)
@@ -125,7 +126,7 @@ class Batcher:
             raise
         except Exception:
             log.exception("a batch of %d failed in model %s", len(batch), model.name)
-            ran = [_fault() for _ in batch], 0.0
+            ran, is_sound = ([_fault() for _ in batch], 0.0), False
         finally:
             self.under_way -= 1
             self._waiting.set()
@@ -133,7 +134,7 @@ class Batcher:
             self.queue.put_back(batch)
             return
         outcomes, ran_s = ran
-        self._report(any(isinstance(outcome, EntryResult) for outcome in outcomes))
+        self._report(is_sound)  # whatever the logits: those may be due to one client's input
         for leader, outcome in zip(batch, outcomes, strict=True):
             self._forget(leader)
             if isinstance(outcome, EntryResult):

@@ -135,8 +135,7 @@ class Connection:
     ) -> None:
         if self._watching is not None:
             self._watching.cancel()  # a wait for an event: it ends at once, and takes no message with it
-        ours = (
-            self._has_gone and self._task.uncancel() <= self._cancelling
-        )  # otherwise something else has cancelled it, too
+        # Otherwise something else has cancelled it, too.
+        ours = self._has_gone and self._task.uncancel() <= self._cancelling
         if ours and kind is asyncio.CancelledError:
             raise ClientDisconnect from error

@@ -11,10 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import BadRequest
 from server.types import Timings
 
-NO_SNIFFING = (
-    b"x-content-type-options",
-    b"nosniff",
-)  # a response that echoes a client's words is never taken for a page
+# A response that echoes a client's words is never taken for a page.
+NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 ON_PAGES = [  # that is, on /docs: it loads from and calls only this server, and may not be framed
     (
         b"content-security-policy",

@@ -86,25 +86,20 @@ class Desk:
     def _admit(
         self, number: int, *, model: str, urgency: int, entries: int, deadline_s: float, client: str, key: str
     ) -> None:
-        loaded, urgency = self._models[model], Urgency(urgency)
+        loaded = self._models[model]
         with self._holding(number) as stack:
             wanted = min(entries, slots_for(loaded))
             if len(self._slots) < wanted:
                 why = "The server has no memory for another image at the moment: retry later."
                 raise Overloaded("overloaded", why, retry_after_s=loaded.latency.run_s(1))
-            ticket = stack.enter_context(self._backend.admission.admit(loaded, urgency, entries, deadline_s, key))
+            permit = self._backend.permit(
+                model, Urgency(urgency), entries, deadline_s=deadline_s, client=client, key=key
+            )
+            self._permits[number] = stack.enter_context(permit)
+            stack.callback(self._permits.pop, number)
             slots = self._slots.take(wanted)
             for slot in slots:
                 stack.callback(self._slots.let_go, slot)
-            self._permits[number] = LocalPermit(
-                batcher=self._backend.batcher,
-                ticket=ticket,
-                model=loaded,
-                urgency=urgency,
-                deadline_s=deadline_s,
-                client=client,
-            )
-            stack.callback(self._permits.pop, number)
             self._channel.send([number, False, slots])
 
     def _start(self, number: int, ids: bytes, *, permit: int, slot: int, grid: list[int], key: str) -> None:

@@ -16,10 +16,10 @@ import onnxruntime
 from models.batch import Features, Feeds, collate
 from models.errors import ArtifactError
 from models.image import ImagePatches
-from models.manifest import Artifact
+from models.manifest import PARTS, Artifact
 from models.text import TextTokens
 from server.cpus import PoolThreads, has_vnni, usable_cpus
-from server.types import PARTS, EngineOutput
+from server.types import EngineOutput
 
 WHOLE = "model"  # the graph of a precision that has only one: fp16, which is a GPU's
 EXACT_INT8 = ("session.x64quantprecision", "1")

@@ -128,9 +128,8 @@ class Preparation:
             return to_patches(rgb, spec)
 
         patches, was_there = self._decoded.find((digest, spec)), True
-        if (
-            patches is None
-        ):  # the budget is this request's own: spend it before `make`, whose failure may be shared with others
+        if patches is None:
+            # The budget is this request's own: spend it before `make`, whose failure may be shared with others.
             found = identify(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
             pixels.spend(digest, found.width * found.height)
             patches, was_there = self._decoded.get_or_make((digest, spec), make)

@@ -231,7 +231,8 @@ class RemoteBackend:
             "client": client,
             "key": _digest(key),
         }
-        async with engine.hold("admit", fields) as (number, slots):
+        async with contextlib.AsyncExitStack() as stack:
+            number, slots = await _soon(stack.enter_async_context(engine.hold("admit", fields)))
             yield RemotePermit(engine, number, slots)
 
     def record(self, request: RequestRecord) -> None:

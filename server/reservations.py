@@ -13,9 +13,7 @@ from operator import attrgetter
 from server.types import Clock
 
 SHARE = 0.4  # of the engine's time is reserved; newcomers take the rest
-LAPSE_S = (
-    1.5  # after its time a reservation lapses: Retry-After is in whole seconds, so some clients come that much late
-)
+LAPSE_S = 1.5  # after its time a reservation lapses: Retry-After is in whole seconds, so some clients come late
 LONGEST_S = 60.0  # beyond this the line is too long, and everybody is given the same time
 MAX_RESERVATIONS = 4096
 

@@ -110,9 +110,7 @@ class TaskRoutes:
                 with self._room.body() as take:
                     return await walk(self._receiver(request, schema, connection, take), timings, deadline_s, client)
         except DeadlineExceeded as error:
-            if (
-                connection.is_watched or began_s >= deadline_s
-            ):  # the body had arrived, or nobody began to read it in time
+            if connection.is_watched or began_s >= deadline_s:  # the body was here, or nobody began to read it in time
                 raise
             within_s = min(self._settings.receive_timeout_s, deadline_s - timings.started_s)
             raise DeadlineExceeded("receive_timeout", f"The body did not arrive within {within_s:g} s.") from error

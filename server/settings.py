@@ -151,9 +151,8 @@ class Settings(BaseSettings):
     @field_validator("api_key")
     @classmethod
     def _can_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not KEYS.fullmatch(
-            value.get_secret_value()
-        ):  # an empty key is a mistake, and does not mean "no key"
+        # An empty key is a mistake, and does not mean "no key".
+        if value is not None and not KEYS.fullmatch(value.get_secret_value()):
             raise ValueError("a key is one or more of A-Z a-z 0-9 - . _ ~ + /, and = at its end")
         return value
 

@@ -21,7 +21,6 @@ Clock = Callable[[], float]  # monotonic seconds
 Logits = dict[str, NDArray[np.float32]]
 
 STAGES = ("receive", "admit", "decode", "preprocess", "tokenize", "queue", "inference", "answer")
-PARTS = ("text_embedding", "visual_embedding", "interaction")  # nested in inference
 SMOOTHING = 0.1  # weight of the newest in a running mean
 
 

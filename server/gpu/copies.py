@@ -52,9 +52,8 @@ class Copies:
             failed = failed or self._cudart.cudaMemcpyAsync(
                 ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(size), kind, stream
             )
-        failed = (
-            self._cudart.cudaStreamSynchronize(stream) or failed
-        )  # a copy that has begun must not outlive its arrays
+        # A copy that has begun must not outlive its arrays.
+        failed = self._cudart.cudaStreamSynchronize(stream) or failed
         if failed:
             size = sum(size for _, _, size in copies)
             raise ProviderError(f"CUDA cannot copy {size:,} bytes to or from the GPU: error {failed}.")

@@ -97,6 +97,9 @@ ATTACKS: dict[str, tuple[bytes, int, str]] = {
     "JSON of 1,000,000 lists": (sized(MANY, "application/json"), 413, "too_many_values"),
     "gzip bomb": (sized(BOMB, "application/json", "Content-Encoding: gzip"), 415, "unsupported_encoding"),
     "Content-Length of a terabyte": (head("Content-Length: 1000000000000"), 413, "body_too_large"),
+    "Content-Length of 5,000 zeros": (
+        head(f"Content-Length: {len(PNG[:900]):05000}") + PNG[:900], 422, "invalid_image",
+    ),
     "multipart of noise": (sized(b"\r\n--x" * 100_000, BOUNDARY), 400, "malformed_body"),
 }  # fmt: skip
 

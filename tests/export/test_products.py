@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export import int8, int8_choices, products
-from models.manifest import load_artifact
+from models.manifest import PARTS, load_artifact
 from server.settings import SHAPES
 
 products_session = products.session
@@ -30,9 +30,7 @@ def test_products_are_those_of_a_run(graphs: dict[str, dict[str, Path]], precisi
     values = products.inputs(np.random.default_rng(0))
     tokens = values["mask"].shape[1]
 
-    found = [
-        pair for part in products.PARTS for pair in products.matrix_products(onnx.load(graphs[precision][part]), values)
-    ]
+    found = [pair for part in PARTS for pair in products.matrix_products(onnx.load(graphs[precision][part]), values)]
 
     layers = sum(node.op_type == "Attention" for node in onnx.load(graphs[precision]["interaction"]).graph.node)
     assert layers > 0

@@ -22,8 +22,9 @@ from models.bounds import (
     Reader,
     _segments,
     count_scans,
-    has_too_many_scans,
+    has_more_scans,
     has_too_many_values,
+    most_scans,
     tile_px,
 )
 from models.errors import InputTooLarge, InvalidInput
@@ -34,7 +35,7 @@ WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
 STRIP_OFFSETS, ORIENTATION, STRIP_BYTES = 273, 274, 279
 EXIF_PLACE, GPS_PLACE, INTEROP_PLACE, RESOLUTION, UNIT = 34665, 34853, 40965, 282, 296
-SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 3, 4, 5, 7, 16
+BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 1, 2, 3, 4, 5, 7, 16
 SIZE_OF = {SHORT: 2, LONG: 4, RATIONAL: 8, UNDEFINED: 1}
 DEFLATE = 8
 
@@ -45,12 +46,18 @@ def test_scans_are_counted_at_every_place(data: bytes) -> None:
     assert count_scans(data) == data.count(b"\xff\xda")
 
 
+@pytest.mark.parametrize(("pixels", "most"), [(640 * 480, 100), (20_000_000, 50), (50_000_000, 20), (10**9, 20)])
+def test_larger_jpeg_may_have_fewer_scans(pixels: int, most: int) -> None:
+    """95 scans of 49 million pixels took ten seconds."""
+    assert most_scans(pixels) == most
+
+
 @pytest.mark.timeout(60)
 def test_padding_between_markers_is_walked_once() -> None:
     """Two megabytes of it, which a marker's pattern could try to match from every byte of: nine hours."""
     data = b"\xff\xd8\xff\xfe\x01\x2e" + 150 * b"\xff\xda" + 2_000_000 * b"\xff" + b"\x00\xff\xd9"
 
-    assert not has_too_many_scans(data)
+    assert not has_more_scans(data, 100)
 
 
 def tiff(*entries: tuple[int, int, int], data: bytes = b"", order: str = "<") -> bytes:
@@ -169,6 +176,26 @@ def tiff_with(place: int, below: Callable[[int], bytes]) -> bytes:
     return head() + directory(*fields) + bytes(4096) + below(pixels + 4096)
 
 
+def tiff_of_bytes(count: int, size: int, kind: int) -> bytes:
+    """Write a TIFF of 64 x 64 deflated pixels and fields that no reader knows, all of the same bytes."""
+    pixels = zlib.compress(bytes(4096))
+    begins = 8 + 2 + 12 * (8 + count) + 4
+    fields = [(WIDTH, LONG, 1, 64), (HEIGHT, LONG, 1, 64), (BITS, SHORT, 1, 8), (COMPRESSION, SHORT, 1, DEFLATE)]
+    fields += [(PHOTOMETRIC, SHORT, 1, 1), (STRIP_OFFSETS, LONG, 1, begins), (SAMPLES, SHORT, 1, 1)]
+    fields += [(STRIP_BYTES, LONG, 1, len(pixels)), *((50_000 + tag, kind, size, begins) for tag in range(count))]
+    return (head() + directory(*fields) + pixels).ljust(begins + size, b"\1")
+
+
+@pytest.mark.parametrize("kind", [BYTE, ASCII, UNDEFINED])
+def test_fields_of_bytes_are_no_larger_than_a_tiff(kind: int) -> None:
+    """Those of a profile or a preview are in it once."""
+    assert decode(tiff_of_bytes(1, 1_000_000, kind), **LIMITS).size == (64, 64)
+
+    with pytest.raises(InputTooLarge) as caught:
+        decode(tiff_of_bytes(2, 1_000_000, kind), **LIMITS)
+    assert caught.value.code == "too_many_values"
+
+
 def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
     """Write a JPEG of 60 x 40 pixels with these segments in place of its own first one."""
     data = factories.encoded(factories.noise(60, 40), "JPEG")
@@ -225,6 +252,7 @@ CRAFTED: dict[str, Callable[[], bytes]] = {
     "TIFF, fractions in EXIF's subdirectory: 15": lambda: tiff_with(
         EXIF_PLACE, lambda begins: directory((40_000, RATIONAL, HUGE, fractions(HUGE)), begins=begins)
     ),
+    "TIFF, 900 fields of the same 2 MB: 11": lambda: tiff_of_bytes(900, 2_000_000, BYTE),
     "TIFF, 60,000 fields in GPS's subdirectory: 1": lambda: tiff_with(
         GPS_PLACE, lambda begins: directory(*((tag, LONG, 1, 6) for tag in range(1, 60_001)), begins=begins)
     ),

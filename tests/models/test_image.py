@@ -2,7 +2,10 @@
 
 import resource
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import factories
 import numpy as np
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-from models.bounds import MAX_SCANS
+from models.bounds import MAX_SCANS, REAL_SCANS
 from models.errors import InputTooLarge, InvalidInput
 from models.image import ImagePatches, decode, identify, load, to_patches
 from models.spec import ViltSpec
@@ -264,6 +267,32 @@ def test_decode_of_a_jpeg_around_the_limit_of_scans_raises_only_beyond(excess: i
             decode(data, **LIMITS)
     else:
         assert decode(data, **LIMITS).size == SMOOTH.size
+
+
+def test_decode_of_a_large_jpeg_of_many_scans_is_refused() -> None:
+    """Each takes a pass over all of its pixels."""
+    data = jpeg_of_scans(REAL_SCANS + 1)
+    frame = data.index(b"\xff\xc2")
+    large = data[: frame + 5] + struct.pack(">HH", 7000, 7000) + data[frame + 9 :]
+
+    with pytest.raises(InputTooLarge, match="more than 20 scans"):
+        decode(large, max_pixels=50_000_000, max_aspect_ratio=20.0)
+
+
+def test_damaged_metadata_is_no_news(tmp_path: Path) -> None:
+    """Pillow warns of it; in a server, these would be lines in the log that are not the log's."""
+    cut_short = b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 1, 274, 3, 9, 2**31)
+    (tmp_path / "image.jpg").write_bytes(factories.encoded(SMOOTH, "JPEG", exif=cut_short))
+    code = """if True:
+        import pathlib, sys
+        from models.image import decode
+        decode(pathlib.Path(sys.argv[1]).read_bytes(), max_pixels=10**7, max_aspect_ratio=20.0)
+    """
+
+    command = [sys.executable, "-c", code, tmp_path / "image.jpg"]
+    ran = subprocess.run(command, capture_output=True, check=True, text=True)
+
+    assert ran.stderr == ""
 
 
 def test_decode_of_scans_behind_a_marker_that_is_none_counts_them() -> None:

@@ -417,6 +417,19 @@ def test_row_that_is_not_a_number_fails_alone() -> None:
     assert bench.reports == [True]
 
 
+def test_run_whose_only_row_is_not_a_number_is_sound() -> None:
+    """A picture may make a model give NaN: whoever sends it again and again would make the server not ready."""
+
+    async def scenario() -> tuple[Bench, list[object]]:
+        bench = Bench(not_numbers=[1])
+        return bench, await bench.run_all([bench.entry(1)])
+
+    bench, (result,) = run(scenario)
+
+    assert isinstance(result, EngineFault)
+    assert bench.reports == [True]
+
+
 def test_runs_are_reported_as_sound_or_not() -> None:
     """Readiness depends on it."""
 

@@ -300,7 +300,7 @@ def test_client_s_places_are_the_same_through_any_front() -> None:
 
 
 def test_engine_process_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for a place nor for a report; it is not said to have ended, and what it grants too late is returned."""
+    """For places, admission, reports; it is not said to have ended, and what it grants too late is returned."""
     monkeypatch.setattr(remote, "ANSWER_WITHIN_S", 0.05)
 
     async def scenario() -> None:
@@ -308,13 +308,14 @@ def test_engine_process_that_does_not_answer_is_not_waited_for(monkeypatch: pyte
             (front,), (desk,) = split.fronts, split.hall.desks
             unread: list[tuple[Message, bytes]] = []
             monkeypatch.setattr(desk._channel, "_received", lambda *message: unread.append(message))
-            for waits in (front.place("a", "vqa").__aenter__(), front.report("metrics")):
+            admitted = front.admit("x", Urgency.INTERACTIVE, 1, deadline_s=1e9, client="a", key=0)
+            for waits in (front.place("a", "vqa").__aenter__(), admitted.__aenter__(), front.report("metrics")):
                 with pytest.raises(Unavailable, match="has not answered") as told:
                     await waits
                 assert told.value.code == "engine_unresponsive"
                 assert told.value.retry_after_s
             assert await front.status() == "unresponsive"
-            await until(lambda: [message[0] for message, _ in unread].count("drop") == 3)
+            await until(lambda: [message[0] for message, _ in unread].count("drop") == 4)
             monkeypatch.setattr(desk._channel, "_received", desk._received)
             monkeypatch.setattr(remote, "ANSWER_WITHIN_S", PATIENCE_S)
             for message in unread:
