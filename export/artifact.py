@@ -59,7 +59,7 @@ def write_artifact(
             report(f"{precision}: writing")
             fp32 = {part: folder / entry.file for part, entry in manifest.precisions["fp32"].graphs.items()}
             lower = LOWER[precision](checkpoint, model, fp32, folder / precision)
-            manifest = _add(manifest, checkpoint, folder, lower, examples=examples, report=report)
+            manifest = _add(manifest, checkpoint, folder, fp32, lower, examples=examples, report=report)
         report("writing the manifest")
         manifest.write(folder)
         return manifest
@@ -118,13 +118,13 @@ def _add(
     manifest: Manifest,
     checkpoint: Checkpoint,
     folder: Path,
+    fp32: Graphs,
     lower: LowPrecision,
     *,
     examples: Sequence[gate.Example],
     report: Report,
 ) -> Manifest:
     """Add a lower precision to the manifest, with its distance from fp32 and the gate's verdict."""
-    fp32 = {part: folder / entry.file for part, entry in manifest.precisions["fp32"].graphs.items()}
     ours, reference = parity.onnx_runner(lower.graphs), parity.onnx_runner(fp32)
     report(f"{lower.name}: comparing with fp32")
     compared = parity.compare(checkpoint, ours, reference, with_batches=not lower.runs_alone)

@@ -261,17 +261,21 @@ def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict
         return None
     try:
         named = json.loads(override.read_text()) if override else config.get("id2label", {})
-        in_order = named if isinstance(named, list) else [named[key] for key in sorted(named, key=int)]
+        by_index = dict(enumerate(named)) if isinstance(named, list) else {int(key): named[key] for key in named}
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{override or 'id2label'} is neither a JSON list of answers nor an object of index to answer: {error}."
         ) from error
-    labels = tuple(map(str, in_order))
+    labels = tuple(str(by_index[index]) for index in sorted(by_index))
     if override is None and all(map(UNNAMED.fullmatch, labels)):
         return None  # an error only if the head is kept
     expected = len(state["classifier.3.weight"])
     if len(labels) != expected:
         raise CheckpointError(f"There are {len(labels)} labels for {expected} answers of the classifier.")
+    if max(by_index) >= expected or min(by_index) < 0:
+        raise CheckpointError(
+            f"The labels are numbered {min(by_index)} to {max(by_index)}; the classifier's answers 0 to {expected - 1}."
+        )
     return labels
 
 

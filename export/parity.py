@@ -179,7 +179,7 @@ def _load(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 def check(checkpoint: Checkpoint, model: Fused, graphs: dict[str, Path]) -> dict[str, float | int]:
     """Compare written graphs with the torch module and with transformers, and batches with their rows alone.
 
-    Raises: ParityError: a difference above FP32_TOLERANCE or BATCH_TOLERANCE.
+    Raises: ParityError: a difference above FP32_TOLERANCE or BATCH_TOLERANCE, or transformers gives no numbers.
     """
     config = checkpoint.config
     ours, module, oracle = onnx_runner(graphs), torch_runner(model), TransformersOracle(checkpoint)
@@ -189,7 +189,10 @@ def check(checkpoint: Checkpoint, model: Fused, graphs: dict[str, Path]) -> dict
         feeds = collate(features)
         logits = ours(feeds)
         found["torch"].append(distance(logits, module(feeds)))
-        found["transformers"].append(distance(logits, oracle.run(samples)))
+        expected = oracle.run(samples)
+        if not all(np.isfinite(values).all() for values in expected.values()):
+            raise ParityError("The checkpoint's own logits are not numbers: its weights or its image_std are damaged.")
+        found["transformers"].append(distance(logits, expected))
         if len(samples) > 1:
             found["alone"].append(distance_from_alone(ours, features, logits))
     from_torch, from_transformers, from_alone = map(_largest, found.values())

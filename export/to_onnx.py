@@ -33,37 +33,25 @@ class Part:
 
 def three_parts(model: Fused, config: GraphConfig) -> list[Part]:
     """Cut the model into the parts that the paper times: text embedding, visual embedding, interaction."""
-    feeds, axes = example_feeds(config), dynamic_axes()
-    ids, patches, position_ids, mask = feeds.values()
+    ids, patches, position_ids, mask = example_feeds(config).values()
     text, image = model.text_embedding(ids), model.visual_embedding(patches, position_ids)
-    automatic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    seen = {"patches": patches, "position_ids": position_ids}
+    joined = {"text": text, "image": image, "mask": mask}
     return [
-        Part("text_embedding", model.text_embedding, {"input_ids": ids}, {"input_ids": axes["input_ids"]}, ["text"]),
-        Part(
-            "visual_embedding",
-            model.visual_embedding,
-            {"patches": patches, "position_ids": position_ids},
-            {name: axes[name] for name in ("patches", "position_ids")},
-            ["image"],
-        ),
-        Part(
-            "interaction",
-            model.interaction,
-            {"text": text, "image": image, "mask": mask},
-            dict.fromkeys(("text", "image", "mask"), automatic),
-            list(model.interaction.heads),
-        ),
+        _part("text_embedding", model.text_embedding, {"input_ids": ids}, ["text"]),
+        _part("visual_embedding", model.visual_embedding, seen, ["image"]),
+        _part("interaction", model.interaction, joined, list(model.interaction.heads)),
     ]
 
 
 def whole(model: Fused, config: GraphConfig) -> Part:
     """Take a model as one graph."""
-    return Part("model", model, example_feeds(config), dynamic_axes(), list(model.interaction.heads))
+    return _part("model", model, example_feeds(config), list(model.interaction.heads))
 
 
-def dynamic_axes() -> dict[str, dict[int, Any]]:
-    """Leave batch, text length and number of patches free; the mask's length follows from them."""
-    return {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in ("input_ids", "patches", "position_ids", "mask")}
+def _part(name: str, module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> Part:
+    """Leave batch, text length and number of patches free: the first two axes of every input."""
+    return Part(name, module, inputs, {key: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for key in inputs}, outputs)
 
 
 def example_feeds(config: GraphConfig) -> dict[str, Tensor]:

@@ -246,6 +246,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "more tokens than the 64 of the model",
     ),
     "too few labels": (_edit("config.json", id2label={"0": "yes"}), "1 labels for 11 answers"),
+    "labels that count from 1": (
+        _edit("config.json", id2label={str(index): f"it is {index}" for index in range(1, 12)}),
+        "numbered 1 to 11; the classifier's answers 0 to 10",
+    ),
     "more layers than configured": (
         _edit("config.json", num_hidden_layers=1),
         "The weights hold 2 layers, config.json says 1",
@@ -467,7 +471,7 @@ def test_command_over_a_model_that_fails_parity_writes_no_artifact(tmp_path: Pat
 
     ended = export(str(folder), "--output", str(tmp_path / "out"))
 
-    assert "differ from the model: logits by nan" in sentence_of(ended)
+    assert "The checkpoint's own logits are not numbers" in sentence_of(ended)
     assert list((tmp_path / "out").iterdir()) == []
 
 

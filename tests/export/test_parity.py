@@ -228,6 +228,16 @@ def test_check_of_a_graph_that_gives_no_number_raises(small: Exported) -> None:
         parity.check(small.loaded, wrong, small.three_parts)
 
 
+@pytest.mark.slow
+def test_check_of_a_checkpoint_that_gives_no_number_blames_the_checkpoint(small: Exported) -> None:
+    """Not the export, whose graphs agree with it."""
+    state = small.loaded.state | {"rank_output.bias": torch.tensor([torch.nan])}
+    damaged = dataclasses.replace(small.loaded, state=state)
+
+    with pytest.raises(parity.ParityError, match="checkpoint's own logits"):
+        parity.check(damaged, graph.build(damaged.config, state), small.three_parts)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_answers_of_a_pair_are_the_same_alone_and_in_any_batch(small: Exported, form: str) -> None:
     """Batch mates and padding change no score by more than rounding, and no top answer."""
