@@ -89,7 +89,7 @@ accuracy: $(DEV)/installed ## Ask a server about 2,000 held-out scenes: question
 load: $(DEV)/installed ## Load a server and report on it (SCENARIO=vqa|itm|rank|mix, RATES="20 50" a second); minutes
 	$(DEV)/bin/vilt-bench load --scenario $(SCENARIO) $(if $(RATES),--rate $(RATES)) --output runs/load $(ARGS)
 
-trials: $(DEV)/installed ## What must hold under strain (MODELS="DIR ...", default shapes): overload, long ranks, storms, SIGTERM; 40 minutes
+trials: $(DEV)/installed ## What must hold under strain (MODELS="DIR ...", default shapes): overload, long ranks, storms, SIGTERM; 40 minutes; judge noisy machines at full size
 	mkdir -p runs/trials
 	failed=; for trial in $(TRIALS); do \
 		echo "$$trial:"; \

@@ -18,7 +18,8 @@ def measure() -> None:
         prog="vilt-bench",
         description="Measure a server from outside, over HTTP. Without --url, a server is started and stopped again."
         " If the server at --url requires a key, set VILT_API_KEY. claims needs no server: it times ViLT beside the"
-        " designs that the paper compares it with.",
+        " designs that the paper compares it with. overload and the commands below it are trials: they exit with 1 if a"
+        " claim does not hold.",
     )
     commands = parser.add_subparsers(required=True, dest="benchmark", metavar="BENCHMARK")
     measurements = (accuracy, claims, decode, gpu, length, load, oracle, peers, retrieval, stages, workers)

@@ -76,9 +76,10 @@ class Places:
             return
         taken = self._taken.setdefault(client, {})
         if len(taken) >= self._most:
+            requests = "1 request" if len(taken) == 1 else f"{len(taken):,} requests"
             raise Overloaded(
                 "client_over_limit",
-                f"You have {len(taken)} requests in progress, the limit for one client: retry when one is answered.",
+                f"You have {requests} in progress, the limit for one client: retry when one is answered.",
                 retry_after_s=self._until_free_s(taken),
             )
         place, since_s = object(), self._clock()

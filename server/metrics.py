@@ -59,7 +59,7 @@ class Metrics:
         self.body_bytes = Gauge("vilt_body_bytes", "Bytes of request bodies in flight.", registry=registry)
         self.drift = Gauge(
             "vilt_latency_drift",
-            "How many times as long runs take now as during warm-up.",
+            "How many times as long runs take now as when they were measured.",
             ["model"],
             registry=registry,
         )

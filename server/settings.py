@@ -114,7 +114,8 @@ class Settings(BaseSettings):
     max_queue_entries: int = Field(
         default=1024,
         ge=1,
-        description="most image-text pairs in progress before new requests get 429; a rank has one per candidate",
+        description="most image-text pairs in progress before new requests get 429; a rank has one per candidate, and a"
+        " request that finds none in progress is always accepted",
     )
     deadline_ms: float = Field(
         default=60_000,
@@ -123,7 +124,9 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(default=20_000_000, ge=1, description="largest request body")
     max_bodies_mb: float = Field(
-        default=512.0, gt=0, description="total size of request bodies held at once before new requests get 429"
+        default=512.0,
+        gt=0,
+        description="total size of request bodies held at once, divided among the workers, before new requests get 429",
     )
     receive_timeout_s: float = Field(
         default=60.0, gt=0, description="longest time for a request's head to arrive, and then for its body"

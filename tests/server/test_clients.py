@@ -194,6 +194,7 @@ def test_request_beyond_the_client_s_places_is_429_before_its_body_is_read(metri
     refused, later = run(scenario)
 
     assert (refused.status_code, refused.json()["code"]) == (429, "client_over_limit")
+    assert refused.json()["error"].startswith("You have 1 request in progress,")
     assert int(refused.headers["Retry-After"]) * 1000 >= refused.json()["retry_after_ms"] > 0
     assert not unread.began.is_set()
     assert counted(metrics, "rank", "429", "client_over_limit") == 1
