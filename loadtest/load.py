@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import uvloop  # its timers are finer than a millisecond, and it leaves the server more of a shared processor
+import uvloop  # it leaves the server more of a shared processor
 
 from loadtest import contract, openloop, partial, report, rows, workload
 from loadtest.arguments import add_command, add_server, at_least, positive

@@ -90,7 +90,7 @@ class Client:
         return time.perf_counter() - self._start_s
 
     async def sleep_until(self, at_s: float) -> None:
-        if (left_s := at_s - self.now_s()) > 0:
+        while (left_s := at_s - self.now_s()) > 0:  # uvloop rounds to whole milliseconds, and may be early
             await asyncio.sleep(left_s)
 
     async def send(self, request: Request, scheduled_s: float | None = None) -> Row:
