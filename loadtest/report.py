@@ -118,8 +118,8 @@ def _method(result: Result) -> list[str]:
         f" {arrivals}. <b>Latency counts from the scheduled time</b> to the last byte of the response, on the"
         " generator's clock: when a server stalls, the requests that pile up meanwhile count as slow, as they are for"
         " whoever sent them.",
-        f"{in_time} Goodput: answers in time per second, until the schedule ends or the last of them arrives, whichever"
-        " is later; so it never exceeds what the server can sustain. Percentiles are of answers with 200 only. Each is"
+        f"{in_time} Goodput: answers in time that arrive before the schedule ends, per second of it; so it never"
+        " exceeds what the server can sustain. Percentiles are of answers with 200 only. Each is"
         " a value that was measured (nearest rank), and is left out where there are too few: p99 needs a hundred."
         " Refused: 429 and 503. Failed: everything else.",
         f"Lag: how late the generator sent a request; it is part of the latency. Where over {100 * LATE_SHARE:g} % of"

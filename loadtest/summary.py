@@ -61,9 +61,9 @@ class Summary:
     requests: int
     offered_per_s: float
     answered: int  # with 200
-    answered_per_s: float
+    answered_per_s: float  # until the schedule ends
     in_time: int  # answered within the deadline
-    goodput_per_s: float  # answers in time, per second until the last of them
+    goodput_per_s: float  # answers in time, per second until the schedule ends
     checked: int  # answers that were compared with a right one
     wrong: int
     outcomes: dict[str, int]  # counts, "ok" first
@@ -148,9 +148,8 @@ def by_kind(rows: Sequence[Row], *, seconds: float) -> dict[str, Summary]:
 
 
 def _per_s(answers: Sequence[Row], seconds: float) -> float:
-    """Divide by the time in which they came: above capacity answers go on coming after the schedule has ended."""
-    until_s = max((row.done_s for row in answers), default=0.0) - LEAD_S
-    return len(answers) / max(seconds, until_s)
+    """Count those within the schedule: above capacity answers go on coming after it has ended."""
+    return sum(row.done_s - LEAD_S <= seconds for row in answers) / seconds
 
 
 def _outcomes(rows: Sequence[Row]) -> dict[str, int]:

@@ -100,13 +100,22 @@ def test_goodput_counts_answers_within_the_deadline_per_second() -> None:
 
 
 def test_goodput_of_a_backlog_is_not_more_than_the_server_does() -> None:
-    """Answers after the schedule's end count, and so does the time until they are there: 20 in 4 s are 5 a second."""
+    """Answers after the schedule's end do not count: of 20 in 4 s, 10 come within its 2 s."""
     asked = [row(done_s=LEAD_S + 0.2 * number, deadline_ms=5000) for number in range(1, 21)]
 
     found = summarise(asked, seconds=2)
 
     assert (found.offered_per_s, found.in_time) == (10, 20)
     assert found.goodput_per_s == found.answered_per_s == pytest.approx(5)
+
+
+def test_one_slow_answer_takes_one_answer_from_the_goodput() -> None:
+    """Not all those that were there long before it."""
+    asked = [row(done_s=LEAD_S + number / 10) for number in range(99)] + [row(done_s=LEAD_S + 25)]
+
+    found = summarise(asked, seconds=10)
+
+    assert found.goodput_per_s == found.answered_per_s == pytest.approx(9.9)
 
 
 def test_latency_is_of_answers_only() -> None:
