@@ -9,7 +9,7 @@ from typing import Self
 
 from loadtest.rows import LEAD_S, NOT_SENT, OK, REFUSED, Row
 
-LATE_MS = 10.0
+LATE_MS = 10.0  # or a tenth of the shortest deadline, if that is less
 LATE_SHARE = 0.01
 TOTAL, INFERENCE = "total", "inference"  # stages of Server-Timing
 PARTS = ("text_embedding", "visual_embedding", "interaction")  # of inference
@@ -163,9 +163,10 @@ def _stages(rows: Sequence[Row]) -> list[str]:
 
 def _flaws(rows: Sequence[Row]) -> list[str]:
     flaws = []
-    late = sum(row.lag_ms > LATE_MS for row in rows)
+    late_ms = min([LATE_MS, *(row.deadline_ms / 10 for row in rows if row.deadline_ms)])
+    late = sum(row.lag_ms > late_ms for row in rows)
     if late > max(1, LATE_SHARE * len(rows)):
-        flaws.append(f"the generator sent {late:,} of {len(rows):,} requests more than {LATE_MS:g} ms late")
+        flaws.append(f"the generator sent {late:,} of {len(rows):,} requests more than {late_ms:.3g} ms late")
     not_sent = sum(row.code == NOT_SENT for row in rows)
     if not_sent:
         flaws.append(f"{not_sent:,} requests were not sent: too many were in flight")

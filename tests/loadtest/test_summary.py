@@ -166,6 +166,14 @@ def test_run_is_flawed_when_the_generator_was_late_for_more_than_one_in_a_hundre
     ]
 
 
+def test_run_with_a_short_deadline_is_flawed_sooner() -> None:
+    """4 ms are a tenth of 40 ms."""
+    late = row(10, sent_s=1.005, deadline_ms=40.0)
+
+    assert summarise([late] * 200, seconds=1).flaws == ["the generator sent 200 of 200 requests more than 4 ms late"]
+    assert summarise([row(10, sent_s=1.005, deadline_ms=400.0)] * 200, seconds=1).flaws == []
+
+
 def test_kinds_are_summed_up_apart() -> None:
     """A rank takes longer than a question."""
     found = by_kind([row(10), row(20), row(200, kind="rank")], seconds=10)
