@@ -86,10 +86,10 @@ def run(options: argparse.Namespace) -> None:
     page.write_text(report.page_of(result))
     print(report.text_of(result))
     print(page)
-    wrong = sum(load.summary.wrong for load in result.loads)
-    if wrong:
+    if result.wrong:
         sys.exit(
-            f"vilt-bench load: {wrong:,} answers under load differ from those given alone; they are in rows-*.jsonl"
+            f"vilt-bench load: {result.wrong:,} answers under load differ from those given alone; rows-*.jsonl has those"
+            " that were not given while the capacity was searched"
         )
     if result.ended_early:
         sys.exit(f"vilt-bench load: {result.ended_early}; the report has the rates that are complete")
