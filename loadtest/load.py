@@ -88,8 +88,8 @@ def run(options: argparse.Namespace) -> None:
     print(page)
     if result.wrong:
         sys.exit(
-            f"vilt-bench load: {result.wrong:,} answers under load differ from those given alone; rows-*.jsonl has those"
-            " that were not given while the capacity was searched"
+            f"vilt-bench load: {result.wrong:,} answers under load differ from those given alone; rows-*.jsonl has"
+            " those that were not given while the capacity was searched"
         )
     if result.ended_early:
         sys.exit(f"vilt-bench load: {result.ended_early}; the report has the rates that are complete")
