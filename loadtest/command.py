@@ -1,7 +1,10 @@
 """The command vilt-bench: every measurement and every trial."""
 
 import argparse
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 import aiohttp
 import httpx
@@ -28,8 +31,14 @@ def measure() -> None:
         module.add_to(commands)
     options = parser.parse_args()
     bypass_proxy()
+    signal.signal(signal.SIGTERM, _end)
     try:
         options.run(options)
     except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError) as error:
         reason = str(error) or type(error).__name__  # a timeout has no message
         sys.exit(f"vilt-bench {options.benchmark}: {reason}")
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    """End as by Ctrl-C: the servers that were started end, too."""
+    raise SystemExit(128 + number)

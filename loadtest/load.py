@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import uvloop  # its timers are finer than a millisecond, and it leaves the server more of a shared processor
+import uvloop  # it leaves the server more of a shared processor
 
 from loadtest import contract, openloop, partial, report, rows, workload
 from loadtest.arguments import add_command, add_server, at_least, positive
@@ -86,10 +86,10 @@ def run(options: argparse.Namespace) -> None:
     page.write_text(report.page_of(result))
     print(report.text_of(result))
     print(page)
-    wrong = sum(load.summary.wrong for load in result.loads)
-    if wrong:
+    if result.wrong:
         sys.exit(
-            f"vilt-bench load: {wrong:,} answers under load differ from those given alone; they are in rows-*.jsonl"
+            f"vilt-bench load: {result.wrong:,} answers under load differ from those given alone; rows-*.jsonl has"
+            " those that were not given while the capacity was searched"
         )
     if result.ended_early:
         sys.exit(f"vilt-bench load: {result.ended_early}; the report has the rates that are complete")

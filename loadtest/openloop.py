@@ -90,7 +90,7 @@ class Client:
         return time.perf_counter() - self._start_s
 
     async def sleep_until(self, at_s: float) -> None:
-        if (left_s := at_s - self.now_s()) > 0:
+        while (left_s := at_s - self.now_s()) > 0:  # noqa: ASYNC110 uvloop sleeps whole milliseconds, up to half too few
             await asyncio.sleep(left_s)
 
     async def send(self, request: Request, scheduled_s: float | None = None) -> Row:
@@ -188,8 +188,16 @@ async def alone(url: str, requests: Iterable[Request]) -> Percentiles:
 
     Raises: ValueError: one was not answered.
     """
+    return Percentiles.of(await one_by_one(url, requests))
+
+
+async def one_by_one(url: str, requests: Iterable[Request]) -> list[float]:
+    """Time requests that are sent one after the other, each: all latencies behind `alone`.
+
+    Raises: ValueError: one was not answered.
+    """
     async with Client(url) as client:
-        return Percentiles.of([(await client.answered(one)).latency_ms for one in itertools.islice(requests, ALONE)])
+        return [(await client.answered(one)).latency_ms for one in itertools.islice(requests, ALONE)]
 
 
 async def until_quiet(rows: Sequence[Row]) -> None:

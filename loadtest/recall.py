@@ -66,21 +66,18 @@ async def measure(url: str, folder: Path, data: Collection, concurrency: int) ->
     Raises: ValueError, httpx.HTTPError: the server refused a request, or failed.
     """
 
-    async def ask(client: httpx.AsyncClient, pairs: tuple[int, int]) -> list[dict[str, Any]]:
+    async def ask(client: httpx.AsyncClient, pairs: tuple[int, int]) -> None:
         image, start = pairs
         files = {"query_image": (folder / data.images[image]).read_bytes()}
         texts = data.captions[start : start + CAPTIONS_PER_REQUEST]
         response = await client.post("/v1/rank", files=files, data={"texts": texts})
-        results: list[dict[str, Any]] = accepted(response).json()["results"]
-        return results
+        for result in accepted(response).json()["results"]:
+            logits[image][start + result["index"]] = result["logit"]
 
     starts = range(0, len(data.captions), CAPTIONS_PER_REQUEST)
     asked = [(image, start) for image in range(len(data.images)) for start in starts]
     logits = [[0.0] * len(data.captions) for _ in data.images]  # (images, captions)
-    found = await contract.each(url, asked, ask, concurrency=concurrency)
-    for (image, start), results in zip(asked, found, strict=True):
-        for result in results:
-            logits[image][start + result["index"]] = result["logit"]
+    await contract.each(url, asked, ask, concurrency=concurrency)
     return both_ways(logits, data.image_of)
 
 

@@ -87,10 +87,9 @@ def _lead(result: Result) -> str:
             f" {100 * result.capacity.share:g} % of requests were answered in time: {_confirmed(result.capacity)}."
         )
         sentences += [f"It may be higher: {_text(_limit(result.capacity))}."] if result.capacity.flaws else []
-    wrong = sum(load.summary.wrong for load in result.loads)
-    checked = sum(load.summary.checked for load in result.loads)
     sentences.append(
-        f"Of {checked:,} answers under load, " + (f"<b>{wrong:,} differ</b>" if wrong else "none differs")
+        f"Of {result.checked:,} answers under load, "
+        + (f"<b>{result.wrong:,} differ</b>" if result.wrong else "none differs")
         + " from the answer given without load."
     )  # fmt: skip
     return " ".join(sentences)
@@ -118,13 +117,13 @@ def _method(result: Result) -> list[str]:
         f" {arrivals}. <b>Latency counts from the scheduled time</b> to the last byte of the response, on the"
         " generator's clock: when a server stalls, the requests that pile up meanwhile count as slow, as they are for"
         " whoever sent them.",
-        f"{in_time} Goodput: answers in time per second, until the schedule ends or the last of them arrives, whichever"
-        " is later; so it never exceeds what the server can sustain. Percentiles are of answers with 200 only. Each is"
+        f"{in_time} Goodput: answers in time that arrive before the schedule ends, per second of it; so it never"
+        " exceeds what the server can sustain. Percentiles are of answers with 200 only. Each is"
         " a value that was measured (nearest rank), and is left out where there are too few: p99 needs a hundred."
         " Refused: 429 and 503. Failed: everything else.",
         f"Lag: how late the generator sent a request; it is part of the latency. Where over {100 * LATE_SHARE:g} % of"
-        f" requests were sent more than {LATE_MS:g} ms late, the run is marked: its figures say more about the"
-        " generator than about the server."
+        f" requests were sent more than {LATE_MS:g} ms or a tenth of the shortest deadline late, the run is marked: its"
+        " figures say more about the generator than about the server."
         + (" Here both shared the processors of one machine." if result.same_machine else ""),
         f"{result.samples:,} samples were first asked alone, and each must get the same answer under load. (Of"
         f" {result.known:,} whose right answer is known, {result.right:,} were answered rightly.) "

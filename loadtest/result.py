@@ -59,3 +59,15 @@ class Result:
     capacity: Capacity | None
     loads: list[Load]
     ended_early: str | None = None  # why, if rates are missing
+
+    @property
+    def checked(self) -> int:
+        """Answers that were compared with those given alone, also while the capacity was searched."""
+        return sum(one.checked for one in self._summaries())
+
+    @property
+    def wrong(self) -> int:
+        return sum(one.wrong for one in self._summaries())
+
+    def _summaries(self) -> list[Summary]:
+        return [*(self.capacity.runs if self.capacity else ()), *(load.summary for load in self.loads)]

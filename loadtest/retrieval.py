@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from loadtest import contract, photo
+from loadtest import contract, photo, workload
 from loadtest.arguments import add_command, add_model, add_output, at_least
 from loadtest.contract import accepted
 from loadtest.launch import started
@@ -51,7 +51,7 @@ def measure(url: str, images: int, rounds: int) -> dict[str, Any]:
 
     Raises: ValueError, httpx.HTTPError: the server refused, or failed.
     """
-    picture = photo.draw()
+    picture, nonce = photo.draw(), workload.nonces()
     rates: dict[str, list[float]] = {case: [] for case in CASES}
     model = contract.model_for(url, "rank")
     with (
@@ -59,10 +59,8 @@ def measure(url: str, images: int, rounds: int) -> dict[str, Any]:
         tqdm(total=rounds * len(CASES), unit="rank", disable=None, leave=False) as bar,
     ):
         for number in range(rounds):
-            files = [
-                ("images", (f"{index}.jpg", picture + bytes([number, index % 256, index // 256])))
-                for index in range(images)
-            ]  # the same picture, but different files
+            # the same picture, but different files
+            files = [("images", (f"{index}.jpg", picture + next(nonce))) for index in range(images)]
             first, second = photo.QUESTIONS[number % 4], photo.QUESTIONS[4 + number % 4]
             for case, text in zip(CASES, (first, second, second), strict=True):
                 response = client.post("/v1/rank", data={"query_text": text, "top_k": "1"}, files=files)

@@ -19,6 +19,7 @@ PACKAGES = (
 )
 VARIABLES = ("VILT_", "OMP_", "ONEDNN_", "MKL_", "ORT_", "MALLOC_")  # settings, and what controls threads and memory
 SECRETS = "VILT_API_KEY"
+ALWAYS = "ORT_DISABLE_TELEMETRY"  # our packages set it themselves
 INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"}  # for matrix products on x86
 
 
@@ -36,7 +37,7 @@ def stamp() -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
-            if name.startswith(VARIABLES) and not name.upper().startswith(SECRETS)
+            if name.startswith(VARIABLES) and name != ALWAYS and not name.upper().startswith(SECRETS)
         },
         "machine": {
             "processor": _of_processor("model name") or platform.processor() or platform.machine(),

@@ -21,6 +21,7 @@ from export.shapes.scenes import Scene, draw, random_scene
 HELD_OUT = 1  # first number of a scene's seed; training uses 0 and 2
 FIRST = 1_000_000  # beyond the scenes that the learning curve is measured on
 CANDIDATES = 20
+AMONG = 1000  # the first scenes: ranks are of these, and among these
 NEAR_MISSES = 4  # of the captions to choose from
 
 Record = dict[str, Any]
@@ -88,10 +89,12 @@ def _record(rng: np.random.Generator, kind: str, right: str, wrong: list[str]) -
 def write(folder: Path, *, scenes: int, asked: int, ranked: int) -> None:
     """Draw scenes into a folder and write what to ask about them to data.jsonl beside them.
 
-    Raises: ValueError: too few scenes to rank among.
+    Raises: ValueError: too few scenes to rank, or to rank among.
     """
     if ranked and scenes < 2 * CANDIDATES:
         raise ValueError(f"ranking needs at least {2 * CANDIDATES} scenes")
+    if ranked > min(scenes, AMONG):
+        raise ValueError(f"there can be at most {min(scenes, AMONG)} ranks: one for each of the first {AMONG} scenes")
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [held_out_scene(index) for index in range(scenes)]
     records: list[Record] = []
@@ -100,7 +103,7 @@ def write(folder: Path, *, scenes: int, asked: int, ranked: int) -> None:
         records += questions(index, asked * (index + 1) // scenes - asked * index // scenes)
         records += matches(index)
         if index < ranked:
-            records += [rank_of_images(index, drawn[:1000]), rank_of_texts(index, drawn[:1000])]
+            records += [rank_of_images(index, drawn[:AMONG]), rank_of_texts(index, drawn[:AMONG])]
     (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
@@ -118,10 +121,17 @@ def main() -> None:
         "--questions", type=int, default=5200, help="questions about all scenes together (default %(default)s)"
     )
     parser.add_argument(
-        "--ranks", type=int, default=500, help="ranks in each direction, of images and of texts (default %(default)s)"
+        "--ranks",
+        type=int,
+        default=500,
+        help="ranks in each direction, of images and of texts, at most one for each of the first"
+        f" {AMONG} scenes (default %(default)s)",
     )
     options = parser.parse_args()
-    write(options.output, scenes=options.scenes, asked=options.questions, ranked=options.ranks)
+    try:
+        write(options.output, scenes=options.scenes, asked=options.questions, ranked=options.ranks)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

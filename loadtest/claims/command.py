@@ -57,12 +57,14 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(
             "vilt-bench claims: the graphs could not be built (see above); building them needs pip install '.[export]'"
         )
+    pairs_s = time_ranks(designs, sessions, options.repeat)  # first: without them ranks would be told wrongly
     samples, complete = measure(timed, options.repeat)
-    pairs_s: dict[str, list[float]] = {}
+    rounds = len(next(iter(samples.values())))
+    if not rounds:
+        sys.exit("vilt-bench claims: interrupted; no round is complete, and nothing is written")
     curves: dict[int, dict[int, float]] = {}
     if complete:
         try:
-            pairs_s = time_ranks(designs, sessions, options.repeat)
             curves = nms_curves(designs, sessions, options.repeat)
         except KeyboardInterrupt:
             complete = False
@@ -83,6 +85,8 @@ def run(options: argparse.Namespace) -> None:
         )
         (options.output / "claims.md").write_text(text)
         charts.draw_all(found, curves, nms_levels(found), options.output)
+    if not complete:
+        sys.exit(f"vilt-bench claims: interrupted; {rounds} of {options.repeat} rounds are complete and reported above")
 
 
 def timed_designs(designs: Sequence[Design], sessions: Sessions) -> dict[str, Timed]:

@@ -93,14 +93,19 @@ def available(servers: Sequence[Server]) -> tuple[list[Server], dict[str, str]]:
 def check(servers: Sequence[Server], urls: Mapping[str, str], picture: bytes) -> dict[str, Agreement]:
     """Ask all servers the same questions, compare them with the first, and print how far they agree.
 
-    Raises: ValueError: a server that should be exact gives other answers.
+    Raises: ValueError: a server that should be exact gives other answers, or two questions are answered alike.
     """
     answers = {name: agreement.ask(url, picture) for name, url in urls.items()}
     first, reference = next(iter(answers.items()))
     found = {name: agreement.compare(theirs, reference) for name, theirs in answers.items()}
-    print(
-        f"{len(photo.QUESTIONS)} questions; two of them differ by at least {agreement.spread(reference):.1e} in score"
-    )
+    spread = agreement.spread(reference)
+    print(f"{len(photo.QUESTIONS)} questions; two of them differ by at least {spread:.1e} in score")
+    if spread <= agreement.TOLERANCE:
+        raise ValueError(
+            f"{first} answers two questions alike (within {agreement.TOLERANCE:g} in score), as a server would that"
+            " ignores the question; ask about a picture with more different answers (--image), or take another"
+            " checkpoint; nothing was timed"
+        )
     for name, one in found.items():
         print(
             f"{name:16} the same answer as {first} to {one.same_answer} of {one.asked},"

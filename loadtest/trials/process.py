@@ -7,6 +7,8 @@ from pathlib import Path
 MB = 1e6
 PROCESSES = Path("/proc")
 
+Family = dict[int, dict[str, str]]  # the status of each process
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -21,7 +23,7 @@ def held(pid: int) -> Held:
     """Read what a process and its descendants hold now."""
     family = _family(pid)
     return Held(
-        resident_mb(pid, "VmRSS"),
+        _resident_mb(family, "VmRSS"),
         sum(_num_descriptors(one) for one in family),
         sum(int(status.get("Threads", 0)) for status in family.values()),
     )
@@ -29,10 +31,14 @@ def held(pid: int) -> Held:
 
 def resident_mb(pid: int, field: str) -> float:
     """Read the memory of a process and its descendants: VmRSS is current, VmHWM the sum of their peaks."""
-    return sum(int(status.get(field, 0)) for status in _family(pid).values()) * 1024 / MB
+    return _resident_mb(_family(pid), field)
 
 
-def _family(pid: int) -> dict[int, dict[str, str]]:
+def _resident_mb(family: Family, field: str) -> float:
+    return sum(int(status.get(field, 0)) for status in family.values()) * 1024 / MB
+
+
+def _family(pid: int) -> Family:
     """Find a process and its descendants, with the status that Linux reports of each.
 
     Raises: ValueError: it has ended.
@@ -44,7 +50,7 @@ def _family(pid: int) -> dict[int, dict[str, str]]:
                 statuses[int(folder.name)] = _status(folder)
     if pid not in statuses or statuses[pid]["State"] == "Z":  # a zombie holds nothing
         raise ValueError(f"process {pid} has ended")
-    family: dict[int, dict[str, str]] = {}
+    family: Family = {}
     newest = {pid}
     while newest:
         family |= {one: statuses[one] for one in newest}

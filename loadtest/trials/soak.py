@@ -117,5 +117,6 @@ async def _watch(pid: int, seen: list[Seen]) -> None:
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     while True:
-        seen.append(((loop.time() - began_s) / 60, held(pid)))
+        minute = (loop.time() - began_s) / 60
+        seen.append((minute, await asyncio.to_thread(held, pid)))  # a thread: the requests have their times
         await asyncio.sleep(EVERY_S)

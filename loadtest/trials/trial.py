@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import math
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import uvloop
 from loadtest import contract, workload
 from loadtest.arguments import add_command, add_output
 from loadtest.launch import Started, started
+from loadtest.rows import Row
 from loadtest.stamp import save, stamp
 from loadtest.summary import tail
 from loadtest.workload import Request
@@ -53,6 +54,11 @@ def at_least(says: str, figure: float, bound: float, unit: str = "") -> Check:
 def equal(says: str, figure: float | str, bound: float | str) -> Check:
     """Check that a figure has exactly this value."""
     return Check(says=says, figure=figure, bound=f"{bound}", holds=figure == bound)
+
+
+def none_wrong(rows: Iterable[Row]) -> Check:
+    """Check that every answer is the one that was given alone."""
+    return equal("wrong answers", sum(row.correct is False for row in rows), 0)
 
 
 def p99(values: Sequence[float]) -> float:
@@ -118,10 +124,10 @@ async def metrics(url: str) -> dict[str, float]:
     return {name: float(value) for name, _, value in lines}
 
 
-def engine_s(found: Mapping[str, float], earlier: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Read from the metrics how the engine's time was used, in seconds; with earlier metrics, since then."""
+def engine_s(found: Mapping[str, float], earlier: Mapping[str, float]) -> dict[str, float]:
+    """Read from the metrics how the engine's time was used since earlier ones, in seconds."""
     names = {use: f'vilt_engine_seconds_total{{use="{use}"}}' for use in USES}
-    return {use: found.get(name, 0.0) - (earlier or {}).get(name, 0.0) for use, name in names.items()}
+    return {use: found.get(name, 0.0) - earlier.get(name, 0.0) for use, name in names.items()}
 
 
 async def settled(url: str, gauge: str, within_s: float) -> float:

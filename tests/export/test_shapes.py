@@ -315,6 +315,30 @@ def test_candidates_that_should_lose_a_rank_are_false_of_the_scene(tmp_path: Pat
     assert all((tmp_path / name).is_file() for name in scene_of)
 
 
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [((39, 1), "at least 40 scenes"), ((40, 41), "at most 40 ranks"), ((2000, 1001), "at most 1000 ranks")],
+    ids=["too few to rank among", "more than scenes", "more than the first thousand"],
+)
+def test_ranks_that_there_are_no_scenes_for_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: tuple[int, int],
+    sentence: str,
+) -> None:
+    """With a sentence, before anything is drawn."""
+    scenes, ranks = map(str, asked)
+    flags = ["--output", str(tmp_path / "new"), "--scenes", scenes, "--ranks", ranks]
+    monkeypatch.setattr("sys.argv", ["heldout", *flags])
+
+    with pytest.raises(SystemExit):
+        heldout.main()
+
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.slow
 def test_training_stopped_and_started_again_goes_on_from_there(tmp_path: Path) -> None:
     """A run that is stopped loses nothing: the next one finishes the recipe and writes a checkpoint."""

@@ -1,13 +1,16 @@
 """`vilt-bench claims`: what is drawn, timed, summed up and reported."""
 
+import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from loadtest.__main__ import main
 from loadtest.claims import charts, command, feeds, plan, report, runner
 from loadtest.claims.plan import NAMES, STAGES, VILT, Design, Source, Step
 from loadtest.claims.runner import Sessions, Stages
@@ -162,6 +165,47 @@ def test_measuring_takes_turns_and_keeps_what_is_complete_when_interrupted() -> 
     assert order == ["a", "b"] * 3
     assert not complete
     assert {name: len(found) for name, found in samples.items()} == {"a": 1, "b": 1}
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, folder: Path, *, rounds: int) -> None:
+    """Run the command with one dual encoder, and interrupt it after so many rounds."""
+    shallow = replace(design("clip", "text_embedding", "interaction"), family=command.SHALLOW)
+    runs = itertools.count()
+
+    def run_once() -> Stages:
+        if next(runs) > rounds:  # the first warms up
+            raise KeyboardInterrupt
+        return {"decode": 0.0, "preprocess": 0.0, "text_embedding": 0.01, "interaction": 0.001}
+
+    monkeypatch.setattr(plan, "prepare", lambda *_: [shallow])
+    monkeypatch.setattr(plan, "tools", lambda *_: {})
+    monkeypatch.setattr(command, "Sessions", lambda *_: None)
+    monkeypatch.setattr(command, "timed_designs", lambda *_: {"clip": run_once})
+    monkeypatch.setattr(runner, "time_pairs", lambda *_: [0.003])
+    monkeypatch.setattr("sys.argv", ["vilt-bench", "claims", "--models", "clip", "--output", str(folder)])
+    main()
+
+
+def test_interrupted_run_reports_what_is_complete_and_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The rank of kept vectors is the one run that was timed: 10 ms and 3, not a thousand pairs of 1 ms."""
+    with pytest.raises(SystemExit, match=r"^vilt-bench claims: interrupted; 2 of 5 rounds are complete"):
+        interrupted(monkeypatch, tmp_path, rounds=2)
+
+    result = json.loads((tmp_path / "claims.json").read_text())
+    assert not result["complete"]
+    assert [(row["rounds"], row["rank_1000_kept_ms"]) for row in result["designs"]] == [(2, 13.0)]
+
+
+def test_run_without_a_complete_round_leaves_the_earlier_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """There is nothing to write."""
+    (tmp_path / "claims.json").write_text("earlier")
+
+    with pytest.raises(SystemExit, match=r"^vilt-bench claims: interrupted; no round is complete"):
+        interrupted(monkeypatch, tmp_path, rounds=0)
+
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("claims.json", "earlier")]
 
 
 def test_provider_that_is_not_there_is_refused_with_a_sentence() -> None:

@@ -3,6 +3,11 @@
 import asyncio
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -112,6 +117,41 @@ def test_server_of_this_machine_is_asked_past_a_proxy(
 
     assert fake_server.seen
     assert os.environ["no_proxy"] == "example.com,127.0.0.1,localhost,::1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["load", "retrieval"])
+def test_sigterm_ends_the_server_that_was_started(name: str, tmp_path: Path) -> None:
+    """Whether the command is in an event loop or not."""
+    flags = {
+        "load": ["--output", str(tmp_path), "--rate", "20", "--seconds", "300", "--scenario", "vqa"],
+        "retrieval": ["--rounds", "1000"],
+    }
+    with subprocess.Popen([sys.executable, "-m", "loadtest", name, *flags[name]]) as bench:
+        try:
+            (server_pid,) = within_s(60, lambda: busy_children(bench.pid))
+            bench.terminate()
+            bench.wait(60)
+        finally:
+            bench.kill()
+
+    assert bench.returncode == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{server_pid}").exists()
+
+
+def busy_children(pid: int) -> list[int]:
+    """List a process's children that have computed for three seconds: a server that has started and is asked."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ticks = {child: Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split() for child in children}
+    return [int(child) for child, fields in ticks.items() if int(fields[11]) > 3 * os.sysconf("SC_CLK_TCK")]
+
+
+def within_s(seconds: float, find: Callable[[], list[int]]) -> list[int]:
+    """Return what is found, as soon as it is."""
+    until_s = time.monotonic() + seconds
+    while not (found := find()) and time.monotonic() < until_s:
+        time.sleep(0.1)
+    return found
 
 
 def test_key_is_sent_to_the_server_that_is_measured(monkeypatch: pytest.MonkeyPatch, fake_server: FakeServer) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from loadtest import __main__ as command
 from loadtest import load, rows
+from loadtest.capacity import Capacity
 from loadtest.summary import by_kind, summarise
 
 RATES = (20.0, 40.0)
@@ -97,6 +98,25 @@ def test_answer_that_differs_under_load_fails_the_command(
 
     assert any(row.correct is False for row in rows.read(tmp_path / "rows-2-40.jsonl"))
     assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_wrong_answer_while_the_capacity_is_searched_fails_the_command(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, tmp_path: Path
+) -> None:
+    """Though all are right at the rate that is offered then."""
+    flawless = {"share": 0.99, "confirmed_share": 1.0, "confirmed_requests": 500, "flaws": []}
+
+    async def capacity(*_: Any, **__: Any) -> Capacity:
+        return Capacity(rate_per_s=20.0, runs=[replace(summarise([], seconds=1), checked=9, wrong=2)], **flawless)
+
+    monkeypatch.setattr(load, "capacity", capacity)
+    monkeypatch.setattr(load, "SHARES", (1.0,))
+    arguments = ["load", "--url", fake_server.url, "--output", str(tmp_path), "--seconds", "0.2", "--scenario", "vqa"]
+    monkeypatch.setattr(sys, "argv", ["vilt-bench", *arguments])
+
+    with pytest.raises(SystemExit, match=r"^vilt-bench load: 2 answers under load differ"):
+        command.main()
 
 
 @pytest.mark.slow

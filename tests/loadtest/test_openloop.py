@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from loadtest import openloop, rows
 from loadtest.summary import summarise
@@ -72,6 +73,20 @@ def test_server_that_stalls_makes_later_requests_slow_too(fake_server: Any, said
     left_ms = [1000 * (stall_s - at_s) for at_s in schedule]
     assert all(row.latency_ms >= least - 50 for row, least in zip(asked, left_ms, strict=True))
     assert statistics.median(row.latency_ms for row in asked) > 500
+
+
+def test_nothing_is_sent_before_its_time() -> None:
+    """Not even by a loop whose timers know whole milliseconds only."""
+
+    async def early_s() -> list[float]:
+        async with openloop.Client("") as client:
+            found = []
+            for number in range(1, 50):
+                await client.sleep_until(0.0013 * number)
+                found.append(0.0013 * number - client.now_s())
+            return found
+
+    assert max(uvloop.run(early_s())) <= 0
 
 
 def test_requests_are_sent_before_any_is_answered(fake_server: Any, said: Any) -> None:

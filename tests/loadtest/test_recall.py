@@ -1,8 +1,13 @@
 """Recall both ways, on collections small enough to count by hand."""
 
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from loadtest import recall
+from loadtest import contract, recall
 
 COCO = {
     "images": [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}, {"id": 9, "file_name": "bare.jpg"}],
@@ -33,6 +38,33 @@ def test_file_of_another_form_is_refused(broken: dict[str, object]) -> None:
     """With the name of what is missing."""
     with pytest.raises(ValueError, match="not a caption file in COCO's form"):
         recall.read(broken)
+
+
+def test_measure_keeps_one_number_of_each_pair(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, said: Any, tmp_path: Path
+) -> None:
+    """The answers of 5,000 images and 25,000 captions would not fit into memory."""
+    data = recall.Collection(["a.jpg", "b.jpg"], ["a cat", "a dog"], [0, 1])
+    for name in data.images:
+        (tmp_path / name).write_bytes(name.encode())
+    monkeypatch.setattr(recall, "CAPTIONS_PER_REQUEST", 1)
+
+    def rank(seen: Any) -> Any:
+        is_right = (b"a.jpg" in seen.body) == (b"a cat" in seen.body)
+        return said(seen, body={"results": [{"index": 0, "logit": 2.0 if is_right else -1.0}]})
+
+    fake_server.behave = rank
+    kept: list[Any] = []
+
+    async def each(*arguments: Any, **options: Any) -> None:
+        kept.extend(await contract.each(*arguments, **options))
+
+    monkeypatch.setattr(recall, "contract", SimpleNamespace(each=each))
+
+    rows = asyncio.run(recall.measure(fake_server.url, tmp_path, data, concurrency=2))
+
+    assert [row.at[1] for row in rows] == [1.0, 1.0]
+    assert kept == [None] * 4
 
 
 def test_recall_counts_the_best_caption_of_an_image_and_the_image_of_each_caption() -> None:

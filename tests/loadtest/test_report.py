@@ -11,6 +11,7 @@ from loadtest import report
 from loadtest.capacity import Capacity
 from loadtest.result import Load, Result
 from loadtest.rows import Row
+from loadtest.summary import summarise
 
 
 def row(latency_ms: float, **changes: Any) -> Row:
@@ -108,6 +109,16 @@ def test_page_says_how_latency_is_counted_and_what_was_found(result: Result) -> 
     assert "vqa 50.0 ms" in text
 
 
+def test_wrong_answers_while_the_capacity_was_searched_are_told(result: Result) -> None:
+    """Beside those at the rates that were offered."""
+    assert result.capacity is not None
+    run = summarise([row(8.0), row(8.0, correct=False)], seconds=1)
+    wrong = replace(result, capacity=replace(result.capacity, runs=[run]))
+
+    assert "Of 72 answers under load, <b>1 differ</b>" in report.page_of(wrong)
+    assert (wrong.checked, wrong.wrong) == (72, 1)
+
+
 def test_names_from_outside_are_escaped(result: Result) -> None:
     """A model's name comes from a server that need not be ours."""
     page = report.page_of(result)
@@ -123,7 +134,7 @@ def test_flaw_of_the_generator_is_on_the_page_and_in_the_terminal(result: Result
     flawed = replace(result, loads=[late, *result.loads[1:]])
 
     assert 'class="flaw"' in report.page_of(flawed)
-    assert "flawed: the generator sent 20 of 20 requests more than 10 ms late" in report.text_of(flawed)
+    assert "flawed: the generator sent 20 of 20 requests more than 5 ms late" in report.text_of(flawed)
     assert 'class="flaw"' not in report.page_of(result)
     assert report.text_of(result).splitlines()[2].split()[-3:] == ["30", "0", "0"]  # refused, failed, wrong
     assert "capacity: 22.5/s; of 500 requests at this rate 99.2 % were in time" in report.text_of(result)

@@ -100,13 +100,22 @@ def test_goodput_counts_answers_within_the_deadline_per_second() -> None:
 
 
 def test_goodput_of_a_backlog_is_not_more_than_the_server_does() -> None:
-    """Answers after the schedule's end count, and so does the time until they are there: 20 in 4 s are 5 a second."""
+    """Answers after the schedule's end do not count: of 20 in 4 s, 10 come within its 2 s."""
     asked = [row(done_s=LEAD_S + 0.2 * number, deadline_ms=5000) for number in range(1, 21)]
 
     found = summarise(asked, seconds=2)
 
     assert (found.offered_per_s, found.in_time) == (10, 20)
     assert found.goodput_per_s == found.answered_per_s == pytest.approx(5)
+
+
+def test_one_slow_answer_takes_one_answer_from_the_goodput() -> None:
+    """Not all those that were there long before it."""
+    asked = [row(done_s=LEAD_S + number / 10) for number in range(99)] + [row(done_s=LEAD_S + 25)]
+
+    found = summarise(asked, seconds=10)
+
+    assert found.goodput_per_s == found.answered_per_s == pytest.approx(9.9)
 
 
 def test_latency_is_of_answers_only() -> None:
@@ -155,6 +164,14 @@ def test_run_is_flawed_when_the_generator_was_late_for_more_than_one_in_a_hundre
     assert summarise([late] * 3 + [row()] * 197, seconds=1).flaws == [
         "the generator sent 3 of 200 requests more than 10 ms late"
     ]
+
+
+def test_run_with_a_short_deadline_is_flawed_sooner() -> None:
+    """4 ms are a tenth of 40 ms."""
+    late = row(10, sent_s=1.005, deadline_ms=40.0)
+
+    assert summarise([late] * 200, seconds=1).flaws == ["the generator sent 200 of 200 requests more than 4 ms late"]
+    assert summarise([row(10, sent_s=1.005, deadline_ms=400.0)] * 200, seconds=1).flaws == []
 
 
 def test_kinds_are_summed_up_apart() -> None:

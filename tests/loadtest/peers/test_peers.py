@@ -109,27 +109,34 @@ def test_spread_is_what_the_two_questions_most_alike_differ_by() -> None:
     assert agreement.spread([*REFERENCE, [("red", 0.82), ("blue", 0.6)]]) == pytest.approx(0.02)
 
 
-def vqa(score: float) -> dict[str, Any]:
-    """Answer with a score."""
-    return {"answers": [{"answer": "blue", "score": score}]}
+def vqa(number: int, worse: float) -> dict[str, Any]:
+    """Answer each question with a score of its own, and the second server's with a worse one."""
+    second, question = divmod(number, len(photo.QUESTIONS))
+    return {"answers": [{"answer": "blue", "score": 0.9 - 0.05 * question - worse * second}]}
 
 
 def test_server_that_answers_something_else_ends_the_run(fake_server: Any, said: Any) -> None:
     """It is no peer, and is not timed."""
-    asked = len(photo.QUESTIONS)
-    fake_server.behave = lambda seen: said(seen, body=vqa(0.9 if seen.number < asked else 0.8))
+    fake_server.behave = lambda seen: said(seen, body=vqa(seen.number, worse=0.1))
     both = [replace(TUTORIAL, name="first"), replace(TUTORIAL, name="other")]
 
     with pytest.raises(ValueError, match="the answers of other are not those of first"):
         command.check(both, {"first": fake_server.url, "other": fake_server.url}, PICTURE)
 
 
+def test_questions_that_are_all_answered_alike_end_the_run(fake_server: Any) -> None:
+    """A server that ignores the question would agree."""
+    both = [replace(TUTORIAL, name="first"), replace(TUTORIAL, name="other")]
+
+    with pytest.raises(ValueError, match="first answers two questions alike"):
+        command.check(both, {server.name: fake_server.url for server in both}, PICTURE)
+
+
 def test_int8_may_answer_a_little_differently_and_by_how_much_is_said(
     fake_server: Any, said: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it costs in accuracy is for its artifact to say."""
-    asked = len(photo.QUESTIONS)
-    fake_server.behave = lambda seen: said(seen, body=vqa(0.9 if seen.number < asked else 0.89))
+    fake_server.behave = lambda seen: said(seen, body=vqa(seen.number, worse=0.01))
     both = [replace(TUTORIAL, name="first"), replace(TUTORIAL, name="ours-int8", is_exact=False)]
 
     found = command.check(both, {server.name: fake_server.url for server in both}, PICTURE)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from loadtest import openloop, workload
 from loadtest.rows import Reply, row_of
 from loadtest.trials import abandon, trial
 from loadtest.trials.abandon import passed
@@ -58,6 +59,20 @@ def test_entries_that_stay_once_all_have_gone_fail(monkeypatch: pytest.MonkeyPat
 
     assert not checks["entries in the queue"].holds
     assert not checks["entries in flight"].holds
+
+
+@pytest.mark.parametrize(("delay_s", "holds"), [(0.2, True), (0.0, False)], ids=["waits", "is answered at once"])
+def test_storm_that_abandons_nothing_fails(
+    monkeypatch: pytest.MonkeyPatch, fake_server: Any, said: Any, delay_s: float, holds: bool
+) -> None:
+    """All its requests were answered before anybody lost patience: nothing was tried."""
+    monkeypatch.setattr(abandon, "ABANDON_S", (0.1, 0.1) if holds else (10.0, 10.0))
+    storm = range(len(workload.read(workload.SAMPLES, "vqa")) + openloop.ALONE, 10_000)
+    fake_server.behave = lambda seen: said(seen, delay_s=delay_s if seen.number in storm else 0.0)
+
+    checks = try_out(monkeypatch, fake_server, gone_s=(0.0, 0.0, 0.0))
+
+    assert checks["requests abandoned"].holds is holds
 
 
 def test_engine_that_hardly_runs_while_people_wait_fails(monkeypatch: pytest.MonkeyPatch, fake_server: Any) -> None:

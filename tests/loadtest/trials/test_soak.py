@@ -1,8 +1,10 @@
 """What the soak asks and how it tells that memory grows; then a soak of seconds."""
 
 import asyncio
+import contextlib
 import io
 import itertools
+import threading
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,6 +27,28 @@ def test_growth_is_the_slope_once_the_server_has_settled() -> None:
     assert soak.growth([*filling, *flat]) == pytest.approx(0, abs=1e-9)
     assert soak.growth([*filling, *rising]) == pytest.approx(2)
     assert soak.growth([*filling, *stepping]) > soak.MB_PER_MINUTE
+
+
+def test_watching_leaves_the_loop_to_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held is read in another thread."""
+    threads = []
+
+    def held(_: int) -> Held:
+        threads.append(threading.get_ident())
+        return Held(1.0, 1, 1)
+
+    monkeypatch.setattr(soak, "held", held)
+    monkeypatch.setattr(soak, "EVERY_S", 0.0)
+    seen: list[soak.Seen] = []
+
+    async def watch() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(soak._watch(0, seen), 0.1)
+
+    asyncio.run(watch())
+
+    assert seen
+    assert threading.get_ident() not in threads
 
 
 def test_mixed_requests_differ_in_size_length_and_bytes() -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.trials.storm import PROBES_PER_S, probed, responsive
+from loadtest.rows import Reply, row_of
+from loadtest.trials.storm import PROBES_PER_S, answered, probed, responsive
+from loadtest.workload import Request
 
 
 @pytest.mark.slow
@@ -20,6 +22,22 @@ def test_process_that_stalls_for_two_seconds_does_not_pass_as_responsive(fake_se
     assert len(alive_ms) == 4 * PROBES_PER_S
     assert not responsive(alive_ms).holds
     assert max(alive_ms) < math.inf
+
+
+@pytest.mark.parametrize(
+    ("statuses", "holds"),
+    [([200, 503, 504], [True, True]), ([503] * 9, [True, False]), ([200, 500], [False, True])],
+    ids=["some", "none is decoded", "an error"],
+)
+def test_storm_in_which_no_photo_is_answered_fails(statuses: list[int], holds: list[bool]) -> None:
+    """A server that refuses every photo has not decoded any."""
+    request = Request(kind="vqa", path="/v1/vqa", content_type="", body=b"")
+    rows = [
+        row_of(request, Reply(status=status), scheduled_s=0, sent_s=0, done_s=1, deadline_ms=None)
+        for status in statuses
+    ]
+
+    assert [check.holds for check in answered(rows)] == holds
 
 
 def test_process_that_is_not_there_is_not_responsive() -> None:
