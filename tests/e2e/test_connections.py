@@ -1,8 +1,11 @@
-"""What clients do with connections: offers to upgrade, requests sent before the one before them is answered."""
+"""What clients do with connections: offers to upgrade, requests sent too early, bodies that are refused meanwhile."""
 
+import http.client
 import re
 import time
+from collections.abc import Iterator
 from itertools import pairwise
+from urllib.parse import urlsplit
 
 import factories
 import pytest
@@ -64,12 +67,36 @@ def test_body_behind_an_offer_to_upgrade_is_never_a_request(server: Running, seg
 
 
 def test_requests_ahead_of_answers_are_bounded(server: Running) -> None:
-    """Each takes memory before anything is read of its answer; honest clients send none or a few."""
+    """Each takes memory before anything is read of its answer; those beyond have to be sent again."""
     assert answers_to(server, MAX_PIPELINED * ALIVE) == [b"200"] * (MAX_PIPELINED + 1)
 
     with connect(server) as connection:
         connection.sendall(1000 * ALIVE)
         received = b"".join(iter(lambda: connection.recv(65_536), b""))
 
-    assert b"400" in received.split(b"\r\n", 1)[0]
+    assert re.findall(rb"HTTP/1\.1 (\d{3}) ", received) == [b"200"] * (MAX_PIPELINED + 1)
+    assert received.count(b"connection: close") == 1
     assert server.client.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize("form", ["counted", "chunked"])
+@pytest.mark.parametrize(
+    ("content_type", "size", "status"), [("image/png", 25_000_000, 413), ("text/plain", 15_000_000, 415)]
+)
+def test_refusal_that_ends_a_connection_reaches_a_client_that_goes_on_sending(
+    server: Running, content_type: str, size: int, status: int, form: str
+) -> None:
+    """As http.client and nginx do; a connection that is closed with something unread is reset, and the answer lost."""
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=20)
+    body = bytes(size)
+
+    def pieces() -> Iterator[bytes]:
+        yield from (body[start : start + 100_000] for start in range(0, len(body), 100_000))
+
+    headers = {"Content-Type": content_type, "Connection": "close"}
+    connection.request("POST", "/v1/vqa?question=a", body if form == "counted" else pieces(), headers)
+    response = connection.getresponse()
+
+    assert (response.status, response.headers["Connection"]) == (status, "close")
+    assert b"request_id" in response.read()
+    assert connection.sock is None
