@@ -145,6 +145,24 @@ def test_json_nested_too_deeply_is_said_to_be() -> None:
         parse(bodies.RawBody("json", b"[" * 250_000), VqaBody)
 
 
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        ("-" + "9" * 19, "'top_k' is not valid"),
+        ("9" * 21, "too many digits"),
+        ("1." + "0" * 38, "'image' is missing"),
+        ("1." + "0" * 39, "too many digits"),
+        ("1" * 41 + "e1", "too many digits"),
+    ],
+)
+def test_number_around_its_length_is_refused_only_beyond(number: str, says: str) -> None:
+    """Thousands of long ones would hold up every thread for most of a second."""
+    fields = '"question": "a"' if "." in number else '"image": "aa", "question": "a"'
+
+    with pytest.raises(BadRequest, match=says):
+        parse(bodies.RawBody("json", f'{{{fields}, "top_k": {number}}}'.encode()), VqaBody)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", ""])
 def test_compressed_body_is_refused_before_it_is_read(encoding: str) -> None:
     """So there is no bomb to defuse."""
