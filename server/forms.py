@@ -12,7 +12,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from pydantic import ValidationError
 
 from server.bodies import RawBody
-from server.errors import BadRequest, TooLarge
+from server.errors import BadRequest, ServerError, TooLarge, Unusable
 from server.schemas import Body, Candidate, Item, RankBody
 
 BodyT = TypeVar("BodyT", bound=Body)
@@ -38,7 +38,7 @@ def parse(body: RawBody, query: bytes, schema: type[BodyT], *, max_parts: int, m
     """Validate a body in any form, and the query string, against one schema.
 
     Raises: BadRequest: it is malformed; a field is missing, unknown, or of the wrong type. TooLarge: it has too many
-        parts, values or candidates.
+        parts, values or candidates. Unusable: an image cannot be base64.
     """
     fields: dict[str, Any] = _single_fields(_query_fields(query))
     if schema is RankBody and (unknown := [name for name in fields if name not in RANK_QUERY]):
@@ -216,7 +216,7 @@ def _rank_fields(fields: Fields) -> dict[str, Any]:
     return {**single, "query": query, "candidates": candidates}
 
 
-def _explain(error: ValidationError, names: Sequence[str]) -> BadRequest:
+def _explain(error: ValidationError, names: Sequence[str]) -> ServerError:
     """Describe the first mistake and its place; an unknown name before the missing one that it may stand for."""
     found = error.errors(include_url=False, include_input=False)
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
@@ -226,6 +226,10 @@ def _explain(error: ValidationError, names: Sequence[str]) -> BadRequest:
             return BadRequest("missing_field", f"The field {where!r} is missing.")
         case "extra_forbidden":
             return _no_field(where, names if len(first["loc"]) == 1 else ())
+        case "invalid_base64":
+            part, index = str(first["loc"][0]), "".join(f"[{n}]" for n in first["loc"] if isinstance(n, int))
+            about = f"{part.capitalize()}{index}: " if len(first["loc"]) > 1 else ""
+            return Unusable("invalid_base64", about + first["msg"])
         case kind:
             message = PLAINLY.get(kind, first["msg"].removeprefix("Value error, "))
             return BadRequest(

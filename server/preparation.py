@@ -17,7 +17,7 @@ from models.image import ImagePatches, identify, load, to_patches
 from models.text import check
 from server.caches import Cache
 from server.errors import TooLarge, Unusable
-from server.schemas import RankBody
+from server.schemas import NOT_BASE64, RankBody
 from server.types import ServedModel, Timings
 
 BLANKS = b" \t\n\v\f\r"  # that may be anywhere in base64
@@ -179,4 +179,4 @@ def _image_bytes(image: str | bytes) -> bytes:
     try:
         return base64.b64decode(image.encode("ascii").translate(None, BLANKS), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidInput("invalid_base64", "The image is not valid base64; URLs are not fetched.") from error
+        raise InvalidInput("invalid_base64", NOT_BASE64) from error

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 
 from server import bodies, forms
-from server.errors import BadRequest, TooLarge, UnsupportedMediaType
+from server.errors import BadRequest, TooLarge, UnsupportedMediaType, Unusable
 from server.schemas import Body, RankBody, VqaBody
 
 BodyT = TypeVar("BodyT", bound=Body)
@@ -143,6 +143,30 @@ def test_json_nested_too_deeply_is_said_to_be() -> None:
     """In words of ours, not of Python's."""
     with pytest.raises(BadRequest, match=r"nested too deeply\."):
         parse(bodies.RawBody("json", b"[" * 250_000), VqaBody)
+
+
+@pytest.mark.parametrize(
+    ("schema", "fields", "says"),
+    [
+        (VqaBody, {"image": "\U0001f600aa", "question": "a"}, "The image is not valid base64"),
+        (RankBody, {"query": {"image": "é"}, "candidates": [{"text": "a"}]}, "Query: The image is not valid base64"),
+        (
+            RankBody,
+            {"query": {"text": "a"}, "candidates": [{"image": "aa"}, {"image": "é"}]},
+            r"Candidates\[1\]: The image is not valid base64",
+        ),
+    ],
+    ids=["image", "query", "candidate"],
+)
+@pytest.mark.parametrize("escapes", [True, False])
+def test_image_beyond_ascii_is_refused_before_it_waits(
+    schema: type[Body], fields: dict[str, Any], says: str, escapes: bool
+) -> None:
+    """It would take four times the memory that its body is counted with."""
+    body = bodies.RawBody("json", json.dumps(fields, ensure_ascii=escapes).encode())
+
+    with pytest.raises(Unusable, match=f"^{says}"):
+        parse(body, schema)
 
 
 @pytest.mark.parametrize(
