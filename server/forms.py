@@ -12,7 +12,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from pydantic import ValidationError
 
 from server.bodies import RawBody
-from server.errors import BadRequest, TooLarge
+from server.errors import BadRequest, ServerError, TooLarge, Unusable
 from server.schemas import Body, Candidate, Item, RankBody
 
 BodyT = TypeVar("BodyT", bound=Body)
@@ -28,6 +28,7 @@ CROWD = 32  # names in an object; none of the schemas has more than five
 QUERY_FIELDS = 32  # in a query string, which needs four at most
 QUICK_BYTES, QUICK_PARTS = 2**17, 64  # of a multipart body that is parsed in about a millisecond
 QUICK_QUERY_BYTES = 2**13
+INTEGER_CHARS, FLOAT_CHARS = 20, 40  # of a JSON number; parsing long ones holds up every thread
 JSON_VALUES = 300_000  # 20 MB can hold 6 million empty lists, which take 500 MB and block every thread
 
 Fields = dict[str, list[str | bytes]]
@@ -37,7 +38,7 @@ def parse(body: RawBody, query: bytes, schema: type[BodyT], *, max_parts: int, m
     """Validate a body in any form, and the query string, against one schema.
 
     Raises: BadRequest: it is malformed; a field is missing, unknown, or of the wrong type. TooLarge: it has too many
-        parts, values or candidates.
+        parts, values or candidates. Unusable: an image cannot be base64.
     """
     fields: dict[str, Any] = _single_fields(_query_fields(query))
     if schema is RankBody and (unknown := [name for name in fields if name not in RANK_QUERY]):
@@ -162,7 +163,7 @@ def _parse_json(data: bytes) -> dict[str, Any]:
     if sum(map(data.count, (b"[", b"{", b","))) > JSON_VALUES:  # those inside of texts count, too: it is an upper bound
         raise TooLarge("too_many_values", f"The JSON body has more than {JSON_VALUES:,} values.")
     try:
-        parsed = json.loads(data, object_pairs_hook=_object)
+        parsed = json.loads(data, object_pairs_hook=_object, parse_int=_integer, parse_float=_float)
     except RecursionError as error:
         raise BadRequest("malformed_json", "The JSON body is nested too deeply.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -172,6 +173,18 @@ def _parse_json(data: bytes) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise BadRequest("malformed_json", "The JSON body must be an object.")
     return parsed
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > INTEGER_CHARS:
+        raise ValueError
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    if len(digits) > FLOAT_CHARS:
+        raise ValueError
+    return float(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -203,7 +216,7 @@ def _rank_fields(fields: Fields) -> dict[str, Any]:
     return {**single, "query": query, "candidates": candidates}
 
 
-def _explain(error: ValidationError, names: Sequence[str]) -> BadRequest:
+def _explain(error: ValidationError, names: Sequence[str]) -> ServerError:
     """Describe the first mistake and its place; an unknown name before the missing one that it may stand for."""
     found = error.errors(include_url=False, include_input=False)
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
@@ -213,6 +226,10 @@ def _explain(error: ValidationError, names: Sequence[str]) -> BadRequest:
             return BadRequest("missing_field", f"The field {where!r} is missing.")
         case "extra_forbidden":
             return _no_field(where, names if len(first["loc"]) == 1 else ())
+        case "invalid_base64":
+            part, index = str(first["loc"][0]), "".join(f"[{n}]" for n in first["loc"] if isinstance(n, int))
+            about = f"{part.capitalize()}{index}: " if len(first["loc"]) > 1 else ""
+            return Unusable("invalid_base64", about + first["msg"])
         case kind:
             message = PLAINLY.get(kind, first["msg"].removeprefix("Value error, "))
             return BadRequest(

@@ -17,7 +17,7 @@ from models.image import ImagePatches, identify, load, to_patches
 from models.text import check
 from server.caches import Cache
 from server.errors import TooLarge, Unusable
-from server.schemas import RankBody
+from server.schemas import NOT_BASE64, RankBody
 from server.types import ServedModel, Timings
 
 BLANKS = b" \t\n\v\f\r"  # that may be anywhere in base64
@@ -41,29 +41,34 @@ class Pair:
     digest: bytes
 
 
+class _Overspent(InputTooLarge):
+    """A request's images have more pixels than its budget had left."""
+
+    def __init__(self, budget: "PixelBudget", max_pixels: int) -> None:
+        super().__init__(
+            "too_many_pixels",
+            f"With this image the request exceeds its limit of {max_pixels:,} pixels in all images together.",
+        )
+        self.budget = budget
+
+
 class PixelBudget:
     """The number of pixels that may still be decoded for a request; shared by pool threads."""
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = self._left = max_pixels
         self._lock = threading.Lock()
-        self._counted: set[bytes] = set()
 
-    def spend(self, digest: bytes, pixels: int) -> None:
-        """Subtract an image's pixels before they are decoded; an image that comes again is not counted again.
+    def spend(self, pixels: int) -> None:
+        """Subtract an image's pixels before they are decoded, each time that they are.
 
         Raises: InputTooLarge: not enough are left.
         """
         with self._lock:
-            if digest not in self._counted:
-                self._counted.add(digest)
-                self._left -= pixels
+            self._left -= pixels
             left = self._left
         if left < 0:
-            raise InputTooLarge(
-                "too_many_pixels",
-                f"With this image the request exceeds its limit of {self._max_pixels:,} pixels in all images together.",
-            )
+            raise _Overspent(self, self._max_pixels)
 
 
 class Preparation:
@@ -123,16 +128,19 @@ class Preparation:
         digest = hashlib.sha256(data).digest()  # modern processors have instructions for it
 
         def make() -> ImagePatches:
+            found = identify(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
+            pixels.spend(found.width * found.height)  # here: who joins another's decoding pays nothing
             rgb = load(found, spec if self._scales_jpegs else None)
             timings.mark("decode")
             return to_patches(rgb, spec)
 
-        patches, was_there = self._decoded.find((digest, spec)), True
-        if patches is None:
-            # The budget is this request's own: spend it before `make`, whose failure may be shared with others.
-            found = identify(data, max_pixels=self._limits.max_image_pixels, max_aspect_ratio=spec.max_aspect_ratio)
-            pixels.spend(digest, found.width * found.height)
-            patches, was_there = self._decoded.get_or_make((digest, spec), make)
+        while True:
+            try:
+                patches, was_there = self._decoded.get_or_make((digest, spec), make)
+                break
+            except _Overspent as error:
+                if error.budget is pixels:  # another request's budget is no reason to refuse this one
+                    raise
         if was_there:
             self._count_hit()
             timings.mark("decode")
@@ -171,4 +179,4 @@ def _image_bytes(image: str | bytes) -> bytes:
     try:
         return base64.b64decode(image.encode("ascii").translate(None, BLANKS), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidInput("invalid_base64", "The image is not valid base64; URLs are not fetched.") from error
+        raise InvalidInput("invalid_base64", NOT_BASE64) from error

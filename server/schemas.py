@@ -2,9 +2,18 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from server.slowest import RequestRecord
+
+NOT_BASE64 = "The image is not valid base64; URLs are not fetched."
+
+
+def _could_be_base64(image: str | bytes) -> str | bytes:
+    if isinstance(image, str) and not image.isascii():  # one emoji, and each letter takes four bytes until it is read
+        raise PydanticCustomError("invalid_base64", NOT_BASE64)
+    return image
 
 
 def _no_bool(value: object) -> object:
@@ -15,6 +24,7 @@ def _no_bool(value: object) -> object:
 
 Image = Annotated[
     str | bytes,
+    AfterValidator(_could_be_base64),
     Field(description="an image file: base64 or a data: URI in JSON, the file itself in the other body forms"),
 ]
 TopK = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, description="how many to return, at most")]

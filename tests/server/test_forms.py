@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 
 from server import bodies, forms
-from server.errors import BadRequest, TooLarge, UnsupportedMediaType
+from server.errors import BadRequest, TooLarge, UnsupportedMediaType, Unusable
 from server.schemas import Body, RankBody, VqaBody
 
 BodyT = TypeVar("BodyT", bound=Body)
@@ -143,6 +143,48 @@ def test_json_nested_too_deeply_is_said_to_be() -> None:
     """In words of ours, not of Python's."""
     with pytest.raises(BadRequest, match=r"nested too deeply\."):
         parse(bodies.RawBody("json", b"[" * 250_000), VqaBody)
+
+
+@pytest.mark.parametrize(
+    ("schema", "fields", "says"),
+    [
+        (VqaBody, {"image": "\U0001f600aa", "question": "a"}, "The image is not valid base64"),
+        (RankBody, {"query": {"image": "é"}, "candidates": [{"text": "a"}]}, "Query: The image is not valid base64"),
+        (
+            RankBody,
+            {"query": {"text": "a"}, "candidates": [{"image": "aa"}, {"image": "é"}]},
+            r"Candidates\[1\]: The image is not valid base64",
+        ),
+    ],
+    ids=["image", "query", "candidate"],
+)
+@pytest.mark.parametrize("escapes", [True, False])
+def test_image_beyond_ascii_is_refused_before_it_waits(
+    schema: type[Body], fields: dict[str, Any], says: str, escapes: bool
+) -> None:
+    """It would take four times the memory that its body is counted with."""
+    body = bodies.RawBody("json", json.dumps(fields, ensure_ascii=escapes).encode())
+
+    with pytest.raises(Unusable, match=f"^{says}"):
+        parse(body, schema)
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        ("-" + "9" * 19, "'top_k' is not valid"),
+        ("9" * 21, "too many digits"),
+        ("1." + "0" * 38, "'image' is missing"),
+        ("1." + "0" * 39, "too many digits"),
+        ("1" * 41 + "e1", "too many digits"),
+    ],
+)
+def test_number_around_its_length_is_refused_only_beyond(number: str, says: str) -> None:
+    """Thousands of long ones would hold up every thread for most of a second."""
+    fields = '"question": "a"' if "." in number else '"image": "aa", "question": "a"'
+
+    with pytest.raises(BadRequest, match=says):
+        parse(bodies.RawBody("json", f'{{{fields}, "top_k": {number}}}'.encode()), VqaBody)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", ""])

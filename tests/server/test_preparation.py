@@ -1,6 +1,8 @@
 """Images and texts to features: what is cached, and for which model."""
 
 import asyncio
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -12,9 +14,10 @@ from fakes import FakeClock, FakeEngine, served
 from models.spec import ViltSpec
 from server.admission import Admission
 from server.backend import LocalBackend
-from server.errors import Unavailable
+from server.errors import TooLarge, Unavailable
 from server.metrics import Metrics
-from server.preparation import Limits, Preparation
+from server.preparation import Limits, Pair, PixelBudget, Preparation
+from server.schemas import RankBody
 from server.settings import Settings
 from server.slowest import RequestRecord
 from server.types import LoadedModel, Timings, Urgency
@@ -45,6 +48,49 @@ def test_image_that_is_kept_for_one_model_is_not_given_to_one_that_reads_it_othe
     assert len(hits) == 2
     preparation.pair(same, PNG, "a star?", Timings())
     assert len(hits) == 3
+
+
+def test_pixels_are_counted_each_time_they_are_decoded() -> None:
+    """An image that is kept costs nothing again; one that is not kept costs the server as much as the first time."""
+    body = RankBody.model_validate({"query": {"text": "a star?"}, "candidates": [{"image": PNG}] * 4})
+    model = served(FakeEngine())
+
+    def rank(decoded_cache_bytes: int) -> list[Pair]:
+        limits = replace(LIMITS, max_request_pixels=3 * 200 * 200, decoded_cache_bytes=decoded_cache_bytes)
+        preparation = Preparation(limits, lambda: None)
+        pixels = preparation.budget()
+        first = preparation.first_of(model, body, Timings(), pixels)
+        return [first, *(preparation.candidate(model, body, index, first, pixels) for index in range(1, 4))]
+
+    assert len(rank(10**8)) == 4
+    with pytest.raises(TooLarge, match=r"Candidates\[3\]: With this image the request exceeds its limit of 120,000"):
+        rank(0)
+
+
+def test_budget_of_a_request_is_no_reason_to_refuse_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits for the same image decodes it itself, if the other may not."""
+    begins, joins = threading.Event(), threading.Event()
+    body = RankBody.model_validate({"query": {"text": "a star?"}, "candidates": [{"image": PNG}]})
+    model, preparation = served(FakeEngine()), Preparation(LIMITS, lambda: None)
+
+    class Awaited(Future[object]):
+        def result(self, timeout: float | None = None) -> object:
+            joins.set()
+            return super().result(timeout)
+
+    class Spent(PixelBudget):
+        def spend(self, pixels: int) -> None:
+            begins.set()
+            assert joins.wait(10)
+            super().spend(pixels)
+
+    monkeypatch.setattr("server.caches.Future", Awaited)
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(preparation.first_of, model, body, Timings(), Spent(0))
+        assert begins.wait(10)
+        assert preparation.first_of(model, body, Timings(), preparation.budget()).digest
+        with pytest.raises(TooLarge, match="exceeds its limit"):
+            refused.result()
 
 
 def test_time_that_answers_took_to_prepare_is_expected_of_the_next() -> None:
