@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 MAX_READS = 100_000  # of a file by Pillow, which skips padding byte by byte and reads each empty chunk
 MAX_READS_OF_RUNS = 4_000_000  # of a BMP, whose runs Pillow reads byte by byte: about a second
@@ -38,6 +39,9 @@ BYTES, FRACTIONS = frozenset((1, 2, 7)), frozenset((5, 10))  # TIFF types; bytes
 SUBDIRECTORIES = frozenset((34665, 34853, 40965))  # tags whose value is where EXIF, GPS and interoperability begin
 DEEPEST = 2  # EXIF's own directory is in the first one, and interoperability's in that
 TILE_WIDTH, TILE_LENGTH = 322, 323  # of its tags
+COMPRESSION = 259
+PART_SIZES = (279, 325)  # of strips and of tiles, in bytes
+UNCOMPRESSED = 1
 BIG = 43  # of TIFF's versions: offsets of 8 bytes
 TYPES = {1: 1, 6: 1, 3: 2, 8: 2, 4: 4, 9: 4, 13: 4, 16: 8, 17: 8}  # whole numbers of TIFF's, and their bytes
 STRANGE_PX = 2**32
@@ -131,6 +135,31 @@ def tile_px(tiff: bytes) -> int:
             side = int.from_bytes(value[:size], "little" if is_little else "big") if size <= len(value) else STRANGE_PX
             sides[tag] = max(sides[tag], side)
     return sides[TILE_WIDTH] * sides[TILE_LENGTH]
+
+
+def has_shared_parts(tiff: bytes) -> bool:
+    """Check whether a TIFF's compressed strips or tiles are together more than twice as large as the file.
+
+    Then many are in one place, and each is decompressed anew: a thousand of a megabyte, which may be a row each.
+    """
+    if not compressions(tiff) - {UNCOMPRESSED}:
+        return False
+    return sum(float(sizes.sum(dtype=np.float64)) for sizes in _numbers(tiff, *PART_SIZES)) > 2 * len(tiff)
+
+
+def compressions(tiff: bytes) -> set[int]:
+    """Return what a TIFF says of how it is compressed; readers disagree on which of several fields counts."""
+    return {int(one) for numbers in _numbers(tiff, COMPRESSION) for one in numbers[:1]} or {UNCOMPRESSED}
+
+
+def _numbers(tiff: bytes, *tags: int) -> Iterator[NDArray[np.unsignedinteger]]:
+    """Yield the values of each field with one of these tags, as far as the file has them."""
+    is_little = tiff.startswith(b"II")
+    for tag, kind, count, value in _all_fields(tiff, 0):
+        if tag in tags and (size := TYPES.get(kind)):
+            place = int.from_bytes(value, "little" if is_little else "big")
+            held = value if size * count <= len(value) else memoryview(tiff)[place : place + size * count]
+            yield np.frombuffer(held, f"{'<' if is_little else '>'}u{size}", min(count, len(held) // size))
 
 
 def _has_too_large_a_header(jpeg: bytes) -> bool:

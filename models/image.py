@@ -19,6 +19,7 @@ from models.bounds import (
     EXIF,
     Reader,
     has_more_scans,
+    has_shared_parts,
     has_too_many_values,
     has_too_much_metadata,
     most_scans,
@@ -124,6 +125,10 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
     if largest_px > max_pixels:
         raise InputTooLarge(
             "image_too_large", f"The image's tiles have too many pixels: at most {max_pixels:,} are allowed."
+        )
+    if image.format == "TIFF" and has_shared_parts(data):
+        raise InputTooLarge(
+            "image_too_large", "The TIFF image's strips or tiles are larger than its file: save it anew."
         )
     if isinstance(image, JpegImageFile) and has_more_scans(data, most := most_scans(width * height)):
         raise InputTooLarge("too_many_scans", f"The JPEG image has more than {most} scans: save it with fewer.")

@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import factories
 import numpy as np
@@ -33,7 +34,7 @@ from models.image import FORMATS, decode
 LIMITS = {"max_pixels": 10_000_000, "max_aspect_ratio": 20.0}
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
-STRIP_OFFSETS, ORIENTATION, STRIP_BYTES = 273, 274, 279
+STRIP_OFFSETS, ORIENTATION, ROWS, STRIP_BYTES = 273, 274, 278, 279
 EXIF_PLACE, GPS_PLACE, INTEROP_PLACE, RESOLUTION, UNIT = 34665, 34853, 40965, 282, 296
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 1, 2, 3, 4, 5, 7, 16
 SIZE_OF = {SHORT: 2, LONG: 4, RATIONAL: 8, UNDEFINED: 1}
@@ -456,3 +457,93 @@ def test_picture_of_many_strips_is_read() -> None:
     data = factories.encoded(picture, "TIFF", tiffinfo={278: 1})
 
     assert decode(data, **LIMITS).tobytes() == picture.tobytes()
+
+
+LARGE = {"max_pixels": 50_000_000, "max_aspect_ratio": 20.0}  # as the server's
+
+
+def parted(
+    size: tuple[int, int],
+    compression: int,
+    *parts: tuple[int, int | list[int]],
+    blob: bytes,
+    bits: int = 8,
+    kind: int = LONG,
+    order: str = "<",
+) -> bytes:
+    """Write a TIFF in grey whose strips or tiles are described by these fields, and are somewhere in the blob at 8."""
+    fields = [(WIDTH, LONG, [size[0]]), (HEIGHT, LONG, [size[1]]), (BITS, SHORT, [bits]), (SAMPLES, SHORT, [1])]
+    fields += [(COMPRESSION, SHORT, [compression]), (PHOTOMETRIC, SHORT, [1])]
+    fields += [(tag, kind, value if isinstance(value, list) else [value]) for tag, value in parts]
+    begins, written = 8 + len(blob) + len(blob) % 2, []
+    behind = begins + 2 + 12 * len(fields) + 4
+    values = b""
+    for tag, form, numbers in sorted(fields):
+        packed = struct.pack(f"{order}{len(numbers)}{'HIQ'[(SHORT, LONG, LONG8).index(form)]}", *numbers)
+        place = struct.pack(order + "I", behind + len(values)) if len(packed) > 4 else packed.ljust(4, b"\0")
+        values += packed if len(packed) > 4 else b""
+        written.append(struct.pack(order + "HHI", tag, form, len(numbers)) + place)
+    mark = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, begins)
+    counted = struct.pack(order + "H", len(fields))
+    return mark + blob.ljust(begins - 8, b"\0") + counted + b"".join(written) + bytes(4) + values
+
+
+def shared_strips(count: int = 31_000, **options: Any) -> bytes:
+    """Write strips of a row of 1,600 pixels, all in one megabyte that holds little else than empty blocks."""
+    packer = zlib.compressobj()
+    raw = packer.compress(bytes(1600)) + packer.flush(zlib.Z_SYNC_FLUSH)
+    blob = raw[:2] + 200_000 * b"\0\0\0\xff\xff" + raw[2:]
+    parts = (ROWS, 1), (STRIP_OFFSETS, count * [8]), (STRIP_BYTES, count * [len(blob)])
+    return parted((1600, count), DEFLATE, *parts, blob=blob, **options)
+
+
+# With what each took before it was bounded, in seconds.
+CRAFTED_PIXELS: dict[str, Callable[[], bytes]] = {
+    "TIFF, 31,000 strips in the same megabyte: 248": shared_strips,
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("make", CRAFTED_PIXELS.values(), ids=CRAFTED_PIXELS)
+def test_crafted_pixels_cost_little_time_and_memory(make: Callable[[], bytes]) -> None:
+    """Refused, or decoded: in both cases soon."""
+    data = make()
+    assert len(data) < 20_000_000
+    before, began_s = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
+
+    with contextlib.suppress(InvalidInput, InputTooLarge):
+        decode(data, **LARGE)
+
+    assert time.thread_time() - began_s < 0.5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # of kilobytes
+
+
+@pytest.mark.parametrize("kind", [LONG, LONG8])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_strips_in_one_place_are_refused(kind: int, order: str) -> None:
+    """Whatever their sizes are written as; two may be in the same."""
+    assert decode(shared_strips(2, order=order), max_pixels=10**6, max_aspect_ratio=1600.0).size == (1600, 2)
+
+    with pytest.raises(InputTooLarge, match="strips") as caught:
+        decode(shared_strips(100, kind=kind, order=order), **LARGE)
+    assert caught.value.code == "image_too_large"
+
+
+COMPRESSIONS = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "lzma", "zstd", "jpeg")
+BILEVEL = ("tiff_ccitt", "group3", "group4", "packbits", "raw")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("rows", [1, 8, 300])
+@pytest.mark.parametrize(
+    ("mode", "compression"), [*(("RGB", one) for one in COMPRESSIONS), *(("1", one) for one in BILEVEL)]
+)
+def test_tiff_that_pillow_writes_is_read(mode: str, compression: str, rows: int, orientation: int) -> None:
+    """Flat and noisy pictures, in one strip or many."""
+    for picture in (factories.noise(300, 200), Image.new("RGB", (300, 200), "gray")):
+        written = picture.convert(mode)
+        rows = max(rows, 8) if compression == "jpeg" else rows
+        info = {ROWS: rows, ORIENTATION: orientation}
+        data = factories.encoded(written, "TIFF", compression=compression, tiffinfo=info)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        assert np.array_equal(np.asarray(decode(data, **LIMITS)), np.asarray(expected))
