@@ -42,6 +42,9 @@ TILE_WIDTH, TILE_LENGTH = 322, 323  # of its tags
 COMPRESSION = 259
 PART_SIZES = (279, 325)  # of strips and of tiles, in bytes
 UNCOMPRESSED = 1
+CCITT = frozenset((2, 3, 4, 32771))  # libtiff takes 16 bytes for each pixel of a row, beside those of the tile
+MORE_PX = 4  # in a TIFF's tiles together than in the picture, at most
+FEW_PX = 2**24  # that the tiles of any picture may have
 BIG = 43  # of TIFF's versions: offsets of 8 bytes
 TYPES = {1: 1, 6: 1, 3: 2, 8: 2, 4: 4, 9: 4, 13: 4, 16: 8, 17: 8}  # whole numbers of TIFF's, and their bytes
 STRANGE_PX = 2**32
@@ -120,6 +123,28 @@ def count_scans(jpeg: bytes) -> int:
 def tile_px(tiff: bytes) -> int:
     """Return the number of pixels in a tile of a TIFF, 0 if it has no tiles; a tile is decoded whole.
 
+    Raises: struct.error: as tile_size.
+    """
+    width, length = tile_size(tiff)
+    return width * length
+
+
+def has_too_large_tiles(tiff: bytes, size: tuple[int, int], max_pixels: int) -> bool:
+    """Check whether a tile has too many pixels, or all tiles have far more than the picture, since they overhang.
+
+    Raises: struct.error: as tile_size.
+    """
+    tile = tile_size(tiff)
+    if not all(tile):
+        return False
+    across, down = (-(-whole // part) for whole, part in zip(size, tile, strict=True))
+    most = max_pixels // 2 if compressions(tiff) & CCITT else max_pixels
+    return tile[0] * tile[1] > most or across * down * tile[0] * tile[1] > max(MORE_PX * size[0] * size[1], FEW_PX)
+
+
+def tile_size(tiff: bytes) -> tuple[int, int]:
+    """Return width and length of a TIFF's tiles, 0 if it has none.
+
     Readers disagree on which of several fields counts, and on their types. Here the largest counts, and one of an
     unexpected type is taken to be larger than any picture.
 
@@ -134,7 +159,7 @@ def tile_px(tiff: bytes) -> int:
             size = TYPES.get(kind, len(value) + 1)
             side = int.from_bytes(value[:size], "little" if is_little else "big") if size <= len(value) else STRANGE_PX
             sides[tag] = max(sides[tag], side)
-    return sides[TILE_WIDTH] * sides[TILE_LENGTH]
+    return sides[TILE_WIDTH], sides[TILE_LENGTH]
 
 
 def has_shared_parts(tiff: bytes) -> bool:

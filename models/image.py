@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from models import jpeg
 from models.bounds import (
@@ -20,10 +21,10 @@ from models.bounds import (
     Reader,
     has_more_scans,
     has_shared_parts,
+    has_too_large_tiles,
     has_too_many_values,
     has_too_much_metadata,
     most_scans,
-    tile_px,
 )
 from models.errors import InputTooLarge, InvalidInput
 from models.resize import can_resize, resize
@@ -107,7 +108,11 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
     Image.MAX_IMAGE_PIXELS = max_pixels  # one for the process, as the server's setting is
     try:
         image = Image.open(Reader(data), formats=(PLAIN_JPEG, *FORMATS))
-        largest_px = tile_px(data) if image.format == "TIFF" else 0
+        if isinstance(image, TiffImageFile):
+            before_turning = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+            is_too_large = has_too_large_tiles(data, before_turning, max_pixels)
+        else:
+            is_too_large = False
     except TOO_MANY_PIXELS as error:
         raise InputTooLarge(
             "image_too_large", f"The image has too many pixels: at most {max_pixels:,} are allowed."
@@ -122,11 +127,9 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
             "image_too_elongated",
             f"The image is {width} x {height} pixels; one side may be at most {max_aspect_ratio:g} times the other.",
         )
-    if largest_px > max_pixels:
-        raise InputTooLarge(
-            "image_too_large", f"The image's tiles have too many pixels: at most {max_pixels:,} are allowed."
-        )
-    if image.format == "TIFF" and has_shared_parts(data):
+    if is_too_large:
+        raise InputTooLarge("image_too_large", "The image's tiles have too many pixels: save it without tiles.")
+    if isinstance(image, TiffImageFile) and has_shared_parts(data):
         raise InputTooLarge(
             "image_too_large", "The TIFF image's strips or tiles are larger than its file: save it anew."
         )

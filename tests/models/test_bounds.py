@@ -18,12 +18,14 @@ from PIL import Image, ImageOps, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
 from models.bounds import (
+    CCITT,
     MAX_READS,
     MAX_VALUES,
     Reader,
     _segments,
     count_scans,
     has_more_scans,
+    has_too_large_tiles,
     has_too_many_values,
     most_scans,
     tile_px,
@@ -497,9 +499,25 @@ def shared_strips(count: int = 31_000, **options: Any) -> bytes:
     return parted((1600, count), DEFLATE, *parts, blob=blob, **options)
 
 
+def tiles(size: tuple[int, int], tile: tuple[int, int], compression: int, order: str = "<") -> bytes:
+    """Write tiles that are all of the same bytes, however many are needed; bilevel ones have too few of them."""
+    is_bilevel = compression in CCITT
+    blob = 1000 * b"\x80" if is_bilevel else zlib.compress(bytes(tile[0] * tile[1]), 9)
+    count = -(-size[0] // tile[0]) * -(-size[1] // tile[1])
+    parts = (
+        (TILE_WIDTH, tile[0]),
+        (TILE_LENGTH, tile[1]),
+        (TILE_OFFSETS, count * [8]),
+        (TILE_BYTES, count * [len(blob)]),
+    )
+    return parted(size, compression, *parts, blob=blob, bits=1 if is_bilevel else 8, order=order)
+
+
 # With what each took before it was bounded, in seconds.
 CRAFTED_PIXELS: dict[str, Callable[[], bytes]] = {
     "TIFF, 31,000 strips in the same megabyte: 248": shared_strips,
+    "TIFF, 1,250 tiles of which a 3,000th is seen: 66": lambda: tiles((20_000, 1000), (16, 3_100_000), DEFLATE),
+    "TIFF, a tile a row high and 50 million pixels wide: 0.8 GB": lambda: tiles((1000, 1000), (49_984_000, 1), 4),
 }
 
 
@@ -547,3 +565,30 @@ def test_tiff_that_pillow_writes_is_read(mode: str, compression: str, rows: int,
         data = factories.encoded(written, "TIFF", compression=compression, tiffinfo=info)
         expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
         assert np.array_equal(np.asarray(decode(data, **LIMITS)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [(300, 200), (20, 1), (5000, 400), (640, 480)])
+@pytest.mark.parametrize("tile", [(16, 16), (256, 256), (512, 128), (1024, 1024)])
+def test_tiles_of_common_sizes_are_read(size: tuple[int, int], tile: tuple[int, int]) -> None:
+    """Even if the picture is smaller than one."""
+    assert decode(tiles(size, tile, DEFLATE).ljust(8_000_000), **LIMITS).size == size
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_tiles_that_overhang_are_refused(turn: int) -> None:
+    """Their sizes are compared with the picture's before it is turned."""
+    wide = tiff((ORIENTATION, SHORT, turn), (TILE_WIDTH, LONG, 20_000), (TILE_LENGTH, LONG, 256))
+
+    assert not has_too_large_tiles(wide, (20_000, 1000), 50_000_000)
+    assert has_too_large_tiles(wide, (1000, 20_000), 50_000_000)
+    with pytest.raises(InputTooLarge, match="tiles have too many pixels"):
+        decode(tiles((320, 320), (16, 400_000), DEFLATE).ljust(10**6), **LARGE)
+
+
+@pytest.mark.parametrize("compression", [2, 3, 4, 32771])
+def test_tile_of_a_fax_may_be_half_as_large(compression: int) -> None:
+    """It takes up to 16 bytes a pixel."""
+    data = tiff((COMPRESSION, SHORT, compression), (TILE_WIDTH, LONG, 10_000), (TILE_LENGTH, LONG, 1000))
+
+    assert not has_too_large_tiles(data, (10_000, 1000), 20_000_000)
+    assert has_too_large_tiles(data, (10_000, 1000), 19_000_000)
