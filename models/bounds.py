@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 MAX_READS = 100_000  # of a file by Pillow, which skips padding byte by byte and reads each empty chunk
 MAX_READS_OF_RUNS = 4_000_000  # of a BMP, whose runs Pillow reads byte by byte: about a second
+MAX_TIMES_READ = 4  # of the whole file: by those who look at its header, our own decoder and Pillow's
+SPARE_BYTES = 2**20  # beside them, for small files whose strips Pillow reads 64 KB at a time
 MAX_VALUES = 100_000  # of a TIFF's or EXIF's fields together; a number takes Pillow about 0.3 us
 FIELD_VALUES = 10  # that a field counts for: it takes Pillow as long
 FRACTION_VALUES = 10  # that a fraction counts for, likewise
@@ -51,21 +53,26 @@ STRANGE_PX = 2**32
 
 
 class Reader(io.BytesIO):
-    """A file in memory that allows a limited number of reads."""
+    """A file in memory that allows a limited number of reads, and of bytes."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self._left = MAX_READS_OF_RUNS if data.startswith(b"BM") else MAX_READS
+        self._left_bytes = MAX_TIMES_READ * len(data) + SPARE_BYTES
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read from the file.
 
-        Raises: OSError: too many reads.
+        Raises: OSError: too many reads, or too many bytes in all.
         """
         self._left -= 1
         if self._left < 0:
             raise OSError("the file is made of too many small parts")
-        return super().read(size)
+        data = super().read(size)
+        self._left_bytes -= len(data)
+        if self._left_bytes < 0:
+            raise OSError("the file has parts that are read over and over")
+        return data
 
 
 def has_too_much_metadata(data: bytes) -> bool:

@@ -436,6 +436,18 @@ def test_reader_reads_as_often_as_it_may() -> None:
         reader.read()
 
 
+def test_reader_reads_as_much_as_it_may() -> None:
+    """Each of those who look at a file may read all of it."""
+    reader = Reader(bytes(2_000_000))
+
+    for _ in range(4):
+        reader.seek(0)
+        assert len(reader.read()) == 2_000_000
+    reader.seek(0)
+    with pytest.raises(OSError, match="over and over"):
+        reader.read()
+
+
 def runs_bmp(picture: Image.Image) -> bytes:
     """Write a BMP of 256 colours as runs of a pixel each, which Pillow reads and does not write."""
     rows = np.asarray(picture).tolist()
@@ -517,6 +529,12 @@ def tiles(size: tuple[int, int], tile: tuple[int, int], compression: int, order:
 CRAFTED_PIXELS: dict[str, Callable[[], bytes]] = {
     "TIFF, 31,000 strips in the same megabyte: 248": shared_strips,
     "TIFF, 1,250 tiles of which a 3,000th is seen: 66": lambda: tiles((20_000, 1000), (16, 3_100_000), DEFLATE),
+    "TIFF, the same uncompressed strip 1,000 times: 26": lambda: parted(
+        (1600, 1600),
+        1,
+        *((ROWS, 1599), (STRIP_OFFSETS, 1000 * [8]), (STRIP_BYTES, 1000 * [1600 * 1600])),
+        blob=bytes(1600 * 1600),
+    ),
     "TIFF, a tile a row high and 50 million pixels wide: 0.8 GB": lambda: tiles((1000, 1000), (49_984_000, 1), 4),
 }
 
