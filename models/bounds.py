@@ -30,6 +30,9 @@ MARKER = re.compile(rb"\xff([^\x00\xff])")
 HAS_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE))
 PARSED = frozenset((*range(0xC0, 0xD0), 0xDB)) - {0xC4, 0xC8, 0xCC}  # by Pillow: frames and quantization tables
 HEADER = PARSED | {0xC4, 0xCC, *range(0xDC, 0xE0), *range(0xE0, 0xF0), 0xFE}  # what Pillow reads or skips over
+ARITHMETIC = frozenset((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))  # frames coded so, which may take 0.8 s per megabyte
+# Such a frame of one to four colours, somewhere in a TIFF: in coded pixels, none of these follows FF.
+ARITHMETIC_FRAME = re.compile(rb"\xff[\xc9-\xcb\xcd-\xcf]\x00[\x0b\x0e\x11\x14][\x08\x0c]")
 APP1, APP13 = 0xE1, 0xED
 EXIF, PHOTOSHOP = b"Exif\0\0", b"Photoshop 3.0\0"
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
@@ -44,6 +47,7 @@ TILE_WIDTH, TILE_LENGTH = 322, 323  # of its tags
 COMPRESSION = 259
 PART_SIZES = (279, 325)  # of strips and of tiles, in bytes
 UNCOMPRESSED = 1
+JPEGS = frozenset((6, 7))
 CCITT = frozenset((2, 3, 4, 32771))  # libtiff takes 16 bytes for each pixel of a row, beside those of the tile
 MORE_PX = 4  # in a TIFF's tiles together than in the picture, at most
 FEW_PX = 2**24  # that the tiles of any picture may have
@@ -119,6 +123,13 @@ def has_more_scans(jpeg: bytes, most: int) -> bool:
         if marker in HAS_LENGTH:
             position += int.from_bytes(jpeg[position : position + 2])
     return scans > most
+
+
+def is_arithmetic(data: bytes) -> bool:
+    """Check whether a JPEG, or one in a TIFF, is coded arithmetically: slow to decode, and no browser shows it."""
+    if data.startswith(JPEG_MARK):
+        return any(marker in ARITHMETIC for marker, _, _ in _segments(data))
+    return bool(compressions(data) & JPEGS) and ARITHMETIC_FRAME.search(data) is not None
 
 
 def count_scans(jpeg: bytes) -> int:

@@ -24,6 +24,7 @@ from models.bounds import (
     has_too_large_tiles,
     has_too_many_values,
     has_too_much_metadata,
+    is_arithmetic,
     most_scans,
 )
 from models.errors import InputTooLarge, InvalidInput
@@ -132,6 +133,11 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
     if isinstance(image, TiffImageFile) and has_shared_parts(data):
         raise InputTooLarge(
             "image_too_large", "The TIFF image's strips or tiles are larger than its file: save it anew."
+        )
+    if isinstance(image, JpegImageFile | TiffImageFile) and is_arithmetic(data):
+        raise InvalidInput(
+            "invalid_image",
+            "The JPEG image is coded arithmetically, as no browser shows it: save it with Huffman coding.",
         )
     if isinstance(image, JpegImageFile) and has_more_scans(data, most := most_scans(width * height)):
         raise InputTooLarge("too_many_scans", f"The JPEG image has more than {most} scans: save it with fewer.")

@@ -525,6 +525,15 @@ def tiles(size: tuple[int, int], tile: tuple[int, int], compression: int, order:
     return parted(size, compression, *parts, blob=blob, bits=1 if is_bilevel else 8, order=order)
 
 
+def arithmetic(marker: int = 0xC9) -> bytes:
+    """Write a JPEG of 49 million pixels that claims to be coded arithmetically, which any bytes can be."""
+    data = factories.encoded(Image.new("RGB", (7000, 7000)), "JPEG").replace(
+        b"\xff\xc0\0\x11", b"\xff%c\0\x11" % marker
+    )
+    noise = np.random.default_rng(0).bytes(15_000_000).replace(b"\xff", b"")
+    return data[:-2] + noise + data[-2:]
+
+
 # With what each took before it was bounded, in seconds.
 CRAFTED_PIXELS: dict[str, Callable[[], bytes]] = {
     "TIFF, 31,000 strips in the same megabyte: 248": shared_strips,
@@ -535,6 +544,7 @@ CRAFTED_PIXELS: dict[str, Callable[[], bytes]] = {
         *((ROWS, 1599), (STRIP_OFFSETS, 1000 * [8]), (STRIP_BYTES, 1000 * [1600 * 1600])),
         blob=bytes(1600 * 1600),
     ),
+    "JPEG, coded arithmetically: 15": arithmetic,
     "TIFF, a tile a row high and 50 million pixels wide: 0.8 GB": lambda: tiles((1000, 1000), (49_984_000, 1), 4),
 }
 
@@ -610,3 +620,16 @@ def test_tile_of_a_fax_may_be_half_as_large(compression: int) -> None:
 
     assert not has_too_large_tiles(data, (10_000, 1000), 20_000_000)
     assert has_too_large_tiles(data, (10_000, 1000), 19_000_000)
+
+
+@pytest.mark.parametrize("marker", [0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF])
+def test_jpeg_that_is_coded_arithmetically_is_refused(marker: int) -> None:
+    """In a TIFF, too; browsers do not show them either."""
+    mark = b"\xff%c\0" % marker
+    data = factories.encoded(factories.noise(60, 40), "JPEG").replace(b"\xff\xc0\0", mark)
+    inside = factories.encoded(factories.noise(60, 40), "TIFF", compression="jpeg").replace(b"\xff\xc0\0", mark)
+
+    for one in (data, inside):
+        with pytest.raises(InvalidInput, match="arithmetically") as caught:
+            decode(one, **LIMITS)
+        assert caught.value.code == "invalid_image"
