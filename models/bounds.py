@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_READS = 100_000  # of a file by Pillow, which skips padding byte by byte and reads each empty chunk
-MAX_READS_OF_RUNS = 4_000_000  # of a BMP, whose runs Pillow reads byte by byte: about a second
+MAX_READS_OF_RUNS = 2_000_000  # of a BMP, whose runs Pillow reads byte by byte: about half a second
+MAX_PX_OF_RUNS = 10_000_000  # in it: Pillow adds those that are missing one by one
+RUNS = (1, 2)  # compressions of a BMP
 MAX_TIMES_READ = 4  # of the whole file: by those who look at its header, our own decoder and Pillow's
 SPARE_BYTES = 2**20  # beside them, for small files whose strips Pillow reads 64 KB at a time
 MAX_VALUES = 100_000  # of a TIFF's or EXIF's fields together; a number takes Pillow about 0.3 us

@@ -18,6 +18,8 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from models import jpeg
 from models.bounds import (
     EXIF,
+    MAX_PX_OF_RUNS,
+    RUNS,
     Reader,
     has_more_scans,
     has_shared_parts,
@@ -130,6 +132,11 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
         )
     if is_too_large:
         raise InputTooLarge("image_too_large", "The image's tiles have too many pixels: save it without tiles.")
+    if image.format == "BMP" and image.info["compression"] in RUNS and width * height > MAX_PX_OF_RUNS:
+        raise InputTooLarge(
+            "image_too_large",
+            f"A BMP image of runs may have at most {MAX_PX_OF_RUNS:,} pixels: save it in another format.",
+        )
     if isinstance(image, TiffImageFile) and has_shared_parts(data):
         raise InputTooLarge(
             "image_too_large", "The TIFF image's strips or tiles are larger than its file: save it anew."

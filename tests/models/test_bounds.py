@@ -449,12 +449,22 @@ def test_reader_reads_as_much_as_it_may() -> None:
 
 
 def runs_bmp(picture: Image.Image) -> bytes:
-    """Write a BMP of 256 colours as runs of a pixel each, which Pillow reads and does not write."""
+    """Write a BMP of 256 colours as runs of a pixel each."""
     rows = np.asarray(picture).tolist()
     runs = b"".join(b"".join(bytes((1, value)) for value in row) + b"\0\0" for row in reversed(rows)) + b"\0\1"
+    return bmp(picture.size, runs)
+
+
+def empty_rows_bmp(size: tuple[int, int]) -> bytes:
+    """Write a BMP whose rows are of one pixel, so that those that follow it are missing."""
+    return bmp(size, size[1] * b"\1\1\0\0" + b"\0\1")
+
+
+def bmp(size: tuple[int, int], runs: bytes, compression: int = 1) -> bytes:
+    """Write a BMP of 256 colours in runs, which Pillow reads and does not write."""
     palette = b"".join(bytes((value, value, value, 0)) for value in range(256))
     begins = 54 + len(palette)
-    head = struct.pack("<IiiHHIIiiII", 40, *picture.size, 1, 8, 1, len(runs), 2835, 2835, 256, 0)
+    head = struct.pack("<IiiHHIIiiII", 40, *size, 1, 8, compression, len(runs), 2835, 2835, 256, 0)
     return b"BM" + struct.pack("<IHHI", begins + len(runs), 0, 0, begins) + head + palette + runs
 
 
@@ -544,6 +554,7 @@ CRAFTED_PIXELS: dict[str, Callable[[], bytes]] = {
         *((ROWS, 1599), (STRIP_OFFSETS, 1000 * [8]), (STRIP_BYTES, 1000 * [1600 * 1600])),
         blob=bytes(1600 * 1600),
     ),
+    "BMP, 50 million pixels in runs of one: 13": lambda: empty_rows_bmp((31_000, 1600)),
     "JPEG, coded arithmetically: 15": arithmetic,
     "TIFF, a tile a row high and 50 million pixels wide: 0.8 GB": lambda: tiles((1000, 1000), (49_984_000, 1), 4),
 }
@@ -633,3 +644,13 @@ def test_jpeg_that_is_coded_arithmetically_is_refused(marker: int) -> None:
         with pytest.raises(InvalidInput, match="arithmetically") as caught:
             decode(one, **LIMITS)
         assert caught.value.code == "invalid_image"
+
+
+@pytest.mark.parametrize("compression", [1, 2])
+def test_large_bmp_of_runs_is_refused(compression: int) -> None:
+    """One of plain pixels is read."""
+    with pytest.raises(InputTooLarge, match="runs") as caught:
+        decode(bmp((4000, 2501), b"\0\1", compression), **LARGE)
+    assert caught.value.code == "image_too_large"
+
+    assert decode(bmp((4000, 2501), bytes(4000 * 2501), 0), **LARGE).size == (4000, 2501)
