@@ -28,6 +28,8 @@ MAX_SCANS = 100  # of a JPEG, as in libtiff: a scan of a few dozen bytes takes a
 MAX_SCANNED_PX = 10**9  # in all of them together: 2 s
 REAL_SCANS = 20  # that any JPEG may have; progressive ones have about ten
 MARKER = re.compile(rb"\xff([^\x00\xff])")
+MARKER_OF_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # others have no content: nothing to skip
+MAX_MARKERS = 100_000  # of them to the end of a JPEG: real ones have a few hundred
 # Segments that libjpeg skips.
 HAS_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE))
 PARSED = frozenset((*range(0xC0, 0xD0), 0xDB)) - {0xC4, 0xC8, 0xCC}  # by Pillow: frames and quantization tables
@@ -117,14 +119,17 @@ def has_more_scans(jpeg: bytes, most: int) -> bool:
     if count_scans(jpeg) <= most:  # 0.6 ms for a photo of 5 MB, whose markers take 36 ms to walk
         return False
     scans, position = 0, 0
-    while scans <= most and (found := MARKER.search(jpeg, position)):
+    for _ in range(MAX_MARKERS):
+        found = MARKER_OF_SEGMENT.search(jpeg, position)
+        if scans > most or not found:
+            return scans > most
         marker, position = found[1][0], found.end()
         if marker == END_OF_IMAGE:
-            break
+            return False
         scans += marker == START_OF_SCAN
         if marker in HAS_LENGTH:
             position += int.from_bytes(jpeg[position : position + 2])
-    return scans > most
+    return True
 
 
 def is_arithmetic(data: bytes) -> bool:

@@ -535,6 +535,12 @@ def tiles(size: tuple[int, int], tile: tuple[int, int], compression: int, order:
     return parted(size, compression, *parts, blob=blob, bits=1 if is_bilevel else 8, order=order)
 
 
+def walked(marker: bytes, count: int) -> bytes:
+    """Write a JPEG of 60 x 40 pixels, with so many markers at its end and a comment that looks like scans."""
+    data = jpeg_with((0xFE, 200 * b"\xff\xda"))
+    return data[:-2] + count * marker + data[-2:]
+
+
 def arithmetic(marker: int = 0xC9) -> bytes:
     """Write a JPEG of 49 million pixels that claims to be coded arithmetically, which any bytes can be."""
     data = factories.encoded(Image.new("RGB", (7000, 7000)), "JPEG").replace(
@@ -554,6 +560,8 @@ CRAFTED_PIXELS: dict[str, Callable[[], bytes]] = {
         *((ROWS, 1599), (STRIP_OFFSETS, 1000 * [8]), (STRIP_BYTES, 1000 * [1600 * 1600])),
         blob=bytes(1600 * 1600),
     ),
+    "JPEG, 9 million restart markers: 9": lambda: walked(b"\xff\xd0", 9_000_000),
+    "JPEG, 9 million markers of nothing: 6": lambda: walked(b"\xff\x02", 9_000_000),
     "BMP, 50 million pixels in runs of one: 13": lambda: empty_rows_bmp((31_000, 1600)),
     "JPEG, coded arithmetically: 15": arithmetic,
     "TIFF, a tile a row high and 50 million pixels wide: 0.8 GB": lambda: tiles((1000, 1000), (49_984_000, 1), 4),
@@ -654,3 +662,14 @@ def test_large_bmp_of_runs_is_refused(compression: int) -> None:
     assert caught.value.code == "image_too_large"
 
     assert decode(bmp((4000, 2501), bytes(4000 * 2501), 0), **LARGE).size == (4000, 2501)
+
+
+def test_scans_are_counted_among_restart_markers() -> None:
+    """As a camera writes those; what looks like a scan in a comment is none."""
+    data = jpeg_with((0xFE, 200 * b"\xff\xda"))
+    body = data.index(b"\xff\xda", 500)
+    more = data[:body] + 101 * (b"\xff\xda\0\2" + 8 * b"ab\xff\xd0\xff\0\xff\x01") + data[-2:]
+
+    assert not has_more_scans(data[:-2] + 1000 * b"\xff\xd0" + data[-2:], 100)
+    assert has_more_scans(more, 100)
+    assert not has_more_scans(more, 101)
