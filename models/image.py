@@ -24,6 +24,7 @@ from models.bounds import (
     has_more_scans,
     has_shared_parts,
     has_too_large_tiles,
+    has_too_many_scans,
     has_too_many_values,
     has_too_much_metadata,
     is_arithmetic,
@@ -99,7 +100,7 @@ def decode(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.Im
 def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
     """Read an image's header and check its limits, without decoding it.
 
-    Raises: InvalidInput: not an image of a format in FORMATS, or one side beyond max_aspect_ratio times the other.
+    Raises: InvalidInput: not an image of a format in FORMATS, or coded arithmetically, or one side beyond max_aspect_ratio times the other.
         InputTooLarge: the image or its tiles have more than max_pixels; too many scans; too much metadata.
     """
     if not data:
@@ -111,11 +112,9 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
     Image.MAX_IMAGE_PIXELS = max_pixels  # one for the process, as the server's setting is
     try:
         image = Image.open(Reader(data), formats=(PLAIN_JPEG, *FORMATS))
-        if isinstance(image, TiffImageFile):
-            before_turning = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
-            is_too_large = has_too_large_tiles(data, before_turning, max_pixels)
-        else:
-            is_too_large = False
+        is_too_large = isinstance(image, TiffImageFile) and has_too_large_tiles(
+            data, _before_turning(image), max_pixels
+        )
     except TOO_MANY_PIXELS as error:
         raise InputTooLarge(
             "image_too_large", f"The image has too many pixels: at most {max_pixels:,} are allowed."
@@ -132,22 +131,7 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
         )
     if is_too_large:
         raise InputTooLarge("image_too_large", "The image's tiles have too many pixels: save it without tiles.")
-    if image.format == "BMP" and image.info["compression"] in RUNS and width * height > MAX_PX_OF_RUNS:
-        raise InputTooLarge(
-            "image_too_large",
-            f"A BMP image of runs may have at most {MAX_PX_OF_RUNS:,} pixels: save it in another format.",
-        )
-    if isinstance(image, TiffImageFile) and has_shared_parts(data):
-        raise InputTooLarge(
-            "image_too_large", "The TIFF image's strips or tiles are larger than its file: save it anew."
-        )
-    if isinstance(image, JpegImageFile | TiffImageFile) and is_arithmetic(data):
-        raise InvalidInput(
-            "invalid_image",
-            "The JPEG image is coded arithmetically, as no browser shows it: save it with Huffman coding.",
-        )
-    if isinstance(image, JpegImageFile) and has_more_scans(data, most := most_scans(width * height)):
-        raise InputTooLarge("too_many_scans", f"The JPEG image has more than {most} scans: save it with fewer.")
+    _check_coding(image, data)
     return image
 
 
@@ -219,6 +203,35 @@ def warm_up(spec: ViltSpec) -> None:
         file = io.BytesIO()
         Image.new("RGB", (2 * spec.patch_px, 2 * spec.patch_px)).save(file, name)
         to_patches(decode(file.getvalue(), max_pixels=10**6, max_aspect_ratio=1.0), spec)
+
+
+def _check_coding(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Refuse what would take long to decode for its size.
+
+    Raises: InvalidInput, InputTooLarge: as identify.
+    """
+    if image.format == "BMP" and image.info["compression"] in RUNS and image.width * image.height > MAX_PX_OF_RUNS:
+        raise InputTooLarge(
+            "image_too_large",
+            f"A BMP image of runs may have at most {MAX_PX_OF_RUNS:,} pixels: save it in another format.",
+        )
+    if isinstance(image, TiffImageFile) and has_shared_parts(data):
+        raise InputTooLarge(
+            "image_too_large", "The TIFF image's strips or tiles are larger than its file: save it anew."
+        )
+    if isinstance(image, JpegImageFile | TiffImageFile) and is_arithmetic(data):
+        raise InvalidInput(
+            "invalid_image",
+            "The JPEG image is coded arithmetically, as no browser shows it: save it with Huffman coding.",
+        )
+    if isinstance(image, TiffImageFile) and has_too_many_scans(data, _before_turning(image)):
+        raise InputTooLarge("too_many_scans", "The TIFF image's JPEGs have too many scans: save it with fewer.")
+    if isinstance(image, JpegImageFile) and has_more_scans(data, most := most_scans(image.width * image.height)):
+        raise InputTooLarge("too_many_scans", f"The JPEG image has more than {most} scans: save it with fewer.")
+
+
+def _before_turning(image: TiffImageFile) -> tuple[int, int]:
+    return image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
 
 
 def _noise(size: tuple[int, int]) -> Image.Image:

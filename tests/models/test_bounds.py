@@ -26,6 +26,7 @@ from models.bounds import (
     count_scans,
     has_more_scans,
     has_too_large_tiles,
+    has_too_many_scans,
     has_too_many_values,
     most_scans,
     tile_px,
@@ -541,6 +542,14 @@ def walked(marker: bytes, count: int) -> bytes:
     return data[:-2] + count * marker + data[-2:]
 
 
+def many_scans(size: tuple[int, int] = (7000, 1000), strips: int = 7, more: int = 90) -> bytes:
+    """Write strips that are the same JPEG, which repeats its last scan, and room for as many JPEGs."""
+    jpeg = factories.encoded(Image.new("L", size, 60), "JPEG", progressive=True)
+    jpeg = jpeg[:-2] + more * jpeg[jpeg.rindex(b"\xff\xda") : -2] + jpeg[-2:]
+    parts = (ROWS, size[1]), (STRIP_OFFSETS, strips * [8]), (STRIP_BYTES, strips * [len(jpeg)])
+    return parted((size[0], strips * size[1]), 7, *parts, blob=jpeg.ljust(strips * len(jpeg)))
+
+
 def arithmetic(marker: int = 0xC9) -> bytes:
     """Write a JPEG of 49 million pixels that claims to be coded arithmetically, which any bytes can be."""
     data = factories.encoded(Image.new("RGB", (7000, 7000)), "JPEG").replace(
@@ -562,6 +571,7 @@ CRAFTED_PIXELS: dict[str, Callable[[], bytes]] = {
     ),
     "JPEG, 9 million restart markers: 9": lambda: walked(b"\xff\xd0", 9_000_000),
     "JPEG, 9 million markers of nothing: 6": lambda: walked(b"\xff\x02", 9_000_000),
+    "TIFF, 98 scans of 7 strips each: 10": many_scans,
     "BMP, 50 million pixels in runs of one: 13": lambda: empty_rows_bmp((31_000, 1600)),
     "JPEG, coded arithmetically: 15": arithmetic,
     "TIFF, a tile a row high and 50 million pixels wide: 0.8 GB": lambda: tiles((1000, 1000), (49_984_000, 1), 4),
@@ -673,3 +683,14 @@ def test_scans_are_counted_among_restart_markers() -> None:
     assert not has_more_scans(data[:-2] + 1000 * b"\xff\xd0" + data[-2:], 100)
     assert has_more_scans(more, 100)
     assert not has_more_scans(more, 101)
+
+
+def test_scans_in_a_tiff_are_limited_as_in_a_jpeg() -> None:
+    """A thousand million pixels, strips that share them included."""
+    assert decode(many_scans(more=0), **LARGE).size == (7000, 7000)
+    assert decode(many_scans((64, 64), 7, more=90), **LARGE).size == (64, 448)
+
+    with pytest.raises(InputTooLarge, match="JPEGs") as caught:
+        decode(many_scans(more=20), **LARGE)
+    assert caught.value.code == "too_many_scans"
+    assert has_too_many_scans(b"\0\1".join(many_scans(more=20).rsplit(struct.pack("<H", STRIP_BYTES), 1)), (7000, 7000))
