@@ -100,8 +100,9 @@ def decode(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.Im
 def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
     """Read an image's header and check its limits, without decoding it.
 
-    Raises: InvalidInput: not an image of a format in FORMATS, or coded arithmetically, or one side beyond max_aspect_ratio times the other.
-        InputTooLarge: the image or its tiles have more than max_pixels; too many scans; too much metadata.
+    Raises: InvalidInput: not an image of a format in FORMATS; a JPEG coded arithmetically; one side beyond
+            max_aspect_ratio times the other.
+        InputTooLarge: the image or its tiles have too many pixels; too many scans; too much metadata.
     """
     if not data:
         raise InvalidInput("empty_image", "The image is empty: send the bytes of an image file.")
@@ -222,7 +223,7 @@ def _check_coding(image: ImageFile.ImageFile, data: bytes) -> None:
     if isinstance(image, JpegImageFile | TiffImageFile) and is_arithmetic(data):
         raise InvalidInput(
             "invalid_image",
-            "The JPEG image is coded arithmetically, as no browser shows it: save it with Huffman coding.",
+            "The JPEG image is coded arithmetically, which no browser shows: save it with Huffman coding.",
         )
     if isinstance(image, TiffImageFile) and has_too_many_scans(data, _before_turning(image)):
         raise InputTooLarge("too_many_scans", "The TIFF image's JPEGs have too many scans: save it with fewer.")
@@ -282,6 +283,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert band by band, with one copy of the picture instead of five; other threads run in between."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    # Each band copies it, which may hold thousands of texts.
+    image.info = {key: value for key, value in image.info.items() if key == "transparency"}
     rgb = Image.new("RGB", image.size, None)
     rows = max(1, BAND_PX // image.width)
     for top in range(0, image.height, rows):

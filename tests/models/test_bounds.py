@@ -550,6 +550,14 @@ def many_scans(size: tuple[int, int] = (7000, 1000), strips: int = 7, more: int 
     return parted((size[0], strips * size[1]), 7, *parts, blob=jpeg.ljust(strips * len(jpeg)))
 
 
+def many_texts() -> bytes:
+    """Write a narrow PNG of 256 colours, with transparency, that is decoded in many bands."""
+    data = factories.encoded(Image.new("P", (2000, 5000)), "PNG", transparency=bytes(256))
+    texts = (b"tEXtk%d\0v" % number for number in range(32_000))
+    written = (struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text)) for text in texts)
+    return data[:33] + b"".join(written) + data[33:]
+
+
 def arithmetic(marker: int = 0xC9) -> bytes:
     """Write a JPEG of 49 million pixels that claims to be coded arithmetically, which any bytes can be."""
     data = factories.encoded(Image.new("RGB", (7000, 7000)), "JPEG").replace(
@@ -572,6 +580,7 @@ CRAFTED_PIXELS: dict[str, Callable[[], bytes]] = {
     "JPEG, 9 million restart markers: 9": lambda: walked(b"\xff\xd0", 9_000_000),
     "JPEG, 9 million markers of nothing: 6": lambda: walked(b"\xff\x02", 9_000_000),
     "TIFF, 98 scans of 7 strips each: 10": many_scans,
+    "PNG, 32,000 texts beside transparency: 3": many_texts,
     "BMP, 50 million pixels in runs of one: 13": lambda: empty_rows_bmp((31_000, 1600)),
     "JPEG, coded arithmetically: 15": arithmetic,
     "TIFF, a tile a row high and 50 million pixels wide: 0.8 GB": lambda: tiles((1000, 1000), (49_984_000, 1), 4),
