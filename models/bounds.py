@@ -24,6 +24,7 @@ FIELD_VALUES = 10  # that a field counts for: it takes Pillow as long
 FRACTION_VALUES = 10  # that a fraction counts for, likewise
 MAX_PARSED_BYTES = 1_000_000  # of those JPEG segments that Pillow takes apart in Python, about 0.1 s per megabyte
 MAX_COMPRESSED = 100  # chunks of a PNG beside its pixels: a kilobyte each, and a megabyte or 1 ms when decompressed
+MAX_CHUNKS = 10_000  # of a WebP, a few and one for each frame; libwebp walks them while Python waits
 MAX_SCANS = 100  # of a JPEG, as in libtiff: a scan of a few dozen bytes takes a pass over the whole picture
 MAX_SCANNED_PX = 10**9  # in all of them together: 2 s
 REAL_SCANS = 20  # that any JPEG may have; progressive ones have about ten
@@ -41,7 +42,8 @@ APP1, APP13 = 0xE1, 0xED
 EXIF, PHOTOSHOP = b"Exif\0\0", b"Photoshop 3.0\0"
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 SCAN = START_OF_SCAN << 8 | 0xFF  # as a little-endian word
-JPEG_MARK, PNG_MARK = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+JPEG_MARK, PNG_MARK, RIFF_MARK = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF"
+RIFF_HEAD = 12  # bytes before a WebP's chunks
 COMPRESSED = (b"iCCP", b"zTXt", b"iTXt")  # of PNG's chunks
 TIFF_MARKS = (b"II", b"MM")  # the order of its bytes
 BYTES, FRACTIONS = frozenset((1, 2, 7)), frozenset((5, 10))  # TIFF types; bytes are kept in one piece
@@ -85,9 +87,11 @@ class Reader(io.BytesIO):
 
 
 def has_too_much_metadata(data: bytes) -> bool:
-    """Check whether Pillow would spend more than about 0.2 s on the metadata of a JPEG, PNG or TIFF."""
+    """Check whether Pillow would spend more than about 0.2 s on the metadata of a JPEG, PNG, TIFF or WebP."""
     if data.startswith(JPEG_MARK):
         return _has_too_large_a_header(data)
+    if data.startswith(RIFF_MARK):
+        return _has_too_many_chunks(data)
     if data.startswith(PNG_MARK):
         return _has_too_many_compressed(data)
     return data.startswith(TIFF_MARKS) and has_too_many_values(data, DEEPEST)
@@ -274,6 +278,16 @@ def _has_too_many_compressed(png: bytes) -> bool:
         count += head[4:] in COMPRESSED
         position += 8 + int.from_bytes(head[:4]) + 4  # content and checksum
     return count > MAX_COMPRESSED
+
+
+def _has_too_many_chunks(webp: bytes) -> bool:
+    position = RIFF_HEAD
+    for _ in range(MAX_CHUNKS + 1):
+        if position + 8 > len(webp):
+            return False
+        size = int.from_bytes(webp[position + 4 : position + 8], "little")
+        position += 8 + size + size % 2
+    return True
 
 
 def _all_fields(tiff: bytes, depth: int, place: int | None = None) -> Iterator[tuple[int, int, int, bytes]]:

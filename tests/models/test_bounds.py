@@ -221,6 +221,14 @@ def png_with(kind: bytes, *contents: bytes) -> bytes:
     return data[:33] + b"".join(written) + data[33:]
 
 
+def webp_with(chunks: int) -> bytes:
+    """Write a WebP of 60 x 40 pixels and so many chunks of nothing."""
+    pixels = factories.encoded(factories.noise(60, 40), "WEBP", lossless=True)[12:]
+    head = b"VP8X" + struct.pack("<IIHBHB", 10, 0, 59, 0, 39, 0)
+    body = b"WEBP" + head + pixels + chunks * b"XXXX\0\0\0\0"
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 def large(form: str, exif: bytes) -> bytes:
     return factories.encoded(factories.noise(60, 40), form, exif=b"Exif\0\0" + exif, lossless=True)
 
@@ -257,6 +265,7 @@ CRAFTED: dict[str, Callable[[], bytes]] = {
         EXIF_PLACE, lambda begins: directory((40_000, RATIONAL, HUGE, fractions(HUGE)), begins=begins)
     ),
     "TIFF, 900 fields of the same 2 MB: 11": lambda: tiff_of_bytes(900, 2_000_000, BYTE),
+    "WebP, 2.4 million empty chunks: 0.2 in which nothing else runs": lambda: webp_with(2_400_000),
     "TIFF, 60,000 fields in GPS's subdirectory: 1": lambda: tiff_with(
         GPS_PLACE, lambda begins: directory(*((tag, LONG, 1, 6) for tag in range(1, 60_001)), begins=begins)
     ),
@@ -703,3 +712,16 @@ def test_scans_in_a_tiff_are_limited_as_in_a_jpeg() -> None:
         decode(many_scans(more=20), **LARGE)
     assert caught.value.code == "too_many_scans"
     assert has_too_many_scans(b"\0\1".join(many_scans(more=20).rsplit(struct.pack("<H", STRIP_BYTES), 1)), (7000, 7000))
+
+
+def test_webp_of_too_many_chunks_is_refused() -> None:
+    """Those of its own included; an animation has one for each frame."""
+    assert decode(webp_with(9_998), **LIMITS).tobytes() == factories.noise(60, 40).tobytes()
+
+    with pytest.raises(InputTooLarge) as caught:
+        decode(webp_with(9_999), **LIMITS)
+    assert caught.value.code == "too_many_values"
+
+    frames = [factories.noise(60, 40, seed=seed) for seed in range(200)]
+    data = factories.encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert decode(data, **LIMITS).tobytes() == frames[0].tobytes()
