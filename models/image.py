@@ -13,16 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from models import jpeg
 from models.bounds import (
     EXIF,
+    MAX_PX_OF_RUNS,
+    RUNS,
     Reader,
     has_more_scans,
+    has_shared_parts,
+    has_too_large_tiles,
+    has_too_many_scans,
     has_too_many_values,
     has_too_much_metadata,
+    is_arithmetic,
     most_scans,
-    tile_px,
 )
 from models.errors import InputTooLarge, InvalidInput
 from models.resize import can_resize, resize
@@ -94,8 +100,9 @@ def decode(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.Im
 def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
     """Read an image's header and check its limits, without decoding it.
 
-    Raises: InvalidInput: not an image of a format in FORMATS, or one side beyond max_aspect_ratio times the other.
-        InputTooLarge: the image or its tiles have more than max_pixels; too many scans; too much metadata.
+    Raises: InvalidInput: not an image of a format in FORMATS; a JPEG coded arithmetically; one side beyond
+            max_aspect_ratio times the other.
+        InputTooLarge: the image or its tiles have too many pixels; too many scans; too much metadata.
     """
     if not data:
         raise InvalidInput("empty_image", "The image is empty: send the bytes of an image file.")
@@ -106,7 +113,9 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
     Image.MAX_IMAGE_PIXELS = max_pixels  # one for the process, as the server's setting is
     try:
         image = Image.open(Reader(data), formats=(PLAIN_JPEG, *FORMATS))
-        largest_px = tile_px(data) if image.format == "TIFF" else 0
+        is_too_large = isinstance(image, TiffImageFile) and has_too_large_tiles(
+            data, _before_turning(image), max_pixels
+        )
     except TOO_MANY_PIXELS as error:
         raise InputTooLarge(
             "image_too_large", f"The image has too many pixels: at most {max_pixels:,} are allowed."
@@ -121,12 +130,9 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
             "image_too_elongated",
             f"The image is {width} x {height} pixels; one side may be at most {max_aspect_ratio:g} times the other.",
         )
-    if largest_px > max_pixels:
-        raise InputTooLarge(
-            "image_too_large", f"The image's tiles have too many pixels: at most {max_pixels:,} are allowed."
-        )
-    if isinstance(image, JpegImageFile) and has_more_scans(data, most := most_scans(width * height)):
-        raise InputTooLarge("too_many_scans", f"The JPEG image has more than {most} scans: save it with fewer.")
+    if is_too_large:
+        raise InputTooLarge("image_too_large", "The image's tiles have too many pixels: save it without tiles.")
+    _check_coding(image, data)
     return image
 
 
@@ -200,6 +206,35 @@ def warm_up(spec: ViltSpec) -> None:
         to_patches(decode(file.getvalue(), max_pixels=10**6, max_aspect_ratio=1.0), spec)
 
 
+def _check_coding(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Refuse what would take long to decode for its size.
+
+    Raises: InvalidInput, InputTooLarge: as identify.
+    """
+    if image.format == "BMP" and image.info["compression"] in RUNS and image.width * image.height > MAX_PX_OF_RUNS:
+        raise InputTooLarge(
+            "image_too_large",
+            f"A BMP image of runs may have at most {MAX_PX_OF_RUNS:,} pixels: save it in another format.",
+        )
+    if isinstance(image, TiffImageFile) and has_shared_parts(data):
+        raise InputTooLarge(
+            "image_too_large", "The TIFF image's strips or tiles are larger than its file: save it anew."
+        )
+    if isinstance(image, JpegImageFile | TiffImageFile) and is_arithmetic(data):
+        raise InvalidInput(
+            "invalid_image",
+            "The JPEG image is coded arithmetically, which no browser shows: save it with Huffman coding.",
+        )
+    if isinstance(image, TiffImageFile) and has_too_many_scans(data, _before_turning(image)):
+        raise InputTooLarge("too_many_scans", "The TIFF image's JPEGs have too many scans: save it with fewer.")
+    if isinstance(image, JpegImageFile) and has_more_scans(data, most := most_scans(image.width * image.height)):
+        raise InputTooLarge("too_many_scans", f"The JPEG image has more than {most} scans: save it with fewer.")
+
+
+def _before_turning(image: TiffImageFile) -> tuple[int, int]:
+    return image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+
+
 def _noise(size: tuple[int, int]) -> Image.Image:
     return Image.frombytes("RGB", size, random.Random(0).randbytes(3 * size[0] * size[1]))  # noqa: S311 a pattern
 
@@ -248,6 +283,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert band by band, with one copy of the picture instead of five; other threads run in between."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    # Each band copies it, which may hold thousands of texts.
+    image.info = {key: value for key, value in image.info.items() if key == "transparency"}
     rgb = Image.new("RGB", image.size, None)
     rows = max(1, BAND_PX // image.width)
     for top in range(0, image.height, rows):

@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import factories
 import numpy as np
@@ -17,23 +18,26 @@ from PIL import Image, ImageOps, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
 from models.bounds import (
+    CCITT,
     MAX_READS,
     MAX_VALUES,
     Reader,
     _segments,
     count_scans,
     has_more_scans,
+    has_too_large_tiles,
+    has_too_many_scans,
     has_too_many_values,
     most_scans,
     tile_px,
 )
 from models.errors import InputTooLarge, InvalidInput
-from models.image import FORMATS, decode
+from models.image import FORMATS, decode, identify, load
 
 LIMITS = {"max_pixels": 10_000_000, "max_aspect_ratio": 20.0}
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
-STRIP_OFFSETS, ORIENTATION, STRIP_BYTES = 273, 274, 279
+STRIP_OFFSETS, ORIENTATION, ROWS, STRIP_BYTES = 273, 274, 278, 279
 EXIF_PLACE, GPS_PLACE, INTEROP_PLACE, RESOLUTION, UNIT = 34665, 34853, 40965, 282, 296
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 1, 2, 3, 4, 5, 7, 16
 SIZE_OF = {SHORT: 2, LONG: 4, RATIONAL: 8, UNDEFINED: 1}
@@ -217,6 +221,14 @@ def png_with(kind: bytes, *contents: bytes) -> bytes:
     return data[:33] + b"".join(written) + data[33:]
 
 
+def webp_with(chunks: int) -> bytes:
+    """Write a WebP of 60 x 40 pixels and so many chunks of nothing."""
+    pixels = factories.encoded(factories.noise(60, 40), "WEBP", lossless=True)[12:]
+    head = b"VP8X" + struct.pack("<IIHBHB", 10, 0, 59, 0, 39, 0)
+    body = b"WEBP" + head + pixels + chunks * b"XXXX\0\0\0\0"
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 def large(form: str, exif: bytes) -> bytes:
     return factories.encoded(factories.noise(60, 40), form, exif=b"Exif\0\0" + exif, lossless=True)
 
@@ -253,6 +265,7 @@ CRAFTED: dict[str, Callable[[], bytes]] = {
         EXIF_PLACE, lambda begins: directory((40_000, RATIONAL, HUGE, fractions(HUGE)), begins=begins)
     ),
     "TIFF, 900 fields of the same 2 MB: 11": lambda: tiff_of_bytes(900, 2_000_000, BYTE),
+    "WebP, 2.4 million empty chunks: 0.2 in which nothing else runs": lambda: webp_with(2_400_000),
     "TIFF, 60,000 fields in GPS's subdirectory: 1": lambda: tiff_with(
         GPS_PLACE, lambda begins: directory(*((tag, LONG, 1, 6) for tag in range(1, 60_001)), begins=begins)
     ),
@@ -433,13 +446,35 @@ def test_reader_reads_as_often_as_it_may() -> None:
         reader.read()
 
 
+def test_reader_reads_as_much_as_it_may() -> None:
+    """Each of those who look at a file may read all of it."""
+    reader = Reader(bytes(2_000_000))
+
+    for _ in range(4):
+        reader.seek(0)
+        assert len(reader.read()) == 2_000_000
+    reader.seek(0)
+    with pytest.raises(OSError, match="over and over"):
+        reader.read()
+
+
 def runs_bmp(picture: Image.Image) -> bytes:
-    """Write a BMP of 256 colours as runs of a pixel each, which Pillow reads and does not write."""
+    """Write a BMP of 256 colours as runs of a pixel each."""
     rows = np.asarray(picture).tolist()
     runs = b"".join(b"".join(bytes((1, value)) for value in row) + b"\0\0" for row in reversed(rows)) + b"\0\1"
+    return bmp(picture.size, runs)
+
+
+def empty_rows_bmp(size: tuple[int, int]) -> bytes:
+    """Write a BMP whose rows are of one pixel, so that those that follow it are missing."""
+    return bmp(size, size[1] * b"\1\1\0\0" + b"\0\1")
+
+
+def bmp(size: tuple[int, int], runs: bytes, compression: int = 1) -> bytes:
+    """Write a BMP of 256 colours in runs, which Pillow reads and does not write."""
     palette = b"".join(bytes((value, value, value, 0)) for value in range(256))
     begins = 54 + len(palette)
-    head = struct.pack("<IiiHHIIiiII", 40, *picture.size, 1, 8, 1, len(runs), 2835, 2835, 256, 0)
+    head = struct.pack("<IiiHHIIiiII", 40, *size, 1, 8, compression, len(runs), 2835, 2835, 256, 0)
     return b"BM" + struct.pack("<IHHI", begins + len(runs), 0, 0, begins) + head + palette + runs
 
 
@@ -456,3 +491,254 @@ def test_picture_of_many_strips_is_read() -> None:
     data = factories.encoded(picture, "TIFF", tiffinfo={278: 1})
 
     assert decode(data, **LIMITS).tobytes() == picture.tobytes()
+
+
+LARGE = {"max_pixels": 50_000_000, "max_aspect_ratio": 20.0}  # as the server's
+
+
+def parted(
+    size: tuple[int, int],
+    compression: int,
+    *parts: tuple[int, int | list[int]],
+    blob: bytes,
+    bits: int = 8,
+    kind: int = LONG,
+    order: str = "<",
+) -> bytes:
+    """Write a TIFF in grey whose strips or tiles are described by these fields, and are somewhere in the blob at 8."""
+    fields = [(WIDTH, LONG, [size[0]]), (HEIGHT, LONG, [size[1]]), (BITS, SHORT, [bits]), (SAMPLES, SHORT, [1])]
+    fields += [(COMPRESSION, SHORT, [compression]), (PHOTOMETRIC, SHORT, [1])]
+    fields += [(tag, kind, value if isinstance(value, list) else [value]) for tag, value in parts]
+    begins, written = 8 + len(blob) + len(blob) % 2, []
+    behind = begins + 2 + 12 * len(fields) + 4
+    values = b""
+    for tag, form, numbers in sorted(fields):
+        packed = struct.pack(f"{order}{len(numbers)}{'HIQ'[(SHORT, LONG, LONG8).index(form)]}", *numbers)
+        place = struct.pack(order + "I", behind + len(values)) if len(packed) > 4 else packed.ljust(4, b"\0")
+        values += packed if len(packed) > 4 else b""
+        written.append(struct.pack(order + "HHI", tag, form, len(numbers)) + place)
+    mark = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, begins)
+    counted = struct.pack(order + "H", len(fields))
+    return mark + blob.ljust(begins - 8, b"\0") + counted + b"".join(written) + bytes(4) + values
+
+
+def shared_strips(count: int = 31_000, **options: Any) -> bytes:
+    """Write strips of a row of 1,600 pixels, all in one megabyte that holds little else than empty blocks."""
+    packer = zlib.compressobj()
+    raw = packer.compress(bytes(1600)) + packer.flush(zlib.Z_SYNC_FLUSH)
+    blob = raw[:2] + 200_000 * b"\0\0\0\xff\xff" + raw[2:]
+    parts = (ROWS, 1), (STRIP_OFFSETS, count * [8]), (STRIP_BYTES, count * [len(blob)])
+    return parted((1600, count), DEFLATE, *parts, blob=blob, **options)
+
+
+def tiles(size: tuple[int, int], tile: tuple[int, int], compression: int, order: str = "<") -> bytes:
+    """Write tiles that are all of the same bytes, however many are needed; bilevel ones have too few of them."""
+    is_bilevel = compression in CCITT
+    blob = 1000 * b"\x80" if is_bilevel else zlib.compress(bytes(tile[0] * tile[1]), 9)
+    count = -(-size[0] // tile[0]) * -(-size[1] // tile[1])
+    parts = (
+        (TILE_WIDTH, tile[0]),
+        (TILE_LENGTH, tile[1]),
+        (TILE_OFFSETS, count * [8]),
+        (TILE_BYTES, count * [len(blob)]),
+    )
+    return parted(size, compression, *parts, blob=blob, bits=1 if is_bilevel else 8, order=order)
+
+
+def walked(marker: bytes, count: int) -> bytes:
+    """Write a JPEG of 60 x 40 pixels, with so many markers at its end and a comment that looks like scans."""
+    data = jpeg_with((0xFE, 200 * b"\xff\xda"))
+    return data[:-2] + count * marker + data[-2:]
+
+
+def many_scans(size: tuple[int, int] = (7000, 1000), strips: int = 7, more: int = 90) -> bytes:
+    """Write strips that are the same JPEG, which repeats its last scan, and room for as many JPEGs."""
+    jpeg = factories.encoded(Image.new("L", size, 60), "JPEG", progressive=True)
+    jpeg = jpeg[:-2] + more * jpeg[jpeg.rindex(b"\xff\xda") : -2] + jpeg[-2:]
+    parts = (ROWS, size[1]), (STRIP_OFFSETS, strips * [8]), (STRIP_BYTES, strips * [len(jpeg)])
+    return parted((size[0], strips * size[1]), 7, *parts, blob=jpeg.ljust(strips * len(jpeg)))
+
+
+def arithmetic(marker: int = 0xC9) -> bytes:
+    """Write a JPEG of 49 million pixels that claims to be coded arithmetically, which any bytes can be."""
+    data = factories.encoded(Image.new("RGB", (7000, 7000)), "JPEG").replace(
+        b"\xff\xc0\0\x11", b"\xff%c\0\x11" % marker
+    )
+    noise = np.random.default_rng(0).bytes(15_000_000).replace(b"\xff", b"")
+    return data[:-2] + noise + data[-2:]
+
+
+# With what each took before it was bounded, in seconds.
+CRAFTED_PIXELS: dict[str, Callable[[], bytes]] = {
+    "TIFF, 31,000 strips in the same megabyte: 248": shared_strips,
+    "TIFF, 1,250 tiles of which a 3,000th is seen: 66": lambda: tiles((20_000, 1000), (16, 3_100_000), DEFLATE),
+    "TIFF, the same uncompressed strip 1,000 times: 26": lambda: parted(
+        (1600, 1600),
+        1,
+        *((ROWS, 1599), (STRIP_OFFSETS, 1000 * [8]), (STRIP_BYTES, 1000 * [1600 * 1600])),
+        blob=bytes(1600 * 1600),
+    ),
+    "JPEG, 9 million restart markers: 9": lambda: walked(b"\xff\xd0", 9_000_000),
+    "JPEG, 9 million markers of nothing: 6": lambda: walked(b"\xff\x02", 9_000_000),
+    "TIFF, 98 scans of 7 strips each: 10": many_scans,
+    "BMP, 50 million pixels in runs of one: 13": lambda: empty_rows_bmp((31_000, 1600)),
+    "JPEG, coded arithmetically: 15": arithmetic,
+    "TIFF, a tile a row high and 50 million pixels wide: 0.8 GB": lambda: tiles((1000, 1000), (49_984_000, 1), 4),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("make", CRAFTED_PIXELS.values(), ids=CRAFTED_PIXELS)
+def test_crafted_pixels_cost_little_time_and_memory(make: Callable[[], bytes]) -> None:
+    """Refused, or decoded: in both cases soon."""
+    data = make()
+    assert len(data) < 20_000_000
+    before, began_s = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
+
+    with contextlib.suppress(InvalidInput, InputTooLarge):
+        decode(data, **LARGE)
+
+    assert time.thread_time() - began_s < 0.5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # of kilobytes
+
+
+@pytest.mark.parametrize("kind", [LONG, LONG8])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_strips_in_one_place_are_refused(kind: int, order: str) -> None:
+    """Whatever their sizes are written as; two may be in the same."""
+    assert decode(shared_strips(2, order=order), max_pixels=10**6, max_aspect_ratio=1600.0).size == (1600, 2)
+
+    with pytest.raises(InputTooLarge, match="strips") as caught:
+        decode(shared_strips(100, kind=kind, order=order), **LARGE)
+    assert caught.value.code == "image_too_large"
+
+
+COMPRESSIONS = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "lzma", "zstd", "jpeg")
+BILEVEL = ("tiff_ccitt", "group3", "group4", "packbits", "raw")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("rows", [1, 8, 300])
+@pytest.mark.parametrize(
+    ("mode", "compression"), [*(("RGB", one) for one in COMPRESSIONS), *(("1", one) for one in BILEVEL)]
+)
+def test_tiff_that_pillow_writes_is_read(mode: str, compression: str, rows: int, orientation: int) -> None:
+    """Flat and noisy pictures, in one strip or many."""
+    for picture in (factories.noise(300, 200), Image.new("RGB", (300, 200), "gray")):
+        written = picture.convert(mode)
+        rows = max(rows, 8) if compression == "jpeg" else rows
+        info = {ROWS: rows, ORIENTATION: orientation}
+        data = factories.encoded(written, "TIFF", compression=compression, tiffinfo=info)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        assert np.array_equal(np.asarray(decode(data, **LIMITS)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [(300, 200), (20, 1), (5000, 400), (640, 480)])
+@pytest.mark.parametrize("tile", [(16, 16), (256, 256), (512, 128), (1024, 1024)])
+def test_tiles_of_common_sizes_are_read(size: tuple[int, int], tile: tuple[int, int]) -> None:
+    """Even if the picture is smaller than one."""
+    assert decode(tiles(size, tile, DEFLATE).ljust(8_000_000), **LIMITS).size == size
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_tiles_that_overhang_are_refused(turn: int) -> None:
+    """Their sizes are compared with the picture's before it is turned."""
+    wide = tiff((ORIENTATION, SHORT, turn), (TILE_WIDTH, LONG, 20_000), (TILE_LENGTH, LONG, 256))
+
+    assert not has_too_large_tiles(wide, (20_000, 1000), 50_000_000)
+    assert has_too_large_tiles(wide, (1000, 20_000), 50_000_000)
+    with pytest.raises(InputTooLarge, match="tiles have too many pixels"):
+        decode(tiles((320, 320), (16, 400_000), DEFLATE).ljust(10**6), **LARGE)
+
+
+@pytest.mark.parametrize("compression", [2, 3, 4, 32771])
+def test_tile_of_a_fax_may_be_half_as_large(compression: int) -> None:
+    """It takes up to 16 bytes a pixel."""
+    data = tiff((COMPRESSION, SHORT, compression), (TILE_WIDTH, LONG, 10_000), (TILE_LENGTH, LONG, 1000))
+
+    assert not has_too_large_tiles(data, (10_000, 1000), 20_000_000)
+    assert has_too_large_tiles(data, (10_000, 1000), 19_000_000)
+
+
+@pytest.mark.parametrize("marker", [0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF])
+def test_jpeg_that_is_coded_arithmetically_is_refused(marker: int) -> None:
+    """In a TIFF, too; browsers do not show them either."""
+    mark = b"\xff%c\0" % marker
+    data = factories.encoded(factories.noise(60, 40), "JPEG").replace(b"\xff\xc0\0", mark)
+    inside = factories.encoded(factories.noise(60, 40), "TIFF", compression="jpeg").replace(b"\xff\xc0\0", mark)
+
+    for one in (data, inside):
+        with pytest.raises(InvalidInput, match="arithmetically") as caught:
+            decode(one, **LIMITS)
+        assert caught.value.code == "invalid_image"
+
+
+@pytest.mark.parametrize("compression", [1, 2])
+def test_large_bmp_of_runs_is_refused(compression: int) -> None:
+    """One of plain pixels is read."""
+    with pytest.raises(InputTooLarge, match="runs") as caught:
+        decode(bmp((4000, 2501), b"\0\1", compression), **LARGE)
+    assert caught.value.code == "image_too_large"
+
+    assert decode(bmp((4000, 2501), bytes(4000 * 2501), 0), **LARGE).size == (4000, 2501)
+
+
+def test_scans_are_counted_among_restart_markers() -> None:
+    """As a camera writes those; what looks like a scan in a comment is none."""
+    data = jpeg_with((0xFE, 200 * b"\xff\xda"))
+    body = data.index(b"\xff\xda", 500)
+    more = data[:body] + 101 * (b"\xff\xda\0\2" + 8 * b"ab\xff\xd0\xff\0\xff\x01") + data[-2:]
+
+    assert not has_more_scans(data[:-2] + 1000 * b"\xff\xd0" + data[-2:], 100)
+    assert has_more_scans(more, 100)
+    assert not has_more_scans(more, 101)
+
+
+def test_scans_in_a_tiff_are_limited_as_in_a_jpeg() -> None:
+    """A thousand million pixels, strips that share them included."""
+    assert decode(many_scans(more=0), **LARGE).size == (7000, 7000)
+    assert decode(many_scans((64, 64), 7, more=90), **LARGE).size == (64, 448)
+
+    with pytest.raises(InputTooLarge, match="JPEGs") as caught:
+        decode(many_scans(more=20), **LARGE)
+    assert caught.value.code == "too_many_scans"
+    assert has_too_many_scans(b"\0\1".join(many_scans(more=20).rsplit(struct.pack("<H", STRIP_BYTES), 1)), (7000, 7000))
+
+
+def test_webp_of_too_many_chunks_is_refused() -> None:
+    """Those of its own included; an animation has one for each frame."""
+    assert decode(webp_with(9_998), **LIMITS).tobytes() == factories.noise(60, 40).tobytes()
+
+    with pytest.raises(InputTooLarge) as caught:
+        decode(webp_with(9_999), **LIMITS)
+    assert caught.value.code == "too_many_values"
+
+    frames = [factories.noise(60, 40, seed=seed) for seed in range(200)]
+    data = factories.encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert decode(data, **LIMITS).tobytes() == frames[0].tobytes()
+
+
+def test_texts_are_not_copied_with_each_band() -> None:
+    """32,000 of them, of a picture in 190 bands: three seconds."""
+    picture, text = factories.noise(60, 40).convert("P"), PngImagePlugin.PngInfo()
+    for number in range(100):
+        text.add_text(f"k{number}", "v")
+    plain, full = (
+        factories.encoded(picture, "PNG", transparency=bytes(range(256)), pnginfo=one) for one in (None, text)
+    )
+    image = identify(full, **LIMITS)
+
+    assert "k99" in image.info
+    assert load(image).tobytes() == decode(plain, **LIMITS).tobytes()
+    assert list(image.info) == ["transparency"]
+
+
+def test_tiles_that_are_jpegs_are_read() -> None:
+    """Each is one of its own, in its own place."""
+    tile = factories.encoded(factories.noise(64, 64, "L"), "JPEG")
+    places = [8 + index * len(tile) for index in range(6)]
+    parts = (TILE_WIDTH, 64), (TILE_LENGTH, 64), (TILE_OFFSETS, places), (TILE_BYTES, 6 * [len(tile)])
+    data = parted((180, 100), 7, *parts, blob=6 * tile)
+
+    expected = np.tile(np.asarray(decode(tile, **LIMITS)), (2, 3, 1))[:100, :180]
+    assert np.array_equal(np.asarray(decode(data, **LIMITS)), expected)
