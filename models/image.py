@@ -220,7 +220,8 @@ def _check_coding(image: ImageFile.ImageFile, data: bytes) -> None:
         raise InputTooLarge(
             "image_too_large", "The TIFF image's strips or tiles are larger than its file: save it anew."
         )
-    if isinstance(image, JpegImageFile | TiffImageFile) and is_arithmetic(data):
+    is_plain = isinstance(image, PlainJpeg)  # its frame has been looked at
+    if isinstance(image, JpegImageFile | TiffImageFile) and not is_plain and is_arithmetic(data):
         raise InvalidInput(
             "invalid_image",
             "The JPEG image is coded arithmetically, which no browser shows: save it with Huffman coding.",
