@@ -156,9 +156,9 @@ def _load_state(folder: Path) -> StateDict:
 
 
 def _read_processor(folder: Path) -> dict[str, Any]:
-    """Read the image processor's settings, which transformers 5 saves inside processor_config.json."""
-    alone = _read_json(folder / "preprocessor_config.json")
-    return alone or (_read_json(folder / "processor_config.json") or {}).get("image_processor", {})
+    """Read the image processor's settings: transformers 5 saves them inside processor_config.json, and reads that first."""
+    nested = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
+    return nested or _read_json(folder / "preprocessor_config.json") or {}
 
 
 def _config_of(where: Path, config: dict[str, Any], processor: dict[str, Any], state: StateDict) -> GraphConfig:

@@ -309,6 +309,17 @@ def test_settings_that_are_null_or_one_for_all_channels_are_read_as_transformers
     assert "rank_logits" in parity.TransformersOracle(loaded).run(next(parity.cases(loaded.config, 64)))
 
 
+def test_settings_inside_processor_config_are_read_before_those_of_their_own_file(tmp_path: Path) -> None:
+    """As transformers 5 does, which leaves an older preprocessor_config.json beside what it saves."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", "rank_output."))
+    processor = {"image_processor": {"size": {"shortest_edge": 288}, "image_mean": [0.2, 0.2, 0.2]}}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+
+    config = checkpoint.load(str(folder)).config
+
+    assert (config.spec.shortest_edge_px, config.image_mean) == (288, (0.2, 0.2, 0.2))
+
+
 def test_checkpoint_for_two_images_is_refused(tmp_path: Path) -> None:
     """NLVR2 has a third modality row."""
     name = "vilt.embeddings.token_type_embeddings.weight"
