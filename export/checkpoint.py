@@ -245,8 +245,7 @@ def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenize
         if found.suffix == ".json":
             tokenizer = Tokenizer.from_file(str(found))
         else:
-            built = BertWordPieceTokenizer(str(found), lowercase=settings.get("do_lower_case", True))
-            tokenizer = Tokenizer.from_str(built.to_str())
+            tokenizer = _of_vocabulary(found, settings)
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{found} is not a tokenizer: {error}.") from error
     if max(tokenizer.get_vocab().values(), default=0) >= words:
@@ -254,6 +253,26 @@ def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenize
             f"{found} has more tokens than the {words} of the model: give --tokenizer the one it was trained with."
         )
     return tokenizer
+
+
+def _of_vocabulary(path: Path, settings: dict[str, Any]) -> Tokenizer:
+    """Build BERT's tokenizer from vocab.txt, as transformers does with the same settings."""
+    names = [f"{kind}_token" for kind in ("unk", "sep", "cls", "pad", "mask")]
+    special = {name: _content(settings[name]) for name in names if name in settings}
+    built = BertWordPieceTokenizer(
+        str(path),
+        **special,
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
+    if built.token_to_id(special.get("unk_token", "[UNK]")) is None:  # it says so of the others itself
+        raise TypeError("unk_token not found in the vocabulary")
+    return Tokenizer.from_str(built.to_str())
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token["content"] if isinstance(token, dict) else token
 
 
 def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict) -> tuple[str, ...] | None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import factories
 import huggingface_hub
@@ -142,7 +143,8 @@ def test_layer_norm_epsilons_are_the_checkpoint_s(tmp_path: Path) -> None:
 TEXTS = {
     "question": "What color is the cat's 2nd toy?!",
     "accents": "Où est l'été? naïve Ångström İstanbul",
-    "no spaces": "猫はどこですか 강아지",
+    "accents of words that are known": "été Café CAT Ångström",
+    "no spaces": "猫はどこですか 猫は 강아지",
     "special tokens": "is [MASK] a [SEP] or a [CLS]? [unused5]",
     "long word": "a" * 150 + " cat",
     "controls": "what\tcolor\nis\u00a0the\u200bcat \ufffd",
@@ -150,13 +152,25 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
-def test_tokenizer_of_a_vocabulary_gives_transformers_ids(tmp_path: Path, lowercase: bool) -> None:
+SETTINGS: dict[str, dict[str, Any]] = {
+    "uncased": {"do_lower_case": True},
+    "cased": {"do_lower_case": False},
+    "uncased with accents": {"strip_accents": False},
+    "cased without accents": {"do_lower_case": False, "strip_accents": True},
+    "Chinese words whole": {"tokenize_chinese_chars": False},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_tokenizer_of_a_vocabulary_gives_transformers_ids(tmp_path: Path, settings: dict[str, Any]) -> None:
     """vocab.txt alone is enough: BERT's rules are those of transformers' own tokenizer."""
-    vocabulary = "\n".join(random_checkpoint.vocabulary()) + "\n"
+    words = random_checkpoint.vocabulary()
+    of_settings = ["été", "Café", "CAT", "cafe", "猫", "は", "##は", "Angstrom", "ångström"]
+    words[-len(of_settings) :] = of_settings
+    vocabulary = "\n".join(words) + "\n"
     (tmp_path / "vocab.txt").write_text(vocabulary)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
-    theirs = BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=lowercase)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = BertTokenizer(str(tmp_path / "vocab.txt"), **settings)
     config = factories.small_config(**SIZES, vocab_size=random_checkpoint.VOCABULARY)
     folder = factories.write_checkpoint(tmp_path, config, factories.redrawn_state(config))
     (tmp_path / "vocab.txt").write_text(vocabulary)
@@ -165,6 +179,18 @@ def test_tokenizer_of_a_vocabulary_gives_transformers_ids(tmp_path: Path, lowerc
 
     for name, text in TEXTS.items():
         assert ours.encode(text).ids == theirs(text)["input_ids"], name
+
+
+def test_special_tokens_of_a_vocabulary_are_those_that_its_settings_name(tmp_path: Path) -> None:
+    """As words, or as the objects that older versions of transformers saved."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", "rank_output."))
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "<unk>", "<s>", "</s>", "[MASK]", *factories.TOKENS[5:]]))
+    named = {"unk_token": "<unk>", "cls_token": {"content": "<s>", "__type": "AddedToken"}, "sep_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+
+    tokens = checkpoint.load(str(folder)).tokenizer.encode("what dog").tokens
+
+    assert tokens == ["<s>", "what", "<unk>", "</s>"]
 
 
 def test_tokenizer_json_is_taken_before_a_vocabulary(tmp_path: Path) -> None:
@@ -241,6 +267,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "no tokenizer": (_without("vocab.txt"), "give --tokenizer a tokenizer.json or a vocab.txt"),
     "damaged tokenizer": (_damage("tokenizer.json"), "is not a tokenizer"),
     "vocabulary of another kind": (_damage("vocab.txt", "hello\n"), "is not a tokenizer"),
+    "vocabulary without the word for unknown ones": (
+        lambda folder: (folder / "tokenizer_config.json").write_text(json.dumps({"unk_token": "<unk>"})),
+        "is not a tokenizer: unk_token not found",
+    ),
     "vocabulary of another model": (
         _damage("vocab.txt", "\n".join([*factories.TOKENS, *map(str, range(64))])),
         "more tokens than the 64 of the model",
