@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from export import lightning
@@ -25,6 +25,7 @@ FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "vocab.txt",
+    "added_tokens.json",
     "tokenizer*",
 )
 PICKLED = "pytorch_model.bin"  # used if there is no model.safetensors
@@ -246,6 +247,9 @@ def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenize
             tokenizer = Tokenizer.from_file(str(found))
         else:
             tokenizer = _of_vocabulary(found, settings)
+            _add_words(tokenizer, _read_json(found.parent / "added_tokens.json") or {}, settings)
+    except CheckpointError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{found} is not a tokenizer: {error}.") from error
     if max(tokenizer.get_vocab().values(), default=0) >= words:
@@ -269,6 +273,21 @@ def _of_vocabulary(path: Path, settings: dict[str, Any]) -> Tokenizer:
     if built.token_to_id(special.get("unk_token", "[UNK]")) is None:  # it says so of the others itself
         raise TypeError("unk_token not found in the vocabulary")
     return Tokenizer.from_str(built.to_str())
+
+
+def _add_words(tokenizer: Tokenizer, added: dict[str, int], settings: dict[str, Any]) -> None:
+    """Add the words that were added to a vocabulary: newer settings describe all; added_tokens.json only numbers them."""
+    described = settings.get("added_tokens_decoder", {})
+    words = {int(index): AddedToken(**word) for index, word in described.items()}
+    words = words or {index: AddedToken(word) for word, index in added.items()}
+    for index, word in sorted(words.items()):
+        if tokenizer.token_to_id(word.content) is None:
+            tokenizer.add_tokens([word])
+        if tokenizer.token_to_id(word.content) != index:
+            raise CheckpointError(
+                f"The added word {word.content!r} is number {index} of a vocabulary that does not reach it: give"
+                " --tokenizer the tokenizer.json that the model was trained with."
+            )
 
 
 def _content(token: str | dict[str, Any]) -> str:

@@ -193,6 +193,24 @@ def test_special_tokens_of_a_vocabulary_are_those_that_its_settings_name(tmp_pat
     assert tokens == ["<s>", "what", "<unk>", "</s>"]
 
 
+@pytest.mark.parametrize("described", [False, True], ids=["numbered", "described"])
+def test_words_added_to_a_vocabulary_are_words(tmp_path: Path, described: bool) -> None:
+    """Each has a row of its own in the embeddings, which stays unused if its letters are read instead."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", "rank_output."))
+    (folder / "added_tokens.json").write_text(json.dumps({"color is": 14, "zebrafish": 13}))
+    if described:
+        how = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": True, "special": False}
+        words = {"13": {"content": "zebrafish", **how}, "14": {"content": "color is", **how}}
+        (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": words}))
+    theirs = BertTokenizer.from_pretrained(folder)
+
+    ours = checkpoint.load(str(folder)).tokenizer
+
+    for text in ("What color is the Zebrafish?", "zebrafishes", "[MASK] cats"):
+        assert ours.encode(text).ids == theirs(text)["input_ids"], text
+    assert {13, 14} <= set(ours.encode("What color is the zebrafish?").ids)
+
+
 def test_tokenizer_json_is_taken_before_a_vocabulary(tmp_path: Path) -> None:
     """It says more than vocab.txt does: here, that capitals count."""
     folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
@@ -270,6 +288,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "vocabulary without the word for unknown ones": (
         lambda folder: (folder / "tokenizer_config.json").write_text(json.dumps({"unk_token": "<unk>"})),
         "is not a tokenizer: unk_token not found",
+    ),
+    "added words that do not follow the vocabulary": (
+        lambda folder: (folder / "added_tokens.json").write_text(json.dumps({"dog": 20})),
+        "'dog' is number 20 .* give --tokenizer the tokenizer.json",
     ),
     "vocabulary of another model": (
         _damage("vocab.txt", "\n".join([*factories.TOKENS, *map(str, range(64))])),
