@@ -189,6 +189,9 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         )
     if config.get("max_image_length", -1) > 0:
         raise CheckpointError("max_image_length is positive: the reference then drops patches at random.")
+    kind = processor.get("image_processor_type", processor.get("feature_extractor_type", "Vilt"))
+    if not str(kind).startswith("Vilt"):
+        raise CheckpointError(f"The image processor is {kind}; only ViltImageProcessor is supported.")
     # transformers' processor does not look into config.json; where there is none, pictures are as large as in training
     size = processor.get("size", 384 if processor else config.get("image_size", 384))
     shortest_edge_px = size.get("shortest_edge") if isinstance(size, dict) else size
@@ -202,8 +205,8 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
             f"The image processor resizes to {shortest_edge_px} pixels: fewer than two patches of {patch_px}."
         )
     settings = {"size_divisor": 32, **processor} if processor else {}  # transformers' default, whatever the patch size
-    always = {"do_resize": True, "do_rescale": True, "do_normalize": True, "size_divisor": patch_px}
-    for name, supported in always.items():
+    always = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
+    for name, supported in {**always, "do_center_crop": False, "size_divisor": patch_px}.items():
         if settings.get(name, supported) != supported:
             raise CheckpointError(f"The image processor has {name} {settings[name]!r}; it must be {supported!r}.")
     hidden_size, heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
@@ -252,6 +255,7 @@ def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenize
         raise
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{found} is not a tokenizer: {error}.") from error
+    _refuse_another_reading(tokenizer, settings, found)
     if max(tokenizer.get_vocab().values(), default=0) >= words:
         raise CheckpointError(
             f"{found} has more tokens than the {words} of the model: give --tokenizer the one it was trained with."
@@ -288,6 +292,24 @@ def _add_words(tokenizer: Tokenizer, added: dict[str, int], settings: dict[str, 
                 f"The added word {word.content!r} is number {index} of a vocabulary that does not reach it: give"
                 " --tokenizer the tokenizer.json that the model was trained with."
             )
+
+
+def _refuse_another_reading(tokenizer: Tokenizer, settings: dict[str, Any], found: Path) -> None:
+    """Refuse a tokenizer that its own settings contradict, and one that keeps the end of a text that is too long."""
+    reads = json.loads(tokenizer.to_str())
+    lowercase = (reads["normalizer"] or {}).get("lowercase")  # BERT's has it
+    wanted = settings.get("do_lower_case", lowercase)
+    if lowercase is not None and wanted != lowercase:
+        raise CheckpointError(
+            f"{found} has lowercase {lowercase}, tokenizer_config.json do_lower_case {wanted}: set both to what the model"
+            " was trained with."
+        )
+    sides = (settings.get("truncation_side", "right"), (reads["truncation"] or {}).get("direction", "right"))
+    if "left" in {str(side).lower() for side in sides}:
+        raise CheckpointError(
+            "The tokenizer's truncation_side is left; the server cuts a long text at its right: set it to right if that"
+            " is what the model was trained with."
+        )
 
 
 def _content(token: str | dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,29 @@ def test_tokenizer_json_is_taken_before_a_vocabulary(tmp_path: Path) -> None:
     assert tokens == ["[CLS]", "[UNK]", "cat", "[SEP]"]
 
 
+def test_tokenizer_that_its_settings_contradict_is_refused(tmp_path: Path) -> None:
+    """transformers goes by the settings, other readers by tokenizer.json: what was meant is not known."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    checkpoint.load(str(folder))
+    _edit("tokenizer_config.json", do_lower_case=False)(folder)
+
+    with pytest.raises(CheckpointError, match=r"has lowercase True, tokenizer_config.json do_lower_case False"):
+        checkpoint.load(str(folder))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokenizer_that_keeps_the_end_of_a_text_is_refused(tmp_path: Path, side: str) -> None:
+    """Long texts are cut at their right here; a tokenizer.json may say otherwise itself."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+    own = checkpoint.load(str(folder)).tokenizer
+    own.enable_truncation(8, direction=side)
+    own.save(str(folder / "tokenizer.json"))
+
+    with pytest.raises(CheckpointError, match="truncation_side is left") if side == "left" else nullcontext():
+        checkpoint.load(str(folder))
+
+
 @pytest.mark.parametrize(
     ("beside_it", "tokens"),
     [({"do_lower_case": False}, ["[UNK]", "cat"]), (None, ["cat", "cat"])],
@@ -325,6 +349,19 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "another classifier": (
         _pickle(STATE | {"classifier.0.weight": torch.zeros(16, 16)}),
         "classifier.0.weight has 16 rows .* such as ViltForImagesAndTextClassification's",
+    ),
+    "pictures that are cropped": (_edit("preprocessor_config.json", do_center_crop=True), "do_center_crop True"),
+    "another image processor": (
+        _edit("preprocessor_config.json", image_processor_type="CLIPImageProcessor"),
+        "image processor is CLIPImageProcessor; only ViltImageProcessor",
+    ),
+    "another feature extractor": (
+        _edit("preprocessor_config.json", feature_extractor_type="ViTFeatureExtractor"),
+        "image processor is ViTFeatureExtractor",
+    ),
+    "texts cut at their start": (
+        _damage("tokenizer_config.json", '{"truncation_side": "left"}'),
+        "truncation_side is left",
     ),
     "pixels as they are": (_edit("preprocessor_config.json", do_normalize=False), "do_normalize False"),
 }
