@@ -190,6 +190,22 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
     assert set(contents(tmp_path)) == {MANIFEST, "README.md"}
 
 
+@pytest.mark.parametrize(
+    "name", [MANIFEST, LABELS, TOKENIZER, "fp32/weights.bin", "int8/weights.bin", "fp16/weights.bin"]
+)
+def test_files_of_our_names_that_are_no_export_s_are_refused_and_stay(tmp_path: Path, name: str) -> None:
+    """A web extension has a manifest.json, a checkpoint a tokenizer.json; the refusal comes before any graph."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    before = contents(tmp_path)
+
+    with pytest.raises(OutputError, match=rf"has {name.split('/')[0]} and no manifest.json of an earlier export"):
+        with replacing(tmp_path):
+            pytest.fail("It would have been written to.")
+
+    assert contents(tmp_path) == before
+
+
 def test_second_export_to_a_folder_is_refused_while_one_writes_there(tmp_path: Path) -> None:
     """Neither the first one's files nor an artifact of both come of it."""
     with replacing(tmp_path) as first:
