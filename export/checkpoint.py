@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
+from transformers import ViltConfig
 
 from export import lightning
 from export.graph import GraphConfig, StateDict, count_layers
@@ -32,6 +33,15 @@ PICKLED = "pytorch_model.bin"  # used if there is no model.safetensors
 WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
 MODALITIES = "vilt.embeddings.token_type_embeddings.weight"
 FIRST_OF_CLASSIFIER = "classifier.0.weight"
+OF_A_RUN = {  # settings that change what transformers returns or runs on, and that its classes may not take
+    "return_dict",
+    "use_return_dict",
+    "torchscript",
+    "output_attentions",
+    "output_hidden_states",
+    "attn_implementation",
+    "_attn_implementation",
+}
 UNNAMED = re.compile(r"LABEL_\d+")  # transformers' name for an answer without one
 
 
@@ -77,15 +87,15 @@ def load(
     if is_original:
         return _load_original(Path(source), tokenizer, labels)
     folder = Path(source) if is_here else _download(source, revision)
-    raw_config = _read_json(folder / "config.json")
-    if raw_config is None:
-        raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder.")
+    raw_config = _read_config(folder)
     state = _load_state(folder)
+    config = _config_of(folder, raw_config, _read_processor(folder), state)
+    _try_in_transformers(raw_config)
     return Checkpoint(
         name=folder.resolve().name if is_here else source,
         revision=None if is_here else folder.name,  # the hub's cache names a snapshot by its commit
         raw_config=raw_config,
-        config=_config_of(folder, raw_config, _read_processor(folder), state),
+        config=config,
         state=state,
         tokenizer=_load_tokenizer(folder, tokenizer, len(state[WORDS])),
         labels=_load_labels(raw_config, labels, state),
@@ -156,6 +166,31 @@ def _load_state(folder: Path) -> StateDict:
     return {name: tensor.float() for name, tensor in state.items() if tensor.is_floating_point()}
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read what describes the model: not how a program ran it, and in the one form that transformers reads."""
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder.")
+    config = {name: value for name, value in config.items() if name not in OF_A_RUN}
+    for name in ("image_size", "patch_size"):
+        sides = config.get(name)
+        if isinstance(sides, list):
+            if len(sides) != 2 or sides[0] != sides[1]:
+                raise CheckpointError(f"{name} is {sides}; only one number, or the same number twice, is supported.")
+            config[name] = sides[0]
+    if isinstance(config.get("id2label"), list):
+        config["id2label"] = dict(enumerate(config["id2label"]))
+    return config
+
+
+def _try_in_transformers(config: dict[str, Any]) -> None:
+    """Refuse at once what the comparison with transformers would fail on once the graphs are written."""
+    try:
+        ViltConfig(**config)
+    except Exception as error:  # it raises its own and Python's
+        raise CheckpointError(f"transformers does not accept config.json: {' '.join(str(error).split())}") from error
+
+
 def _read_processor(folder: Path) -> dict[str, Any]:
     """Read the image processor's settings: transformers 5 saves them inside processor_config.json, and reads that first."""
     nested = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
@@ -182,10 +217,12 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         )
     if len(state[MODALITIES]) != 2:
         raise CheckpointError("This checkpoint compares two images (NLVR2); only one image a text is supported.")
-    if FIRST_OF_CLASSIFIER in state and len(state[FIRST_OF_CLASSIFIER]) != 2 * len(state[WORDS][0]):
+    width = len(state[WORDS][0])
+    if FIRST_OF_CLASSIFIER in state and state[FIRST_OF_CLASSIFIER].shape != (2 * width, width):
+        rows, *columns = state[FIRST_OF_CLASSIFIER].shape
         raise CheckpointError(
-            f"{FIRST_OF_CLASSIFIER} has {len(state[FIRST_OF_CLASSIFIER])} rows where question answering has twice the"
-            " hidden size: this classifier is another, such as ViltForImagesAndTextClassification's, and not supported."
+            f"{FIRST_OF_CLASSIFIER} has {rows} rows of {columns} where question answering has {2 * width} of [{width}]:"
+            " this classifier is another, such as ViltForImagesAndTextClassification's, and not supported."
         )
     if config.get("max_image_length", -1) > 0:
         raise CheckpointError("max_image_length is positive: the reference then drops patches at random.")

@@ -363,6 +363,18 @@ FAULTS: dict[str, tuple[Change, str]] = {
         _damage("tokenizer_config.json", '{"truncation_side": "left"}'),
         "truncation_side is left",
     ),
+    "another classifier of as many rows": (
+        _pickle(STATE | {"classifier.0.weight": torch.zeros(32, 32)}),
+        "classifier.0.weight has 32 rows .* such as ViltForImagesAndTextClassification's",
+    ),
+    "a height and a width of a patch": (
+        _edit("config.json", patch_size=[32, 16]),
+        r"patch_size is \[32, 16\]; only one",
+    ),
+    "a configuration that transformers refuses": (
+        _edit("config.json", initializer_range="small"),
+        "transformers does not accept config.json: .*initializer_range",
+    ),
     "pixels as they are": (_edit("preprocessor_config.json", do_normalize=False), "do_normalize False"),
 }
 
@@ -407,6 +419,23 @@ def test_settings_inside_processor_config_are_read_before_those_of_their_own_fil
     config = checkpoint.load(str(folder)).config
 
     assert (config.spec.shortest_edge_px, config.image_mean) == (288, (0.2, 0.2, 0.2))
+
+
+def test_configuration_of_another_form_is_compared_with_transformers_all_the_same(tmp_path: Path) -> None:
+    """How a program ran a model is no part of it; sides that are equal are one, and a list of answers is in order."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", "classifier."))
+    ran = {"return_dict": False, "use_return_dict": True, "torchscript": True, "attn_implementation": "none"}
+    answers = [f"it is {index}" for index in range(11)]
+    _edit("config.json", **ran, id2label=answers, image_size=[384, 384], patch_size=[32, 32])(folder)
+
+    loaded = checkpoint.load(str(folder))
+
+    assert loaded.labels == tuple(answers)
+    samples = next(parity.cases(loaded.config, 64))
+    found = parity.torch_runner(graph.build(loaded.config, loaded.state))(
+        collate([sample.features(loaded.config) for sample in samples])
+    )
+    assert parity.distance(found, parity.TransformersOracle(loaded).run(samples)) <= parity.FP32_TOLERANCE
 
 
 def test_checkpoint_for_two_images_is_refused(tmp_path: Path) -> None:
