@@ -357,9 +357,12 @@ def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict
     if "classifier.3.weight" not in state:
         return None
     try:
-        named = json.loads(override.read_text()) if override else config.get("id2label", {})
+        named = json.loads(override.read_text(encoding="utf-8-sig")) if override else config.get("id2label", {})
         by_index = dict(enumerate(named)) if isinstance(named, list) else {int(key): named[key] for key in named}
-    except (OSError, ValueError, TypeError) as error:
+        wrong = [label for label in by_index.values() if isinstance(label, (dict, list, bool)) or label is None]
+        if wrong:
+            raise TypeError(f"the answer {wrong[0]!r} is no string")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{override or 'id2label'} is neither a JSON list of answers nor an object of index to answer: {error}."
         ) from error

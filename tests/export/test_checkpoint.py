@@ -448,7 +448,9 @@ def test_checkpoint_for_two_images_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [None, "yes\nno", '"yes"', '{"yes": 0}'], ids=["no file", "lines", "a string", "answer to index"]
+    "content",
+    [None, "yes\nno", '"yes"', '{"yes": 0}', '["no", null]', '[{"answer": "no"}]', "[" * 100_000],
+    ids=["no file", "lines", "a string", "answer to index", "null", "objects", "nested too deep"],
 )
 def test_labels_of_another_form_are_refused_with_a_sentence(tmp_path: Path, content: str | None) -> None:
     """The message names the two forms that are read."""
@@ -490,7 +492,7 @@ def test_labels_and_tokenizer_can_be_given_apart(tmp_path: Path, labels: object)
     folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, factories.only(STATE, "vilt.", "classifier."))
     _edit("config.json", id2label=None)(folder)
     vocabulary = (folder / "vocab.txt").rename(tmp_path / "vocab.txt")
-    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    (tmp_path / "labels.json").write_text(json.dumps(labels), encoding="utf-8-sig")  # as Windows writes it
 
     loaded = checkpoint.load(str(folder), tokenizer=vocabulary, labels=tmp_path / "labels.json")
 
