@@ -10,27 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 from transformers import ViltConfig
 
-from export import lightning
+from export import lightning, weights
 from export.graph import GraphConfig, StateDict, count_layers
 from models.spec import ViltSpec
 
 FILES = (
+    *weights.OF_SAFE,
     "config.json",
-    "model.safetensors",
+    "adapter_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "vocab.txt",
     "added_tokens.json",
     "tokenizer*",
 )
-PICKLED = "pytorch_model.bin"  # used if there is no model.safetensors
 WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
+POOLER = "vilt.pooler.dense.weight"
 MODALITIES = "vilt.embeddings.token_type_embeddings.weight"
 FIRST_OF_CLASSIFIER = "classifier.0.weight"
 OF_A_RUN = {  # settings that change what transformers returns or runs on, and that its classes may not take
@@ -132,8 +131,8 @@ def _download(source: str, revision: str | None) -> Path:
 
     try:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
-        if not (folder / "model.safetensors").exists():
-            snapshot_download(source, revision=folder.name, allow_patterns=[PICKLED])  # into the same folder
+        if not any((folder / name).exists() for name in (weights.SAFE, weights.SAFE + weights.INDEX)):
+            snapshot_download(source, revision=folder.name, allow_patterns=list(weights.OF_PICKLED))  # same folder
         return folder
     except Exception as error:  # the hub's client raises its own, httpx's and OSError
         raise DownloadError(f"{source} of {revision}" if revision else source, _root_of(error)) from error
@@ -148,27 +147,25 @@ def _root_of(error: BaseException) -> str:
 
 
 def _load_state(folder: Path) -> StateDict:
-    safetensors, pickled = folder / "model.safetensors", folder / PICKLED
-    if not safetensors.exists() and not pickled.exists():
-        raise CheckpointError(f"{folder} has neither model.safetensors nor {PICKLED}.")
     try:
-        if safetensors.exists():
-            state = load_file(safetensors)
-        else:
-            state = torch.load(pickled, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader raises its own
+        state = weights.read_state(folder)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if WORDS.removeprefix("vilt.") in state or (WORDS in state and POOLER not in state):
         raise CheckpointError(
-            f"The weights of {folder} cannot be read ({type(error).__name__}): the file is damaged, or holds more than"
-            " weights, which is never executed; download or save it again."
-        ) from error
-    if not isinstance(state, dict) or not {WORDS, MODALITIES} <= set(state):
+            f"{folder} has no head for questions, matching or retrieval: it is another kind of model, such as a plain"
+            " ViltModel or ViltForTokenClassification."
+        )
+    if not {WORDS, MODALITIES} <= set(state):
         raise CheckpointError(f"{folder} holds no ViLT: its weights lack {WORDS} or {MODALITIES}.")
-    return {name: tensor.float() for name, tensor in state.items() if tensor.is_floating_point()}
+    return state
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """Read what describes the model: not how a program ran it, and in the one form that transformers reads."""
     config = _read_json(folder / "config.json")
+    if config is None and (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{folder} is a PEFT adapter without its model: {weights.MERGE}")
     if config is None:
         raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder.")
     config = {name: value for name, value in config.items() if name not in OF_A_RUN}

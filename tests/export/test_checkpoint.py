@@ -16,6 +16,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import BertTokenizer, ViltForImageAndTextRetrieval, ViltForQuestionAnswering, ViltProcessor
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
@@ -55,6 +56,49 @@ def test_checkpoint_of_any_kind_gives_its_heads(tmp_path: Path, kind: str, pickl
     assert list(graph.heads_of(loaded.state)) == heads
     assert (loaded.labels is None) == ("vqa_logits" not in heads)
     assert loaded.config.spec == ViltSpec()
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+def test_weights_in_several_files_are_read_as_one(tmp_path: Path, pickled: bool) -> None:
+    """Large checkpoints are saved so, with an index beside them."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+    sharded(folder, pickled=pickled)
+
+    loaded = checkpoint.load(str(folder))
+
+    assert set(loaded.state) == set(STATE)
+    assert all(torch.equal(loaded.state[name], value) for name, value in STATE.items())
+
+
+def sharded(folder: Path, *, pickled: bool) -> None:
+    """Put a folder's weights into two files."""
+    (folder / "model.safetensors").unlink()
+    stem, suffix = ("pytorch_model", "bin") if pickled else ("model", "safetensors")
+    weight_map = {name: f"{stem}-0000{1 + index % 2}-of-00002.{suffix}" for index, name in enumerate(STATE)}
+    for shard in set(weight_map.values()):
+        part = {name: value.contiguous() for name, value in STATE.items() if weight_map[name] == shard}
+        (torch.save if pickled else save_file)(part, folder / shard)
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+SAVED = {
+    "compiled": {f"_orig_mod.{name}": value for name, value in STATE.items()},
+    "distributed": {f"module.{name}": value for name, value in STATE.items()},
+    "both": {f"module._orig_mod.{name}": value for name, value in STATE.items()},
+    "in a loop": {"model": STATE, "epoch": 3},
+    "in another loop": {"state_dict": {f"module.{name}": value for name, value in STATE.items()}},
+    "beside an epoch": STATE | {"epoch": 3},
+}
+
+
+@pytest.mark.parametrize("saved", SAVED.values(), ids=SAVED)
+def test_weights_that_a_training_loop_wrapped_are_taken_out(tmp_path: Path, saved: dict[str, Any]) -> None:
+    """The names that torch.compile and DistributedDataParallel add, and what is saved beside weights."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+    (folder / "model.safetensors").unlink()
+    torch.save(saved, folder / "pytorch_model.bin")
+
+    assert set(checkpoint.load(str(folder)).state) == set(STATE)
 
 
 def test_pretraining_checkpoint_agrees_with_transformers_trunk(tmp_path: Path) -> None:
@@ -298,11 +342,49 @@ def _pickle(weights: object) -> Change:
     return change
 
 
+WORD = "vilt.embeddings.text_embeddings.word_embeddings.weight"
+QUERY = "vilt.encoder.layer.0.attention.attention.query.weight"
+
+
+def _index(weight_map: object) -> Change:
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return change
+
+
 FAULTS: dict[str, tuple[Change, str]] = {
     "no configuration": (_without("config.json"), "no config.json"),
     "damaged configuration": (_damage("config.json"), "is not JSON"),
     "configuration of another kind": (_damage("config.json", "[]"), "is not a JSON object"),
     "no weights": (_without("model.safetensors"), "neither model.safetensors nor pytorch_model.bin"),
+    "a shard that is missing": (
+        _index({WORD: "model-00001-of-00002.safetensors"}),
+        "00001-of-00002.*, which is missing",
+    ),
+    "a shard elsewhere": (_index({WORD: "../model.safetensors"}), "'../model.safetensors', which is no file beside it"),
+    "an index of nothing": (_index(["model.safetensors"]), "is not an index of weights"),
+    "an adapter alone": (
+        lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
+        r"PEFT adapter .* merge_and_unload\(\) .* save_pretrained\(\)",
+    ),
+    "adapters that are not merged": (
+        _pickle({name.replace(".query.", ".query.base_layer."): value for name, value in STATE.items()}),
+        r"adapters that are not merged: call merge_and_unload\(\)",
+    ),
+    "weights in int8": (
+        _pickle(STATE | {QUERY: torch.zeros(16, 16, dtype=torch.int8)}),
+        f"{QUERY} of .* is int8: quantised weights are not supported",
+    ),
+    "a trunk alone": (
+        _pickle({name.removeprefix("vilt."): value for name, value in STATE.items() if name.startswith("vilt.")}),
+        "no head for questions, matching or retrieval",
+    ),
+    "classes of words": (
+        _pickle({name: value for name, value in STATE.items() if "pooler" not in name}),
+        "no head for questions, matching or retrieval: .* ViltForTokenClassification",
+    ),
     "damaged weights": (_damage("model.safetensors"), "cannot be read .* download or save it again"),
     "weights that run code": (_pickle({"vilt.": Malicious()}), "cannot be read .* never executed"),
     "weights of another model": (_pickle({"weight": torch.zeros(1)}), "holds no ViLT"),
@@ -563,6 +645,14 @@ def test_weights_of_the_hub_are_downloaded_once(repository: Path, tmp_path: Path
     assert set(loaded.state) == set(STATE)
     weights = {path.name for path in (tmp_path / COMMIT).glob("*model*")}
     assert weights == {"model.safetensors" if safe else "pytorch_model.bin"}
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+def test_weights_of_the_hub_in_several_files_are_downloaded(repository: Path, pickled: bool) -> None:
+    """With their index."""
+    sharded(repository, pickled=pickled)
+
+    assert set(checkpoint.load("dandelin/some-vilt").state) == set(STATE)
 
 
 def export(*arguments: str) -> subprocess.CompletedProcess[str]:
