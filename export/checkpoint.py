@@ -85,6 +85,8 @@ def load(
         raise CheckpointError(f"{source} is not on the hub, so it has no revision {revision}: leave --revision out.")
     if is_original:
         return _load_original(Path(source), tokenizer, labels)
+    if not is_here:
+        _refuse_path(source)
     folder = Path(source) if is_here else _download(source, revision)
     raw_config = _read_config(folder)
     state = _load_state(folder)
@@ -99,6 +101,14 @@ def load(
         tokenizer=_load_tokenizer(folder, tokenizer, len(state[WORDS])),
         labels=_load_labels(raw_config, labels, state),
     )
+
+
+def _refuse_path(source: str) -> None:
+    """Refuse what is a path rather than a hub id, and no folder: the hub need not be asked."""
+    if Path(source).is_file():
+        raise CheckpointError(f"{source} is a file: give its folder, which has config.json beside the weights.")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise CheckpointError(f"{source} is no hub id, and there is no such folder.")
 
 
 def _load_original(path: Path, tokenizer: Path | None, labels: Path | None) -> Checkpoint:
@@ -166,6 +176,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = _read_json(folder / "config.json")
     if config is None and (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{folder} is a PEFT adapter without its model: {weights.MERGE}")
+    if config is None and (commits := [path.name for path in folder.glob("snapshots/*")]):
+        raise CheckpointError(f"{folder} is the hub's cache of a repository: give {folder}/snapshots/{commits[0]}.")
     if config is None:
         raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder.")
     config = {name: value for name, value in config.items() if name not in OF_A_RUN}

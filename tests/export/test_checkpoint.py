@@ -593,6 +593,25 @@ def test_checkpoint_in_the_working_folder_has_that_folders_name(
     assert checkpoint.load(".").name == "mine"
 
 
+def test_path_that_is_no_folder_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
+    """A file of the folder was meant, or the path is mistyped."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+
+    with pytest.raises(CheckpointError, match=r"config.json is a file: give its folder"):
+        checkpoint.load(str(folder / "config.json"))
+    for path in ("./nope", "../nope", "~/nope", "/nope", "a/b/c"):
+        with pytest.raises(CheckpointError, match=f"^{path} is no hub id, and there is no such folder"):
+            checkpoint.load(path)
+
+
+def test_top_of_the_hub_s_cache_is_refused_with_the_folder_to_give(tmp_path: Path) -> None:
+    """A cached repository's files are two folders further down."""
+    factories.write_checkpoint(tmp_path / "models--me--vilt" / "snapshots" / COMMIT, CONFIG, STATE)
+
+    with pytest.raises(CheckpointError, match=f"give .*models--me--vilt/snapshots/{COMMIT}"):
+        checkpoint.load(str(tmp_path / "models--me--vilt"))
+
+
 COMMIT = "d0a1f6a"
 
 
