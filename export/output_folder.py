@@ -1,6 +1,7 @@
 """The folder that an export writes to: an earlier artifact stays whole there until a later one is complete."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -34,8 +35,10 @@ def replacing(output: Path) -> Iterator[Path]:
             yield Path(staging)
             _replace(output, Path(staging))
     except OSError as error:
+        is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        advice = "free space there, or give" if is_full else "give"
         raise OutputError(
-            f"The artifact cannot be written to {output} ({error.strerror or error}): give --output a folder that can"
+            f"The artifact cannot be written to {output} ({error.strerror or error}): {advice} --output a folder that can"
             " be written to."
         ) from error
 

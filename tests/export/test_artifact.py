@@ -1,7 +1,9 @@
 """When an artifact folder changes, and what is said where it cannot."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -199,11 +201,21 @@ def test_files_of_our_names_that_are_no_export_s_are_refused_and_stay(tmp_path: 
     (tmp_path / name).write_text("{}")
     before = contents(tmp_path)
 
-    with pytest.raises(OutputError, match=rf"has {name.split('/')[0]} and no manifest.json of an earlier export"):
-        with replacing(tmp_path):
-            pytest.fail("It would have been written to.")
+    there, _, _ = name.partition("/")
+    sentence = f"has {there} and no manifest.json of an earlier export"
+    with pytest.raises(OutputError, match=sentence), replacing(tmp_path):
+        pytest.fail("It would have been written to.")
 
     assert contents(tmp_path) == before
+
+
+def test_full_disk_is_a_sentence_that_says_to_free_space(tmp_path: Path) -> None:
+    """Graphs of full size are a gigabyte."""
+    sentence = r"No space left on device\): free space there, or give --output"
+    with pytest.raises(OutputError, match=sentence), replacing(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_second_export_to_a_folder_is_refused_while_one_writes_there(tmp_path: Path) -> None:
