@@ -201,7 +201,7 @@ def _try_in_transformers(config: dict[str, Any]) -> None:
 
 
 def _read_processor(folder: Path) -> dict[str, Any]:
-    """Read the image processor's settings: transformers 5 saves them inside processor_config.json, and reads that first."""
+    """Read the image processor's settings; processor_config.json, where transformers 5 saves them, goes first."""
     nested = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
     return nested or _read_json(folder / "preprocessor_config.json") or {}
 
@@ -235,26 +235,17 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         )
     if config.get("max_image_length", -1) > 0:
         raise CheckpointError("max_image_length is positive: the reference then drops patches at random.")
-    kind = processor.get("image_processor_type", processor.get("feature_extractor_type", "Vilt"))
-    if not str(kind).startswith("Vilt"):
-        raise CheckpointError(f"The image processor is {kind}; only ViltImageProcessor is supported.")
+    patch_px = config.get("patch_size", 32)
+    _refuse_another_processing(processor, patch_px)
     # transformers' processor does not look into config.json; where there is none, pictures are as large as in training
     size = processor.get("size", 384 if processor else config.get("image_size", 384))
     shortest_edge_px = size.get("shortest_edge") if isinstance(size, dict) else size
     if not isinstance(shortest_edge_px, int):
         raise CheckpointError(f"The image processor's size is {size}; it must have a shortest_edge, in pixels.")
-    if processor.get("resample", 3) != 3:
-        raise CheckpointError("The image processor does not resize with bicubic filtering (resample 3).")
-    patch_px = config.get("patch_size", 32)
     if shortest_edge_px < 2 * patch_px:
         raise CheckpointError(
             f"The image processor resizes to {shortest_edge_px} pixels: fewer than two patches of {patch_px}."
         )
-    settings = {"size_divisor": 32, **processor} if processor else {}  # transformers' default, whatever the patch size
-    always = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
-    for name, supported in {**always, "do_center_crop": False, "size_divisor": patch_px}.items():
-        if settings.get(name, supported) != supported:
-            raise CheckpointError(f"The image processor has {name} {settings[name]!r}; it must be {supported!r}.")
     hidden_size, heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     if hidden_size % heads:
         raise CheckpointError(f"hidden_size {hidden_size} cannot be shared among {heads} attention heads.")
@@ -272,6 +263,20 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         image_std=_of_channels(processor.get("image_std", 0.5)),
         rescale_factor=processor.get("rescale_factor", 1 / 255),
     )
+
+
+def _refuse_another_processing(processor: dict[str, Any], patch_px: int) -> None:
+    """Refuse settings with which transformers would make other pixels of a picture than the server does."""
+    kind = processor.get("image_processor_type", processor.get("feature_extractor_type", "Vilt"))
+    if not str(kind).startswith("Vilt"):
+        raise CheckpointError(f"The image processor is {kind}; only ViltImageProcessor is supported.")
+    if processor.get("resample", 3) != 3:
+        raise CheckpointError("The image processor does not resize with bicubic filtering (resample 3).")
+    settings = {"size_divisor": 32, **processor} if processor else {}  # transformers' default, whatever the patch size
+    always = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
+    for name, supported in {**always, "do_center_crop": False, "size_divisor": patch_px}.items():
+        if settings.get(name, supported) != supported:
+            raise CheckpointError(f"The image processor has {name} {settings[name]!r}; it must be {supported!r}.")
 
 
 def _of_channels(value: float | list[float]) -> tuple[float, float, float]:
@@ -326,7 +331,7 @@ def _of_vocabulary(path: Path, settings: dict[str, Any]) -> Tokenizer:
 
 
 def _add_words(tokenizer: Tokenizer, added: dict[str, int], settings: dict[str, Any]) -> None:
-    """Add the words that were added to a vocabulary: newer settings describe all; added_tokens.json only numbers them."""
+    """Add words to a vocabulary: newer settings describe all of them, added_tokens.json only numbers them."""
     described = settings.get("added_tokens_decoder", {})
     words = {int(index): AddedToken(**word) for index, word in described.items()}
     words = words or {index: AddedToken(word) for word, index in added.items()}
@@ -347,8 +352,8 @@ def _refuse_another_reading(tokenizer: Tokenizer, settings: dict[str, Any], foun
     wanted = settings.get("do_lower_case", lowercase)
     if lowercase is not None and wanted != lowercase:
         raise CheckpointError(
-            f"{found} has lowercase {lowercase}, tokenizer_config.json do_lower_case {wanted}: set both to what the model"
-            " was trained with."
+            f"{found} has lowercase {lowercase}, tokenizer_config.json do_lower_case {wanted}: set both to what the"
+            " model was trained with."
         )
     sides = (settings.get("truncation_side", "right"), (reads["truncation"] or {}).get("direction", "right"))
     if "left" in {str(side).lower() for side in sides}:
@@ -368,13 +373,13 @@ def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict
     try:
         named = json.loads(override.read_text(encoding="utf-8-sig")) if override else config.get("id2label", {})
         by_index = dict(enumerate(named)) if isinstance(named, list) else {int(key): named[key] for key in named}
-        wrong = [label for label in by_index.values() if isinstance(label, (dict, list, bool)) or label is None]
-        if wrong:
-            raise TypeError(f"the answer {wrong[0]!r} is no string")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{override or 'id2label'} is neither a JSON list of answers nor an object of index to answer: {error}."
         ) from error
+    for label in by_index.values():
+        if not isinstance(label, (str, int, float)):
+            raise CheckpointError(f"{override or 'id2label'} has the answer {json.dumps(label)}: answers are strings.")
     labels = tuple(str(by_index[index]) for index in sorted(by_index))
     if override is None and all(map(UNNAMED.fullmatch, labels)):
         return None  # an error only if the head is kept

@@ -38,8 +38,8 @@ def replacing(output: Path) -> Iterator[Path]:
         is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         advice = "free space there, or give" if is_full else "give"
         raise OutputError(
-            f"The artifact cannot be written to {output} ({error.strerror or error}): {advice} --output a folder that can"
-            " be written to."
+            f"The artifact cannot be written to {output} ({error.strerror or error}): {advice} --output a folder that"
+            " can be written to."
         ) from error
 
 

@@ -43,8 +43,8 @@ def read_state(folder: Path) -> StateDict:
     quantised = next((name for name, value in tensors.items() if _is_quantised(name, value)), None)
     if quantised:
         raise ValueError(
-            f"{quantised} of {folder} is {str(tensors[quantised].dtype).removeprefix('torch.')}: quantised weights are not"
-            " supported; save the model in a floating-point type."
+            f"{quantised} of {folder} is {str(tensors[quantised].dtype).removeprefix('torch.')}: quantised weights are"
+            " not supported; save the model in a floating-point type."
         )
     return {name: value.float() for name, value in tensors.items() if value.is_floating_point()}
 
