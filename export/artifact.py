@@ -74,7 +74,14 @@ def _write(
         graphs[part.name] = f"fp32/{part.name}.onnx"
         to_onnx.write(part, folder / graphs[part.name])
     report("fp32: comparing with torch and transformers")
-    found = parity.check(checkpoint, model, {part: folder / file for part, file in graphs.items()})
+    found = parity.check(
+        checkpoint,
+        model,
+        {part: folder / file for part, file in graphs.items()},
+        progress=lambda batches: tqdm(
+            batches, desc="fp32 against torch and transformers", unit="batch", leave=False, disable=None
+        ),
+    )
     files = [TOKENIZER]
     checkpoint.tokenizer.save(str(folder / TOKENIZER))
     if checkpoint.labels is not None and "vqa_logits" in model.interaction.heads:

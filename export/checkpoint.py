@@ -10,27 +10,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
+from transformers import ViltConfig
 
-from export import lightning
+from export import lightning, weights
 from export.graph import GraphConfig, StateDict, count_layers
 from models.spec import ViltSpec
 
 FILES = (
+    *weights.OF_SAFE,
     "config.json",
-    "model.safetensors",
+    "adapter_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "vocab.txt",
+    "added_tokens.json",
     "tokenizer*",
 )
-PICKLED = "pytorch_model.bin"  # used if there is no model.safetensors
 WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
+POOLER = "vilt.pooler.dense.weight"
 MODALITIES = "vilt.embeddings.token_type_embeddings.weight"
 FIRST_OF_CLASSIFIER = "classifier.0.weight"
+OF_A_RUN = {  # settings that change what transformers returns or runs on, and that its classes may not take
+    "return_dict",
+    "use_return_dict",
+    "torchscript",
+    "output_attentions",
+    "output_hidden_states",
+    "attn_implementation",
+    "_attn_implementation",
+}
 UNNAMED = re.compile(r"LABEL_\d+")  # transformers' name for an answer without one
 
 
@@ -75,20 +85,30 @@ def load(
         raise CheckpointError(f"{source} is not on the hub, so it has no revision {revision}: leave --revision out.")
     if is_original:
         return _load_original(Path(source), tokenizer, labels)
+    if not is_here:
+        _refuse_path(source)
     folder = Path(source) if is_here else _download(source, revision)
-    raw_config = _read_json(folder / "config.json")
-    if raw_config is None:
-        raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder.")
+    raw_config = _read_config(folder)
     state = _load_state(folder)
+    config = _config_of(folder, raw_config, _read_processor(folder), state)
+    _try_in_transformers(raw_config)
     return Checkpoint(
         name=folder.resolve().name if is_here else source,
         revision=None if is_here else folder.name,  # the hub's cache names a snapshot by its commit
         raw_config=raw_config,
-        config=_config_of(folder, raw_config, _read_processor(folder), state),
+        config=config,
         state=state,
         tokenizer=_load_tokenizer(folder, tokenizer, len(state[WORDS])),
         labels=_load_labels(raw_config, labels, state),
     )
+
+
+def _refuse_path(source: str) -> None:
+    """Refuse what is a path rather than a hub id, and no folder: the hub need not be asked."""
+    if Path(source).is_file():
+        raise CheckpointError(f"{source} is a file: give its folder, which has config.json beside the weights.")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise CheckpointError(f"{source} is no hub id, and there is no such folder.")
 
 
 def _load_original(path: Path, tokenizer: Path | None, labels: Path | None) -> Checkpoint:
@@ -121,8 +141,8 @@ def _download(source: str, revision: str | None) -> Path:
 
     try:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
-        if not (folder / "model.safetensors").exists():
-            snapshot_download(source, revision=folder.name, allow_patterns=[PICKLED])  # into the same folder
+        if not any((folder / name).exists() for name in (weights.SAFE, weights.SAFE + weights.INDEX)):
+            snapshot_download(source, revision=folder.name, allow_patterns=list(weights.OF_PICKLED))  # same folder
         return folder
     except Exception as error:  # the hub's client raises its own, httpx's and OSError
         raise DownloadError(f"{source} of {revision}" if revision else source, _root_of(error)) from error
@@ -137,28 +157,53 @@ def _root_of(error: BaseException) -> str:
 
 
 def _load_state(folder: Path) -> StateDict:
-    safetensors, pickled = folder / "model.safetensors", folder / PICKLED
-    if not safetensors.exists() and not pickled.exists():
-        raise CheckpointError(f"{folder} has neither model.safetensors nor {PICKLED}.")
     try:
-        if safetensors.exists():
-            state = load_file(safetensors)
-        else:
-            state = torch.load(pickled, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader raises its own
+        state = weights.read_state(folder)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if WORDS.removeprefix("vilt.") in state or (WORDS in state and POOLER not in state):
         raise CheckpointError(
-            f"The weights of {folder} cannot be read ({type(error).__name__}): the file is damaged, or holds more than"
-            " weights, which is never executed; download or save it again."
-        ) from error
-    if not isinstance(state, dict) or not {WORDS, MODALITIES} <= set(state):
+            f"{folder} has no head for questions, matching or retrieval: it is another kind of model, such as a plain"
+            " ViltModel or ViltForTokenClassification."
+        )
+    if not {WORDS, MODALITIES} <= set(state):
         raise CheckpointError(f"{folder} holds no ViLT: its weights lack {WORDS} or {MODALITIES}.")
-    return {name: tensor.float() for name, tensor in state.items() if tensor.is_floating_point()}
+    return state
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read what describes the model: not how a program ran it, and in the one form that transformers reads."""
+    config = _read_json(folder / "config.json")
+    if config is None and (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{folder} is a PEFT adapter without its model: {weights.MERGE}")
+    if config is None and (commits := [path.name for path in folder.glob("snapshots/*")]):
+        raise CheckpointError(f"{folder} is the hub's cache of a repository: give {folder}/snapshots/{commits[0]}.")
+    if config is None:
+        raise CheckpointError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder.")
+    config = {name: value for name, value in config.items() if name not in OF_A_RUN}
+    for name in ("image_size", "patch_size"):
+        sides = config.get(name)
+        if isinstance(sides, list):
+            if len(sides) != 2 or sides[0] != sides[1]:
+                raise CheckpointError(f"{name} is {sides}; only one number, or the same number twice, is supported.")
+            config[name] = sides[0]
+    if isinstance(config.get("id2label"), list):
+        config["id2label"] = dict(enumerate(config["id2label"]))
+    return config
+
+
+def _try_in_transformers(config: dict[str, Any]) -> None:
+    """Refuse at once what the comparison with transformers would fail on once the graphs are written."""
+    try:
+        ViltConfig(**config)
+    except Exception as error:  # it raises its own and Python's
+        raise CheckpointError(f"transformers does not accept config.json: {' '.join(str(error).split())}") from error
 
 
 def _read_processor(folder: Path) -> dict[str, Any]:
-    """Read the image processor's settings, which transformers 5 saves inside processor_config.json."""
-    alone = _read_json(folder / "preprocessor_config.json")
-    return alone or (_read_json(folder / "processor_config.json") or {}).get("image_processor", {})
+    """Read the image processor's settings; processor_config.json, where transformers 5 saves them, goes first."""
+    nested = (_read_json(folder / "processor_config.json") or {}).get("image_processor")
+    return nested or _read_json(folder / "preprocessor_config.json") or {}
 
 
 def _config_of(where: Path, config: dict[str, Any], processor: dict[str, Any], state: StateDict) -> GraphConfig:
@@ -181,30 +226,26 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         )
     if len(state[MODALITIES]) != 2:
         raise CheckpointError("This checkpoint compares two images (NLVR2); only one image a text is supported.")
-    if FIRST_OF_CLASSIFIER in state and len(state[FIRST_OF_CLASSIFIER]) != 2 * len(state[WORDS][0]):
+    width = len(state[WORDS][0])
+    if FIRST_OF_CLASSIFIER in state and state[FIRST_OF_CLASSIFIER].shape != (2 * width, width):
+        rows, *columns = state[FIRST_OF_CLASSIFIER].shape
         raise CheckpointError(
-            f"{FIRST_OF_CLASSIFIER} has {len(state[FIRST_OF_CLASSIFIER])} rows where question answering has twice the"
-            " hidden size: this classifier is another, such as ViltForImagesAndTextClassification's, and not supported."
+            f"{FIRST_OF_CLASSIFIER} has {rows} rows of {columns} where question answering has {2 * width} of [{width}]:"
+            " this classifier is another, such as ViltForImagesAndTextClassification's, and not supported."
         )
     if config.get("max_image_length", -1) > 0:
         raise CheckpointError("max_image_length is positive: the reference then drops patches at random.")
+    patch_px = config.get("patch_size", 32)
+    _refuse_another_processing(processor, patch_px)
     # transformers' processor does not look into config.json; where there is none, pictures are as large as in training
     size = processor.get("size", 384 if processor else config.get("image_size", 384))
     shortest_edge_px = size.get("shortest_edge") if isinstance(size, dict) else size
     if not isinstance(shortest_edge_px, int):
         raise CheckpointError(f"The image processor's size is {size}; it must have a shortest_edge, in pixels.")
-    if processor.get("resample", 3) != 3:
-        raise CheckpointError("The image processor does not resize with bicubic filtering (resample 3).")
-    patch_px = config.get("patch_size", 32)
     if shortest_edge_px < 2 * patch_px:
         raise CheckpointError(
             f"The image processor resizes to {shortest_edge_px} pixels: fewer than two patches of {patch_px}."
         )
-    settings = {"size_divisor": 32, **processor} if processor else {}  # transformers' default, whatever the patch size
-    always = {"do_resize": True, "do_rescale": True, "do_normalize": True, "size_divisor": patch_px}
-    for name, supported in always.items():
-        if settings.get(name, supported) != supported:
-            raise CheckpointError(f"The image processor has {name} {settings[name]!r}; it must be {supported!r}.")
     hidden_size, heads = config.get("hidden_size", 768), config.get("num_attention_heads", 12)
     if hidden_size % heads:
         raise CheckpointError(f"hidden_size {hidden_size} cannot be shared among {heads} attention heads.")
@@ -222,6 +263,20 @@ def _graph_config(config: dict[str, Any], processor: dict[str, Any], state: Stat
         image_std=_of_channels(processor.get("image_std", 0.5)),
         rescale_factor=processor.get("rescale_factor", 1 / 255),
     )
+
+
+def _refuse_another_processing(processor: dict[str, Any], patch_px: int) -> None:
+    """Refuse settings with which transformers would make other pixels of a picture than the server does."""
+    kind = processor.get("image_processor_type", processor.get("feature_extractor_type", "Vilt"))
+    if not str(kind).startswith("Vilt"):
+        raise CheckpointError(f"The image processor is {kind}; only ViltImageProcessor is supported.")
+    if processor.get("resample", 3) != 3:
+        raise CheckpointError("The image processor does not resize with bicubic filtering (resample 3).")
+    settings = {"size_divisor": 32, **processor} if processor else {}  # transformers' default, whatever the patch size
+    always = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
+    for name, supported in {**always, "do_center_crop": False, "size_divisor": patch_px}.items():
+        if settings.get(name, supported) != supported:
+            raise CheckpointError(f"The image processor has {name} {settings[name]!r}; it must be {supported!r}.")
 
 
 def _of_channels(value: float | list[float]) -> tuple[float, float, float]:
@@ -245,10 +300,13 @@ def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenize
         if found.suffix == ".json":
             tokenizer = Tokenizer.from_file(str(found))
         else:
-            built = BertWordPieceTokenizer(str(found), lowercase=settings.get("do_lower_case", True))
-            tokenizer = Tokenizer.from_str(built.to_str())
+            tokenizer = _of_vocabulary(found, settings)
+            _add_words(tokenizer, _read_json(found.parent / "added_tokens.json") or {}, settings)
+    except CheckpointError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{found} is not a tokenizer: {error}.") from error
+    _refuse_another_reading(tokenizer, settings, found)
     if max(tokenizer.get_vocab().values(), default=0) >= words:
         raise CheckpointError(
             f"{found} has more tokens than the {words} of the model: give --tokenizer the one it was trained with."
@@ -256,16 +314,72 @@ def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenize
     return tokenizer
 
 
+def _of_vocabulary(path: Path, settings: dict[str, Any]) -> Tokenizer:
+    """Build BERT's tokenizer from vocab.txt, as transformers does with the same settings."""
+    names = [f"{kind}_token" for kind in ("unk", "sep", "cls", "pad", "mask")]
+    special = {name: _content(settings[name]) for name in names if name in settings}
+    built = BertWordPieceTokenizer(
+        str(path),
+        **special,
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
+    if built.token_to_id(special.get("unk_token", "[UNK]")) is None:  # it says so of the others itself
+        raise TypeError("unk_token not found in the vocabulary")
+    return Tokenizer.from_str(built.to_str())
+
+
+def _add_words(tokenizer: Tokenizer, added: dict[str, int], settings: dict[str, Any]) -> None:
+    """Add words to a vocabulary: newer settings describe all of them, added_tokens.json only numbers them."""
+    described = settings.get("added_tokens_decoder", {})
+    words = {int(index): AddedToken(**word) for index, word in described.items()}
+    words = words or {index: AddedToken(word) for word, index in added.items()}
+    for index, word in sorted(words.items()):
+        if tokenizer.token_to_id(word.content) is None:
+            tokenizer.add_tokens([word])
+        if tokenizer.token_to_id(word.content) != index:
+            raise CheckpointError(
+                f"The added word {word.content!r} is number {index} of a vocabulary that does not reach it: give"
+                " --tokenizer the tokenizer.json that the model was trained with."
+            )
+
+
+def _refuse_another_reading(tokenizer: Tokenizer, settings: dict[str, Any], found: Path) -> None:
+    """Refuse a tokenizer that its own settings contradict, and one that keeps the end of a text that is too long."""
+    reads = json.loads(tokenizer.to_str())
+    lowercase = (reads["normalizer"] or {}).get("lowercase")  # BERT's has it
+    wanted = settings.get("do_lower_case", lowercase)
+    if lowercase is not None and wanted != lowercase:
+        raise CheckpointError(
+            f"{found} has lowercase {lowercase}, tokenizer_config.json do_lower_case {wanted}: set both to what the"
+            " model was trained with."
+        )
+    sides = (settings.get("truncation_side", "right"), (reads["truncation"] or {}).get("direction", "right"))
+    if "left" in {str(side).lower() for side in sides}:
+        raise CheckpointError(
+            "The tokenizer's truncation_side is left; the server cuts a long text at its right: set it to right if that"
+            " is what the model was trained with."
+        )
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token["content"] if isinstance(token, dict) else token
+
+
 def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict) -> tuple[str, ...] | None:
     if "classifier.3.weight" not in state:
         return None
     try:
-        named = json.loads(override.read_text()) if override else config.get("id2label", {})
+        named = json.loads(override.read_text(encoding="utf-8-sig")) if override else config.get("id2label", {})
         by_index = dict(enumerate(named)) if isinstance(named, list) else {int(key): named[key] for key in named}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{override or 'id2label'} is neither a JSON list of answers nor an object of index to answer: {error}."
         ) from error
+    for label in by_index.values():
+        if not isinstance(label, (str, int, float)):
+            raise CheckpointError(f"{override or 'id2label'} has the answer {json.dumps(label)}: answers are strings.")
     labels = tuple(str(by_index[index]) for index in sorted(by_index))
     if override is None and all(map(UNNAMED.fullmatch, labels)):
         return None  # an error only if the head is kept

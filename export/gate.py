@@ -128,7 +128,7 @@ def read(data: Path, heads: Iterable[str], spec: ViltSpec) -> list[Example]:
         picture is missing or unusable, or there are no examples for these heads.
     """
     try:
-        lines = data.read_text().split("\n")
+        lines = data.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise GateError(f"--eval-data {data} cannot be read: {error}.") from error
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -137,7 +137,7 @@ def read(data: Path, heads: Iterable[str], spec: ViltSpec) -> list[Example]:
     if not examples:
         raise GateError(f"--eval-data {data} asks nothing that this checkpoint answers.")
     pictures = dict.fromkeys(path for one in examples for path, _ in one.pairs)
-    missing = [path for path in pictures if not path.is_file()]
+    missing = [path for path in pictures if not _is_file(path)]
     if missing:
         raise GateError(f"--eval-data {data}: {len(missing):,} pictures are missing, the first is {missing[0]}.")
     flaws = {path: flaw for path in pictures if (flaw := _flaw(path, spec))}
@@ -200,7 +200,7 @@ def _verdict(of_head: Mapping[str, Tally], limits: Limits) -> dict[str, str]:
 def _parse(line: str, where: str, folder: Path) -> Example:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GateError(f"{where} is not JSON: {error}.") from error
     if not isinstance(record, dict):
         raise GateError(f"{where} is not a JSON object.")
@@ -236,6 +236,13 @@ def _example(record: dict[str, Any], folder: Path) -> Example | None:
         case {"image": image, "text": str(text)}:
             return Example("itm_logits", ((folder / image, text),), record.get("match"))
     return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is too long for a file
+        return False
 
 
 def _flaw(picture: Path, spec: ViltSpec) -> str:

@@ -3,7 +3,7 @@
 transformers has no class with a matching head: for that the oracle is its trunk with the head's linear map on top.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,9 @@ class Sample:
     def features(self, config: GraphConfig) -> Features:
         image = to_patches(Image.fromarray(self.pixels), config.spec)
         return Features(image, TextTokens(self.input_ids, truncated=False))
+
+
+Progress = Callable[[list[list[Sample]]], Iterable[list[Sample]]]
 
 
 def cases(config: GraphConfig, vocabulary: int, seed: int = 0) -> Iterator[list[Sample]]:
@@ -176,7 +179,9 @@ def _load(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     return module
 
 
-def check(checkpoint: Checkpoint, model: Fused, graphs: dict[str, Path]) -> dict[str, float | int]:
+def check(
+    checkpoint: Checkpoint, model: Fused, graphs: dict[str, Path], *, progress: Progress = lambda batches: batches
+) -> dict[str, float | int]:
     """Compare written graphs with the torch module and with transformers, and batches with their rows alone.
 
     Raises: ParityError: a difference above FP32_TOLERANCE or BATCH_TOLERANCE, or transformers gives no numbers.
@@ -184,7 +189,7 @@ def check(checkpoint: Checkpoint, model: Fused, graphs: dict[str, Path]) -> dict
     config = checkpoint.config
     ours, module, oracle = onnx_runner(graphs), torch_runner(model), TransformersOracle(checkpoint)
     found: dict[str, list[float]] = {"torch": [], "transformers": [], "alone": []}
-    for samples in cases(config, len(checkpoint.state[WORDS])):
+    for samples in progress(list(cases(config, len(checkpoint.state[WORDS])))):
         features = [sample.features(config) for sample in samples]
         feeds = collate(features)
         logits = ours(feeds)

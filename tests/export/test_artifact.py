@@ -1,7 +1,9 @@
 """When an artifact folder changes, and what is said where it cannot."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -188,6 +190,32 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
         (staging / MANIFEST).write_text("{}")
 
     assert set(contents(tmp_path)) == {MANIFEST, "README.md"}
+
+
+@pytest.mark.parametrize(
+    "name", [MANIFEST, LABELS, TOKENIZER, "fp32/weights.bin", "int8/weights.bin", "fp16/weights.bin"]
+)
+def test_files_of_our_names_that_are_no_export_s_are_refused_and_stay(tmp_path: Path, name: str) -> None:
+    """A web extension has a manifest.json, a checkpoint a tokenizer.json; the refusal comes before any graph."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    before = contents(tmp_path)
+
+    there, _, _ = name.partition("/")
+    sentence = f"has {there} and no manifest.json of an earlier export"
+    with pytest.raises(OutputError, match=sentence), replacing(tmp_path):
+        pytest.fail("It would have been written to.")
+
+    assert contents(tmp_path) == before
+
+
+def test_full_disk_is_a_sentence_that_says_to_free_space(tmp_path: Path) -> None:
+    """Graphs of full size are a gigabyte."""
+    sentence = r"No space left on device\): free space there, or give --output"
+    with pytest.raises(OutputError, match=sentence), replacing(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_second_export_to_a_folder_is_refused_while_one_writes_there(tmp_path: Path) -> None:

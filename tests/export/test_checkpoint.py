@@ -3,17 +3,21 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import factories
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import BertTokenizer, ViltForImageAndTextRetrieval, ViltForQuestionAnswering, ViltProcessor
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
@@ -53,6 +57,49 @@ def test_checkpoint_of_any_kind_gives_its_heads(tmp_path: Path, kind: str, pickl
     assert list(graph.heads_of(loaded.state)) == heads
     assert (loaded.labels is None) == ("vqa_logits" not in heads)
     assert loaded.config.spec == ViltSpec()
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+def test_weights_in_several_files_are_read_as_one(tmp_path: Path, pickled: bool) -> None:
+    """Large checkpoints are saved so, with an index beside them."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+    sharded(folder, pickled=pickled)
+
+    loaded = checkpoint.load(str(folder))
+
+    assert set(loaded.state) == set(STATE)
+    assert all(torch.equal(loaded.state[name], value) for name, value in STATE.items())
+
+
+def sharded(folder: Path, *, pickled: bool) -> None:
+    """Put a folder's weights into two files."""
+    (folder / "model.safetensors").unlink()
+    stem, suffix = ("pytorch_model", "bin") if pickled else ("model", "safetensors")
+    weight_map = {name: f"{stem}-0000{1 + index % 2}-of-00002.{suffix}" for index, name in enumerate(STATE)}
+    for shard in set(weight_map.values()):
+        part = {name: value.contiguous() for name, value in STATE.items() if weight_map[name] == shard}
+        (torch.save if pickled else save_file)(part, folder / shard)
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+SAVED = {
+    "compiled": {f"_orig_mod.{name}": value for name, value in STATE.items()},
+    "distributed": {f"module.{name}": value for name, value in STATE.items()},
+    "both": {f"module._orig_mod.{name}": value for name, value in STATE.items()},
+    "in a loop": {"model": STATE, "epoch": 3},
+    "in another loop": {"state_dict": {f"module.{name}": value for name, value in STATE.items()}},
+    "beside an epoch": STATE | {"epoch": 3},
+}
+
+
+@pytest.mark.parametrize("saved", SAVED.values(), ids=SAVED)
+def test_weights_that_a_training_loop_wrapped_are_taken_out(tmp_path: Path, saved: dict[str, Any]) -> None:
+    """The names that torch.compile and DistributedDataParallel add, and what is saved beside weights."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+    (folder / "model.safetensors").unlink()
+    torch.save(saved, folder / "pytorch_model.bin")
+
+    assert set(checkpoint.load(str(folder)).state) == set(STATE)
 
 
 def test_pretraining_checkpoint_agrees_with_transformers_trunk(tmp_path: Path) -> None:
@@ -142,7 +189,8 @@ def test_layer_norm_epsilons_are_the_checkpoint_s(tmp_path: Path) -> None:
 TEXTS = {
     "question": "What color is the cat's 2nd toy?!",
     "accents": "Où est l'été? naïve Ångström İstanbul",
-    "no spaces": "猫はどこですか 강아지",
+    "accents of words that are known": "été Café CAT Ångström",
+    "no spaces": "猫はどこですか 猫は 강아지",
     "special tokens": "is [MASK] a [SEP] or a [CLS]? [unused5]",
     "long word": "a" * 150 + " cat",
     "controls": "what\tcolor\nis\u00a0the\u200bcat \ufffd",
@@ -150,13 +198,25 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
-def test_tokenizer_of_a_vocabulary_gives_transformers_ids(tmp_path: Path, lowercase: bool) -> None:
+SETTINGS: dict[str, dict[str, Any]] = {
+    "uncased": {"do_lower_case": True},
+    "cased": {"do_lower_case": False},
+    "uncased with accents": {"strip_accents": False},
+    "cased without accents": {"do_lower_case": False, "strip_accents": True},
+    "Chinese words whole": {"tokenize_chinese_chars": False},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_tokenizer_of_a_vocabulary_gives_transformers_ids(tmp_path: Path, settings: dict[str, Any]) -> None:
     """vocab.txt alone is enough: BERT's rules are those of transformers' own tokenizer."""
-    vocabulary = "\n".join(random_checkpoint.vocabulary()) + "\n"
+    words = random_checkpoint.vocabulary()
+    of_settings = ["été", "Café", "CAT", "cafe", "猫", "は", "##は", "Angstrom", "ångström"]
+    words[-len(of_settings) :] = of_settings
+    vocabulary = "\n".join(words) + "\n"
     (tmp_path / "vocab.txt").write_text(vocabulary)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
-    theirs = BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=lowercase)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = BertTokenizer(str(tmp_path / "vocab.txt"), **settings)
     config = factories.small_config(**SIZES, vocab_size=random_checkpoint.VOCABULARY)
     folder = factories.write_checkpoint(tmp_path, config, factories.redrawn_state(config))
     (tmp_path / "vocab.txt").write_text(vocabulary)
@@ -167,6 +227,36 @@ def test_tokenizer_of_a_vocabulary_gives_transformers_ids(tmp_path: Path, lowerc
         assert ours.encode(text).ids == theirs(text)["input_ids"], name
 
 
+def test_special_tokens_of_a_vocabulary_are_those_that_its_settings_name(tmp_path: Path) -> None:
+    """As words, or as the objects that older versions of transformers saved."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", "rank_output."))
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "<unk>", "<s>", "</s>", "[MASK]", *factories.TOKENS[5:]]))
+    named = {"unk_token": "<unk>", "cls_token": {"content": "<s>", "__type": "AddedToken"}, "sep_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+
+    tokens = checkpoint.load(str(folder)).tokenizer.encode("what dog").tokens
+
+    assert tokens == ["<s>", "what", "<unk>", "</s>"]
+
+
+@pytest.mark.parametrize("described", [False, True], ids=["numbered", "described"])
+def test_words_added_to_a_vocabulary_are_words(tmp_path: Path, described: bool) -> None:
+    """Each has a row of its own in the embeddings, which stays unused if its letters are read instead."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", "rank_output."))
+    (folder / "added_tokens.json").write_text(json.dumps({"color is": 14, "zebrafish": 13}))
+    if described:
+        how = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": True, "special": False}
+        words = {"13": {"content": "zebrafish", **how}, "14": {"content": "color is", **how}}
+        (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": words}))
+    theirs = BertTokenizer.from_pretrained(folder)
+
+    ours = checkpoint.load(str(folder)).tokenizer
+
+    for text in ("What color is the Zebrafish?", "zebrafishes", "[MASK] cats"):
+        assert ours.encode(text).ids == theirs(text)["input_ids"], text
+    assert {13, 14} <= set(ours.encode("What color is the zebrafish?").ids)
+
+
 def test_tokenizer_json_is_taken_before_a_vocabulary(tmp_path: Path) -> None:
     """It says more than vocab.txt does: here, that capitals count."""
     folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
@@ -175,6 +265,29 @@ def test_tokenizer_json_is_taken_before_a_vocabulary(tmp_path: Path) -> None:
     tokens = checkpoint.load(str(folder)).tokenizer.encode("Cat cat").tokens
 
     assert tokens == ["[CLS]", "[UNK]", "cat", "[SEP]"]
+
+
+def test_tokenizer_that_its_settings_contradict_is_refused(tmp_path: Path) -> None:
+    """transformers goes by the settings, other readers by tokenizer.json: what was meant is not known."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    checkpoint.load(str(folder))
+    _edit("tokenizer_config.json", do_lower_case=False)(folder)
+
+    with pytest.raises(CheckpointError, match=r"has lowercase True, tokenizer_config.json do_lower_case False"):
+        checkpoint.load(str(folder))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokenizer_that_keeps_the_end_of_a_text_is_refused(tmp_path: Path, side: str) -> None:
+    """Long texts are cut at their right here; a tokenizer.json may say otherwise itself."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+    own = checkpoint.load(str(folder)).tokenizer
+    own.enable_truncation(8, direction=side)
+    own.save(str(folder / "tokenizer.json"))
+
+    with pytest.raises(CheckpointError, match="truncation_side is left") if side == "left" else nullcontext():
+        checkpoint.load(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -230,17 +343,63 @@ def _pickle(weights: object) -> Change:
     return change
 
 
+WORD = "vilt.embeddings.text_embeddings.word_embeddings.weight"
+QUERY = "vilt.encoder.layer.0.attention.attention.query.weight"
+
+
+def _index(weight_map: object) -> Change:
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return change
+
+
 FAULTS: dict[str, tuple[Change, str]] = {
     "no configuration": (_without("config.json"), "no config.json"),
     "damaged configuration": (_damage("config.json"), "is not JSON"),
     "configuration of another kind": (_damage("config.json", "[]"), "is not a JSON object"),
     "no weights": (_without("model.safetensors"), "neither model.safetensors nor pytorch_model.bin"),
+    "a shard that is missing": (
+        _index({WORD: "model-00001-of-00002.safetensors"}),
+        "00001-of-00002.*, which is missing",
+    ),
+    "a shard elsewhere": (_index({WORD: "../model.safetensors"}), "'../model.safetensors', which is no file beside it"),
+    "an index of nothing": (_index(["model.safetensors"]), "is not an index of weights"),
+    "an adapter alone": (
+        lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
+        r"PEFT adapter .* merge_and_unload\(\) .* save_pretrained\(\)",
+    ),
+    "adapters that are not merged": (
+        _pickle({name.replace(".query.", ".query.base_layer."): value for name, value in STATE.items()}),
+        r"adapters that are not merged: call merge_and_unload\(\)",
+    ),
+    "weights in int8": (
+        _pickle(STATE | {QUERY: torch.zeros(16, 16, dtype=torch.int8)}),
+        f"{QUERY} of .* is int8: quantised weights are not supported",
+    ),
+    "a trunk alone": (
+        _pickle({name.removeprefix("vilt."): value for name, value in STATE.items() if name.startswith("vilt.")}),
+        "no head for questions, matching or retrieval",
+    ),
+    "classes of words": (
+        _pickle({name: value for name, value in STATE.items() if "pooler" not in name}),
+        "no head for questions, matching or retrieval: .* ViltForTokenClassification",
+    ),
     "damaged weights": (_damage("model.safetensors"), "cannot be read .* download or save it again"),
     "weights that run code": (_pickle({"vilt.": Malicious()}), "cannot be read .* never executed"),
     "weights of another model": (_pickle({"weight": torch.zeros(1)}), "holds no ViLT"),
     "no tokenizer": (_without("vocab.txt"), "give --tokenizer a tokenizer.json or a vocab.txt"),
     "damaged tokenizer": (_damage("tokenizer.json"), "is not a tokenizer"),
     "vocabulary of another kind": (_damage("vocab.txt", "hello\n"), "is not a tokenizer"),
+    "vocabulary without the word for unknown ones": (
+        lambda folder: (folder / "tokenizer_config.json").write_text(json.dumps({"unk_token": "<unk>"})),
+        "is not a tokenizer: unk_token not found",
+    ),
+    "added words that do not follow the vocabulary": (
+        lambda folder: (folder / "added_tokens.json").write_text(json.dumps({"dog": 20})),
+        "'dog' is number 20 .* give --tokenizer the tokenizer.json",
+    ),
     "vocabulary of another model": (
         _damage("vocab.txt", "\n".join([*factories.TOKENS, *map(str, range(64))])),
         "more tokens than the 64 of the model",
@@ -273,6 +432,31 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "another classifier": (
         _pickle(STATE | {"classifier.0.weight": torch.zeros(16, 16)}),
         "classifier.0.weight has 16 rows .* such as ViltForImagesAndTextClassification's",
+    ),
+    "pictures that are cropped": (_edit("preprocessor_config.json", do_center_crop=True), "do_center_crop True"),
+    "another image processor": (
+        _edit("preprocessor_config.json", image_processor_type="CLIPImageProcessor"),
+        "image processor is CLIPImageProcessor; only ViltImageProcessor",
+    ),
+    "another feature extractor": (
+        _edit("preprocessor_config.json", feature_extractor_type="ViTFeatureExtractor"),
+        "image processor is ViTFeatureExtractor",
+    ),
+    "texts cut at their start": (
+        _damage("tokenizer_config.json", '{"truncation_side": "left"}'),
+        "truncation_side is left",
+    ),
+    "another classifier of as many rows": (
+        _pickle(STATE | {"classifier.0.weight": torch.zeros(32, 32)}),
+        "classifier.0.weight has 32 rows .* such as ViltForImagesAndTextClassification's",
+    ),
+    "a height and a width of a patch": (
+        _edit("config.json", patch_size=[32, 16]),
+        r"patch_size is \[32, 16\]; only one",
+    ),
+    "a configuration that transformers refuses": (
+        _edit("config.json", initializer_range="small"),
+        "transformers does not accept config.json: .*initializer_range",
     ),
     "pixels as they are": (_edit("preprocessor_config.json", do_normalize=False), "do_normalize False"),
 }
@@ -309,6 +493,34 @@ def test_settings_that_are_null_or_one_for_all_channels_are_read_as_transformers
     assert "rank_logits" in parity.TransformersOracle(loaded).run(next(parity.cases(loaded.config, 64)))
 
 
+def test_settings_inside_processor_config_are_read_before_those_of_their_own_file(tmp_path: Path) -> None:
+    """As transformers 5 does, which leaves an older preprocessor_config.json beside what it saves."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", "rank_output."))
+    processor = {"image_processor": {"size": {"shortest_edge": 288}, "image_mean": [0.2, 0.2, 0.2]}}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+
+    config = checkpoint.load(str(folder)).config
+
+    assert (config.spec.shortest_edge_px, config.image_mean) == (288, (0.2, 0.2, 0.2))
+
+
+def test_configuration_of_another_form_is_compared_with_transformers_all_the_same(tmp_path: Path) -> None:
+    """How a program ran a model is no part of it; sides that are equal are one, and a list of answers is in order."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, factories.only(STATE, "vilt.", "classifier."))
+    ran = {"return_dict": False, "use_return_dict": True, "torchscript": True, "attn_implementation": "none"}
+    answers = [f"it is {index}" for index in range(11)]
+    _edit("config.json", **ran, id2label=answers, image_size=[384, 384], patch_size=[32, 32])(folder)
+
+    loaded = checkpoint.load(str(folder))
+
+    assert loaded.labels == tuple(answers)
+    samples = next(parity.cases(loaded.config, 64))
+    found = parity.torch_runner(graph.build(loaded.config, loaded.state))(
+        collate([sample.features(loaded.config) for sample in samples])
+    )
+    assert parity.distance(found, parity.TransformersOracle(loaded).run(samples)) <= parity.FP32_TOLERANCE
+
+
 def test_checkpoint_for_two_images_is_refused(tmp_path: Path) -> None:
     """NLVR2 has a third modality row."""
     name = "vilt.embeddings.token_type_embeddings.weight"
@@ -319,7 +531,9 @@ def test_checkpoint_for_two_images_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [None, "yes\nno", '"yes"', '{"yes": 0}'], ids=["no file", "lines", "a string", "answer to index"]
+    "content",
+    [None, "yes\nno", '"yes"', '{"yes": 0}', "[" * 100_000],
+    ids=["no file", "lines", "a string", "answer to index", "nested too deep"],
 )
 def test_labels_of_another_form_are_refused_with_a_sentence(tmp_path: Path, content: str | None) -> None:
     """The message names the two forms that are read."""
@@ -328,6 +542,16 @@ def test_labels_of_another_form_are_refused_with_a_sentence(tmp_path: Path, cont
         (tmp_path / "labels.json").write_text(content)
 
     with pytest.raises(CheckpointError, match="neither a JSON list of answers nor an object of index to answer"):
+        checkpoint.load(str(folder), labels=tmp_path / "labels.json")
+
+
+@pytest.mark.parametrize("answer", ["null", '{"answer": "no"}', '["no"]'])
+def test_answers_that_are_no_strings_are_refused(tmp_path: Path, answer: str) -> None:
+    """They would be served as Python writes them."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+    (tmp_path / "labels.json").write_text(f"[{', '.join([answer] * 11)}]")
+
+    with pytest.raises(CheckpointError, match=f"has the answer {re.escape(answer)}: answers are strings"):
         checkpoint.load(str(folder), labels=tmp_path / "labels.json")
 
 
@@ -361,7 +585,7 @@ def test_labels_and_tokenizer_can_be_given_apart(tmp_path: Path, labels: object)
     folder = factories.write_checkpoint(tmp_path / "hf", CONFIG, factories.only(STATE, "vilt.", "classifier."))
     _edit("config.json", id2label=None)(folder)
     vocabulary = (folder / "vocab.txt").rename(tmp_path / "vocab.txt")
-    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    (tmp_path / "labels.json").write_text(json.dumps(labels), encoding="utf-8-sig")  # as Windows writes it
 
     loaded = checkpoint.load(str(folder), tokenizer=vocabulary, labels=tmp_path / "labels.json")
 
@@ -378,6 +602,25 @@ def test_checkpoint_in_the_working_folder_has_that_folders_name(
     monkeypatch.chdir(factories.write_checkpoint(tmp_path / "mine", CONFIG, STATE))
 
     assert checkpoint.load(".").name == "mine"
+
+
+def test_path_that_is_no_folder_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
+    """A file of the folder was meant, or the path is mistyped."""
+    folder = factories.write_checkpoint(tmp_path, CONFIG, STATE)
+
+    with pytest.raises(CheckpointError, match=r"config.json is a file: give its folder"):
+        checkpoint.load(str(folder / "config.json"))
+    for path in ("./nope", "../nope", "~/nope", "/nope", "a/b/c"):
+        with pytest.raises(CheckpointError, match=f"^{path} is no hub id, and there is no such folder"):
+            checkpoint.load(path)
+
+
+def test_top_of_the_hub_s_cache_is_refused_with_the_folder_to_give(tmp_path: Path) -> None:
+    """A cached repository's files are two folders further down."""
+    factories.write_checkpoint(tmp_path / "models--me--vilt" / "snapshots" / COMMIT, CONFIG, STATE)
+
+    with pytest.raises(CheckpointError, match=f"give .*models--me--vilt/snapshots/{COMMIT}"):
+        checkpoint.load(str(tmp_path / "models--me--vilt"))
 
 
 COMMIT = "d0a1f6a"
@@ -432,6 +675,14 @@ def test_weights_of_the_hub_are_downloaded_once(repository: Path, tmp_path: Path
     assert set(loaded.state) == set(STATE)
     weights = {path.name for path in (tmp_path / COMMIT).glob("*model*")}
     assert weights == {"model.safetensors" if safe else "pytorch_model.bin"}
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+def test_weights_of_the_hub_in_several_files_are_downloaded(repository: Path, pickled: bool) -> None:
+    """With their index."""
+    sharded(repository, pickled=pickled)
+
+    assert set(checkpoint.load("dandelin/some-vilt").state) == set(STATE)
 
 
 def export(*arguments: str) -> subprocess.CompletedProcess[str]:

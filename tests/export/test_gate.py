@@ -250,6 +250,7 @@ def test_kinds_that_help_shows_are_those_that_are_read(picture: Path) -> None:
 
 REFUSED = {
     "no JSON": ("{", r"line 2 is not JSON"),
+    "nested too deep": ("[" * 100_000, r"line 2 is not JSON"),
     "no object": ([1], r"line 2 is not a JSON object"),
     "no candidates": (
         {"text": "a", "images": []},
@@ -264,6 +265,7 @@ REFUSED = {
     "match beyond the candidates": ({"image": "1.png", "texts": ["a", "b"], "match": 2}, r"line 2: match is 2"),
     "match that is a word": ({"image": "1.png", "text": "a", "match": "yes"}, r"line 2: match is 'yes'"),
     "missing picture": ({"image": "none.png", "question": "a"}, r"1 pictures are missing, the first is .*none\.png"),
+    "name that no file can have": ({"image": "a" * 5000, "question": "a"}, r"1 pictures are missing"),
     "no picture": (
         {"image": "data.jsonl", "question": "a"},
         r"1 pictures cannot be used, the first is .*data\.jsonl: The image could not be identified",
@@ -283,6 +285,14 @@ def test_data_of_no_use_is_refused_with_a_sentence(picture: Path, record: object
 
     with pytest.raises(GateError, match=f"--eval-data.*{sentence}"):
         gate.read(data, ["vqa_logits"], SPEC)
+
+
+def test_data_as_windows_writes_it_is_read(picture: Path) -> None:
+    """With a mark at its start, which is no part of the first record."""
+    data = picture.with_name("data.jsonl")
+    data.write_text('{"image": "1.png", "question": "what?"}\r\n', encoding="utf-8-sig")
+
+    assert len(gate.read(data, ["vqa_logits"], SPEC)) == 1
 
 
 @pytest.mark.parametrize("text", ["", '{"image": "1.png", "text": "a"}'], ids=["empty", "for another head"])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import factories
@@ -262,6 +262,21 @@ def test_check_records_how_far_rows_in_a_batch_are_from_the_same_rows_alone(smal
     found = parity.check(small.loaded, small.model, small.three_parts)
 
     assert 0 < found["max_score_difference_to_alone"] < found["tolerance_to_alone"] / 100
+
+
+@pytest.mark.slow
+def test_check_shows_every_batch_that_it_has_compared(small: Exported) -> None:
+    """All of them take a minute at full size."""
+    compared: list[list[parity.Sample]] = []
+
+    def progress(batches: list[list[parity.Sample]]) -> Iterator[list[parity.Sample]]:
+        for batch in batches:
+            yield batch
+            compared.append(batch)
+
+    found = parity.check(small.loaded, small.model, small.three_parts, progress=progress)
+
+    assert len(compared) == found["batches"]
 
 
 @pytest.mark.slow
