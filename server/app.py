@@ -11,7 +11,6 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -24,6 +23,7 @@ from server.context import RequestContext, server_timing, timings_of
 from server.cpus import usable_cpus
 from server.errors import BadRequest, MethodNotAllowed, NotFound, ServerError, internal_error
 from server.metrics import CONTENT_TYPE
+from server.pages import add_pages
 from server.pipeline import Pipeline
 from server.preparation import Limits, Preparation
 from server.routes import TaskRoutes
@@ -75,12 +75,12 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         version=own_version(),
         description="Ask a vision-and-language transformer about an image, and see where each millisecond goes.",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
+        docs_url=None,  # FastAPI's own page loads its scripts from elsewhere: pages.py
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,  # not in the contract, and to the wrong scheme behind a proxy
     )
-    patch_fastapi(app, swagger_ui_parameters={"displayRequestDuration": True})
+    add_pages(app)
     keys = settings.api_key.get_secret_value().split(",") if settings.api_key else []
     guards = [Depends(ApiKeys(keys))] if keys else []
     for router in (tasks.router(), _about_models_and_requests(models, backend)):  # all of /v1, and nothing else

@@ -223,10 +223,14 @@ def test_openapi_describes_three_tasks_and_their_forms(server: Running) -> None:
 
 
 def test_docs_page_loads_nothing_from_elsewhere(server: Running) -> None:
-    """The page works without a network: what it needs comes from the server itself."""
+    """It works without a network, under a proxy's prefix and behind TLS: what it needs is beside it on the server."""
     page = server.client.get("/docs").text
-    sources = re.findall(r"(?:src|href)=\"([^\"]+)\"", page)
+    sources = re.findall(r"(?:src=|href=|\burl: )\"([^\"]+)\"", page)
 
-    assert len(sources) >= 3
-    assert all(source.startswith(server.url) for source in sources)
-    assert all(server.client.get(source).status_code == 200 for source in sources)
+    assert len(sources) >= 4
+    assert not [source for source in sources if source.startswith("/") or ":" in source]
+    assert all(server.client.get(f"/{source}").status_code == 200 for source in sources)
+
+
+def test_root_leads_to_the_docs_page_under_any_prefix(server: Running) -> None:
+    assert server.client.get("/").headers["Location"] == "docs"
