@@ -83,7 +83,7 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
     add_pages(app)
     keys = settings.api_key.get_secret_value().split(",") if settings.api_key else []
     guards = [Depends(ApiKeys(keys))] if keys else []
-    for router in (tasks.router(), _about_models_and_requests(models, backend)):  # all of /v1, and nothing else
+    for router in (tasks.router(models), _about_models_and_requests(models, backend)):  # all of /v1, and nothing else
         app.include_router(router, dependencies=guards)
     _add_operator_routes(app, backend)
     _add_exception_handler(app, tasks.record)

@@ -215,11 +215,43 @@ def test_openapi_describes_three_tasks_and_their_forms(server: Running) -> None:
 
     forms = {path: set(paths[path]["post"]["requestBody"]["content"]) for path in ("/v1/vqa", "/v1/itm", "/v1/rank")}
 
-    assert forms["/v1/vqa"] == forms["/v1/itm"] == {"multipart/form-data", "application/json", "image/*"}
+    raw = {"image/png", "image/jpeg", "image/*"}
+    assert forms["/v1/vqa"] == forms["/v1/itm"] == {"multipart/form-data", "application/json"} | raw
     assert forms["/v1/rank"] == {"multipart/form-data", "application/json"}
     defined = schema.json()["components"]["schemas"]
     assert set(re.findall(r'"#/components/schemas/(\w+)"', schema.text)) <= set(defined)
     assert "#/$defs" not in schema.text
+
+
+@pytest.mark.parametrize("task", ["vqa", "itm", "rank"])
+def test_openapi_examples_are_answered_in_each_form(server: Running, task: str) -> None:
+    """As /docs fills them in, with a file where one is chosen; no client sends a field twice because of a default."""
+    described = server.client.get("/openapi.json").json()["paths"][f"/v1/{task}"]["post"]
+    bodies, (_, picture) = described["requestBody"]["content"], PICTURES["png"]
+    query = {one["name"]: one["example"] for one in described["parameters"] if "example" in one}
+    form = bodies["multipart/form-data"]["schema"]["properties"]
+    filled = {name: field["examples"][0] for name, field in form.items() if "examples" in field}
+    file = "images" if task == "rank" else "image"
+
+    sent = [{"json": bodies["application/json"]["example"]}, {"data": filled, "files": {file: picture}}]
+    if task != "rank":
+        sent.append({"params": query, "content": picture, "headers": {"Content-Type": "image/png"}})
+    responses = [server.client.post(f"/v1/{task}", **one) for one in sent]
+
+    assert [response.status_code for response in responses] == [200] * len(sent)
+    assert filled["model"] == responses[0].json()["model"]
+    assert not [one for one in described["parameters"] if "default" in one["schema"]]
+
+
+@pytest.mark.parametrize("task", ["vqa", "itm", "rank"])
+def test_openapi_describes_no_null_outside_of_json(server: Running, task: str) -> None:
+    """A client would send the word None; and what has no type in a form becomes no type in generated clients."""
+    described = server.client.get("/openapi.json").json()["paths"][f"/v1/{task}"]["post"]
+    form = described["requestBody"]["content"]["multipart/form-data"]["schema"]
+
+    assert not {"oneOf", "anyOf"} & form.keys()
+    for schema in [*form["properties"].values(), *(one["schema"] for one in described["parameters"])]:
+        assert schema["type"] in {"string", "integer", "number", "array"}
 
 
 def test_docs_page_loads_nothing_from_elsewhere(server: Running) -> None:
