@@ -27,14 +27,17 @@ from server.pages import add_pages
 from server.pipeline import Pipeline
 from server.preparation import Limits, Preparation
 from server.routes import TaskRoutes
-from server.schemas import ERRORS, CalibrationResponse, ModelInfo, ModelsResponse, SlowestResponse
+from server.schemas import ERRORS, CalibrationResponse, ModelInfo, ModelsResponse, SlowestResponse, StatusResponse
 from server.settings import Settings
 from server.types import ServedModel
 from server.version import own_version
 
 log = logging.getLogger(__name__)
 NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"description": "starting or draining, or the model keeps failing, hangs, or its process does not answer"}
+    503: {
+        "model": StatusResponse,
+        "description": "starting or draining, or the model keeps failing, hangs, or its process does not answer",
+    }
 }
 
 
@@ -118,7 +121,7 @@ async def _prepare_routes(app: ASGIApp) -> None:
 
 
 def _about_models_and_requests(models: Sequence[ServedModel], backend: Backend) -> APIRouter:
-    router = APIRouter(prefix="/v1", responses={401: ERRORS[401]}, tags=["operation"])
+    router = APIRouter(prefix="/v1", responses={status: ERRORS[status] for status in (401, 405)}, tags=["operation"])
 
     @router.get("/models", summary="List the models", response_model=ModelsResponse)
     async def list_models() -> ModelsResponse:
@@ -143,14 +146,15 @@ def _add_operator_routes(app: FastAPI, backend: Backend) -> None:
 
     @app.head("/livez", include_in_schema=False)  # as some balancers ask
     @app.get("/livez", summary="Is the process alive?", **operation)
-    async def livez() -> dict[str, str]:
+    async def livez() -> StatusResponse:
         """Answer that the process need not be restarted."""
-        return {"status": "alive"}
+        return StatusResponse(status="alive")
 
     @app.head("/readyz", include_in_schema=False)
     @app.head("/health", include_in_schema=False)
-    @app.get("/readyz", summary="Does it accept requests?", responses=NOT_READY, **operation)
-    @app.get("/health", summary="The same as /readyz", responses=NOT_READY, **operation)
+    @app.get("/readyz", summary="Does it accept requests?", response_model=StatusResponse, responses=NOT_READY, **operation
+    )
+    @app.get("/health", summary="The same as /readyz", response_model=StatusResponse, responses=NOT_READY, **operation)
     async def readyz() -> JSONResponse:
         """Return whether the server wants requests."""
         status = await backend.status()

@@ -164,6 +164,10 @@ class SlowestResponse(BaseModel):
     requests: list[RequestRecord] = Field(description="slowest first; when is the instant of the response")
 
 
+class StatusResponse(BaseModel):
+    status: str = Field(description="alive, of /livez; ready, or why not")
+
+
 class ErrorResponse(BaseModel):
     error: str
     code: str

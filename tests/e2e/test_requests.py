@@ -254,6 +254,16 @@ def test_openapi_describes_no_null_outside_of_json(server: Running, task: str) -
         assert schema["type"] in {"string", "integer", "number", "array"}
 
 
+def test_openapi_describes_health_and_what_it_refuses(server: Running) -> None:
+    paths = server.client.get("/openapi.json").json()["paths"]
+
+    for path in ("/readyz", "/health"):
+        for status in ("200", "503"):
+            schema = paths[path]["get"]["responses"][status]["content"]["application/json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/StatusResponse"}
+    assert all("405" in about["get"]["responses"] for path, about in paths.items() if "/v1" in path and "get" in about)
+
+
 def test_docs_page_loads_nothing_from_elsewhere(server: Running) -> None:
     """It works without a network, under a proxy's prefix and behind TLS: what it needs is beside it on the server."""
     page = server.client.get("/docs").text
