@@ -144,15 +144,13 @@ def _about_models_and_requests(models: Sequence[ServedModel], backend: Backend) 
 def _add_operator_routes(app: FastAPI, backend: Backend) -> None:
     operation: dict[str, Any] = {"tags": ["operation"]}
 
-    @app.head("/livez", include_in_schema=False)  # as some balancers ask
     @app.get("/livez", summary="Is the process alive?", **operation)
     async def livez() -> StatusResponse:
         """Answer that the process need not be restarted."""
         return StatusResponse(status="alive")
 
-    @app.head("/readyz", include_in_schema=False)
-    @app.head("/health", include_in_schema=False)
-    @app.get("/readyz", summary="Does it accept requests?", response_model=StatusResponse, responses=NOT_READY, **operation
+    @app.get(
+        "/readyz", summary="Does it accept requests?", response_model=StatusResponse, responses=NOT_READY, **operation
     )
     @app.get("/health", summary="The same as /readyz", response_model=StatusResponse, responses=NOT_READY, **operation)
     async def readyz() -> JSONResponse:
@@ -183,6 +181,8 @@ def _add_exception_handler(app: FastAPI, record: Callable[[Request, int, str], N
         timings = timings_of(request)
         timings.close()
         headers = {**server_timing(timings.as_ms()), **(getattr(error, "headers", None) or {})}
+        if known.status == 405 and "GET" in headers.setdefault("Allow", "GET"):
+            headers["Allow"] = "GET, HEAD"  # see RequestContext
         if known.retry_after_s is not None:
             content["retry_after_ms"] = math.ceil(1000 * known.retry_after_s)
             headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))

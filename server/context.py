@@ -38,6 +38,8 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        if scope["method"] == "HEAD":  # as some balancers ask: the HTTP server, which has its own scope, sends no body
+            scope = {**scope, "method": "GET"}
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {}).update(request_id=request_id, timings=Timings())
         has_started = False

@@ -181,6 +181,16 @@ def test_body_without_content_type_is_told_to_send_one(server: Running) -> None:
 
 
 @pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/v1/models", "/docs", "/openapi.json", "/swagger/swagger-ui.css"]
+)
+def test_other_methods_on_what_can_be_read_are_405_and_name_both(server: Running, path: str) -> None:
+    response = server.client.post(path)
+
+    assert_refused(response, 405, "method_not_allowed")
+    assert response.headers["Allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize(
     ("case", "part"),
     [("rank with a bad third", "Candidates[2]: "), ("rank with a bad query image", "Query: ")],
     ids=["candidate", "query"],

@@ -274,5 +274,14 @@ def test_docs_page_loads_nothing_from_elsewhere(server: Running) -> None:
     assert all(server.client.get(f"/{source}").status_code == 200 for source in sources)
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/livez", "/readyz", "/v1/models", "/metrics"])
+def test_head_is_answered_as_get_without_the_body(server: Running, path: str) -> None:
+    """As some balancers and link checkers ask; and the connection is good for what follows."""
+    head, got = server.client.head(path), server.client.get(path)
+
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers.get("Content-Type") == got.headers.get("Content-Type")
+
+
 def test_root_leads_to_the_docs_page_under_any_prefix(server: Running) -> None:
     assert server.client.get("/").headers["Location"] == "docs"
