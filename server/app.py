@@ -90,7 +90,8 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         app.include_router(router, dependencies=guards)
     _add_operator_routes(app, backend)
     _add_exception_handler(app, tasks.record)
-    answering = RequestContext(_for_pages_of(app, settings.cors_origins))  # outside the framework's own handlers
+    for_pages = _for_pages_of(app, settings.cors_origins)
+    answering = RequestContext(for_pages, settings.cors_origins)  # outside the framework's own handlers
     return answering
 
 
