@@ -11,7 +11,6 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -24,17 +23,21 @@ from server.context import RequestContext, server_timing, timings_of
 from server.cpus import usable_cpus
 from server.errors import BadRequest, MethodNotAllowed, NotFound, ServerError, internal_error
 from server.metrics import CONTENT_TYPE
+from server.pages import add_pages
 from server.pipeline import Pipeline
 from server.preparation import Limits, Preparation
 from server.routes import TaskRoutes
-from server.schemas import ERRORS, CalibrationResponse, ModelInfo, ModelsResponse, SlowestResponse
+from server.schemas import ERRORS, CalibrationResponse, ModelInfo, ModelsResponse, SlowestResponse, StatusResponse
 from server.settings import Settings
 from server.types import ServedModel
 from server.version import own_version
 
 log = logging.getLogger(__name__)
 NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"description": "starting or draining, or the model keeps failing, hangs, or its process does not answer"}
+    503: {
+        "model": StatusResponse,
+        "description": "starting or draining, or the model keeps failing, hangs, or its process does not answer",
+    }
 }
 
 
@@ -75,19 +78,20 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
         version=own_version(),
         description="Ask a vision-and-language transformer about an image, and see where each millisecond goes.",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
+        docs_url=None,  # FastAPI's own page loads its scripts from elsewhere: pages.py
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,  # not in the contract, and to the wrong scheme behind a proxy
     )
-    patch_fastapi(app, swagger_ui_parameters={"displayRequestDuration": True})
+    add_pages(app)
     keys = settings.api_key.get_secret_value().split(",") if settings.api_key else []
     guards = [Depends(ApiKeys(keys))] if keys else []
-    for router in (tasks.router(), _about_models_and_requests(models, backend)):  # all of /v1, and nothing else
+    for router in (tasks.router(models), _about_models_and_requests(models, backend)):  # all of /v1, and nothing else
         app.include_router(router, dependencies=guards)
     _add_operator_routes(app, backend)
     _add_exception_handler(app, tasks.record)
-    answering = RequestContext(_for_pages_of(app, settings.cors_origins))  # outside the framework's own handlers
+    for_pages = _for_pages_of(app, settings.cors_origins)
+    answering = RequestContext(for_pages, settings.cors_origins)  # outside the framework's own handlers
     return answering
 
 
@@ -118,7 +122,7 @@ async def _prepare_routes(app: ASGIApp) -> None:
 
 
 def _about_models_and_requests(models: Sequence[ServedModel], backend: Backend) -> APIRouter:
-    router = APIRouter(prefix="/v1", responses={401: ERRORS[401]}, tags=["operation"])
+    router = APIRouter(prefix="/v1", responses={status: ERRORS[status] for status in (401, 405)}, tags=["operation"])
 
     @router.get("/models", summary="List the models", response_model=ModelsResponse)
     async def list_models() -> ModelsResponse:
@@ -141,16 +145,15 @@ def _about_models_and_requests(models: Sequence[ServedModel], backend: Backend) 
 def _add_operator_routes(app: FastAPI, backend: Backend) -> None:
     operation: dict[str, Any] = {"tags": ["operation"]}
 
-    @app.head("/livez", include_in_schema=False)  # as some balancers ask
     @app.get("/livez", summary="Is the process alive?", **operation)
-    async def livez() -> dict[str, str]:
+    async def livez() -> StatusResponse:
         """Answer that the process need not be restarted."""
-        return {"status": "alive"}
+        return StatusResponse(status="alive")
 
-    @app.head("/readyz", include_in_schema=False)
-    @app.head("/health", include_in_schema=False)
-    @app.get("/readyz", summary="Does it accept requests?", responses=NOT_READY, **operation)
-    @app.get("/health", summary="The same as /readyz", responses=NOT_READY, **operation)
+    @app.get(
+        "/readyz", summary="Does it accept requests?", response_model=StatusResponse, responses=NOT_READY, **operation
+    )
+    @app.get("/health", summary="The same as /readyz", response_model=StatusResponse, responses=NOT_READY, **operation)
     async def readyz() -> JSONResponse:
         """Return whether the server wants requests."""
         status = await backend.status()
@@ -179,6 +182,8 @@ def _add_exception_handler(app: FastAPI, record: Callable[[Request, int, str], N
         timings = timings_of(request)
         timings.close()
         headers = {**server_timing(timings.as_ms()), **(getattr(error, "headers", None) or {})}
+        if known.status == 405 and "GET" in headers.setdefault("Allow", "GET"):
+            headers["Allow"] = "GET, HEAD"  # see RequestContext
         if known.retry_after_s is not None:
             content["retry_after_ms"] = math.ceil(1000 * known.retry_after_s)
             headers["Retry-After"] = str(max(1, math.ceil(known.retry_after_s)))

@@ -121,9 +121,8 @@ def _form_of(kind: str, *, accepts_image: bool) -> str:
     if accepts_image and kind.startswith("image/"):
         return "image"
     forms = "multipart/form-data, application/json" + (" or image/*" if accepts_image else "")
-    raise UnsupportedMediaType(
-        "unsupported_media_type", f"The Content-Type {kind[:100]!r} is not supported here; send {forms}."
-    )
+    wrong = f"The Content-Type {kind[:100]!r} is not supported here" if kind else "There is no Content-Type"
+    raise UnsupportedMediaType("unsupported_media_type", f"{wrong}: send {forms}.")
 
 
 async def _bounded(

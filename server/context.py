@@ -3,7 +3,7 @@
 import math
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,14 +30,18 @@ class RequestContext:
     These are the id, and what keeps browsers from misreading the response.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, origins: Sequence[str] = ()) -> None:
+        """Let pages of `origins` read Server-Timing from their own record of a request, too."""
         self._app = app
+        self._headers = [(b"timing-allow-origin", ", ".join(origins).encode())] if origins else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        if scope["method"] == "HEAD":  # as some balancers ask: the HTTP server, which has its own scope, sends no body
+            scope = {**scope, "method": "GET"}
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {}).update(request_id=request_id, timings=Timings())
         has_started = False
@@ -46,7 +50,7 @@ class RequestContext:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                headers = [*message["headers"], (b"x-request-id", request_id.encode()), NO_SNIFFING]
+                headers = [*message["headers"], (b"x-request-id", request_id.encode()), NO_SNIFFING, *self._headers]
                 if dict(headers).get(b"content-type", b"").startswith(b"text/html"):
                     headers += ON_PAGES
                 message["headers"] = headers

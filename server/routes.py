@@ -38,7 +38,7 @@ from server.schemas import (
 from server.settings import Settings
 from server.slowest import RequestRecord
 from server.threads import run_on
-from server.types import Clock, Timings
+from server.types import Clock, ServedModel, Timings
 
 log = logging.getLogger(__name__)
 BodyT = TypeVar("BodyT", bound=Body)
@@ -68,13 +68,14 @@ class TaskRoutes:
         self._room = room
         self._clock = clock
 
-    def router(self) -> APIRouter:
+    def router(self, models: Sequence[ServedModel]) -> APIRouter:
         """Route the tasks. Bodies are read here, not by FastAPI, so OpenAPI needs their description."""
+        named = {task: _default_model(models, task) for task in TASK_PATHS.values()}
         router = APIRouter(prefix="/v1", responses=ERRORS, tags=["tasks"])
         described: list[tuple[str, Any, type[BaseModel], dict[str, Any]]] = [
-            ("/vqa", self.vqa, VqaResponse, three_forms(VqaBody)),
-            ("/itm", self.itm, ItmResponse, three_forms(ItmBody)),
-            ("/rank", self.rank, RankResponse, rank_forms()),
+            ("/vqa", self.vqa, VqaResponse, three_forms(VqaBody, named["vqa"])),
+            ("/itm", self.itm, ItmResponse, three_forms(ItmBody, named["itm"])),
+            ("/rank", self.rank, RankResponse, rank_forms(named["rank"])),
         ]
         for path, route, response, body in described:
             router.post(path, summary=route.__doc__, response_model=response, openapi_extra=body)(route)
@@ -196,6 +197,10 @@ class TaskRoutes:
                 batch_size=outcome.ran.batch_size if outcome else None,
             )
         )
+
+
+def _default_model(models: Sequence[ServedModel], task: str) -> str | None:
+    return next((model.name for model in models if task in model.tasks), None)
 
 
 def _written(items: Sequence[RankedAnswer] | Sequence[RankedCandidate]) -> list[dict[str, object]]:

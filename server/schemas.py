@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from server.slowest import RequestRecord
@@ -22,10 +31,15 @@ def _no_bool(value: object) -> object:
     return value
 
 
+EXAMPLE_IMAGE = (  # a red circle of 48x48 pixels
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAADAAAAAwAQMAAABtzGvEAAAABlBMVEX/////AADrWueTAAAAaUlEQVR42p3PwQ3CMBSD4S8v"
+    "SO2REboJYfOMwAgdIccKVQ0HhCI4IIEvln/7Yv7W1MDlILOmVEOiYOq9CTOzeK7DmZOwEAMW0kggq0jv8JtlCtfPrtJHWjmExj7gxibcuQmd+no0/v2m"
+    "B9mQFkejAk+3AAAAAElFTkSuQmCC"
+)
 Image = Annotated[
     str | bytes,
     AfterValidator(_could_be_base64),
-    Field(description="an image file: base64 or a data: URI in JSON, the file itself in the other body forms"),
+    WithJsonSchema({"type": "string", "description": "an image file, as base64 or in a data: URI"}),
 ]
 TopK = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, description="how many to return, at most")]
 ModelName = Annotated[
@@ -40,14 +54,14 @@ class Body(BaseModel):
 
 
 class VqaBody(Body):
-    image: Image
+    image: Image = Field(examples=[EXAMPLE_IMAGE])
     question: str = Field(examples=["How many circles are there?"])
     top_k: TopK = 5
     model: ModelName = None
 
 
 class ItmBody(Body):
-    image: Image
+    image: Image = Field(examples=[EXAMPLE_IMAGE])
     text: str = Field(examples=["a red circle left of a blue square"])
     model: ModelName = None
 
@@ -169,6 +183,10 @@ class SlowestResponse(BaseModel):
     requests: list[RequestRecord] = Field(description="slowest first; when is the instant of the response")
 
 
+class StatusResponse(BaseModel):
+    status: str = Field(description="alive, of /livez; ready, or why not")
+
+
 class ErrorResponse(BaseModel):
     error: str
     code: str
@@ -183,6 +201,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 404, 405, 413, 415, 422, 429, 500, 503, 504)
 }
 FILE = {"type": "string", "format": "binary"}
+RAW = ("image/png", "image/jpeg", "image/*")  # two by name, for clients that send no wildcard as a Content-Type
 HEADERS: list[dict[str, Any]] = [
     {
         "name": "X-Deadline-Ms",
@@ -193,8 +212,9 @@ HEADERS: list[dict[str, Any]] = [
     {
         "name": "X-Request-ID",
         "in": "header",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
-        "description": "the request's id, returned with the response; one is made if it is missing or malformed",
+        "schema": {"type": "string"},  # no pattern: what does not match is not refused
+        "description": "the request's id, returned with the response; one is made if it is missing, longer than 128"
+        " characters, or of others than A-Z a-z 0-9 . _ -",
     },
 ]
 
@@ -217,37 +237,71 @@ def _json_schema(body: type[Body]) -> dict[str, Any]:
     return written
 
 
-def three_forms(body: type[Body]) -> dict[str, Any]:
-    """Describe a body that comes as multipart, JSON or a raw image."""
+def three_forms(body: type[Body], model: str | None) -> dict[str, Any]:
+    """Describe a body that comes as multipart, JSON or a raw image; `model` is one that serves the task.
+
+    Examples are what /docs sends as it stands, so the query string's are those of required fields only.
+    """
     fields = _json_schema(body)
-    form = {**fields, "properties": {**fields["properties"], "image": FILE}}
+    given = _without_null(fields["properties"])
+    form = {**fields, "properties": {**given, "image": FILE, "model": _named(given["model"], model)}}
     query = [
-        {"name": name, "in": "query", "schema": schema, "description": "with a raw image body"}
-        for name, schema in fields["properties"].items()
+        {"name": name, "in": "query", **_as_query(name, schema, is_required=name in fields["required"])}
+        for name, schema in given.items()
         if name != "image"
     ]
-    contents = {"multipart/form-data": form, "application/json": fields, "image/*": FILE}
-    return {"requestBody": _request_body(contents), "parameters": [*query, *HEADERS]}
+    contents: dict[str, Any] = {"multipart/form-data": form, "application/json": fields, **dict.fromkeys(RAW, FILE)}
+    example = {name: given[name]["examples"][0] for name in fields["required"]}
+    return {"requestBody": _request_body(contents, example), "parameters": [*query, *HEADERS]}
 
 
-def rank_forms() -> dict[str, Any]:
-    """Describe a rank's body: JSON, or multipart with repeated parts."""
+def _as_query(name: str, schema: dict[str, Any], *, is_required: bool) -> dict[str, Any]:
+    """Describe a field of the query string, without the default: some clients send it, beside that of the body."""
+    kept = {key: value for key, value in schema.items() if key not in ("default", "examples", "description")}
+    about = schema.get("description", "")
+    if name != "model":  # which may accompany any form
+        about = f"with a raw image body: {about or 'the ' + name}"
+    if "default" in schema:
+        about += f"; default: {schema['default']}"
+    return {"schema": kept, "description": about, **({"example": schema["examples"][0]} if is_required else {})}
+
+
+def rank_forms(model: str | None) -> dict[str, Any]:
+    """Describe a rank's body: JSON, or multipart with repeated parts; `model` is one that ranks."""
     fields = _json_schema(RankBody)
-    text, several_texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    given = _without_null(fields["properties"])
     form = {
         "type": "object",
+        "description": "Either query_text and images, or query_image and texts.",
         "properties": {
-            "query_text": text,
-            "query_image": FILE,
+            "query_text": {"type": "string", "examples": ["a red circle"]},
             "images": {"type": "array", "items": FILE, "minItems": 1},
-            "texts": several_texts,
-            **{name: fields["properties"][name] for name in ("top_k", "model")},
+            "query_image": FILE,
+            "texts": {"type": "array", "items": {"type": "string"}, "minItems": 1, "example": []},
+            "top_k": {**given["top_k"], "examples": [10]},
+            "model": _named(given["model"], model),
         },
-        "oneOf": [{"required": ["query_text", "images"]}, {"required": ["query_image", "texts"]}],
     }
-    contents = {"application/json": fields, "multipart/form-data": form}
-    return {"requestBody": _request_body(contents), "parameters": HEADERS}
+    contents = {"multipart/form-data": form, "application/json": fields}
+    example = {"query": {"text": "a red circle"}, "candidates": [{"id": "a", "image": EXAMPLE_IMAGE}], "top_k": 10}
+    return {"requestBody": _request_body(contents, example), "parameters": HEADERS}
 
 
-def _request_body(contents: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {"required": True, "content": {kind: {"schema": schema} for kind, schema in contents.items()}}
+def _without_null(properties: dict[str, Any]) -> dict[str, Any]:
+    """Describe the same fields outside of JSON, where there is no null and a client would send the word."""
+    given = {}
+    for name, schema in properties.items():
+        kept = {key: value for key, value in schema.items() if key != "anyOf" and (key, value) != ("default", None)}
+        kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
+        given[name] = {**kept, **(kinds[0] if kinds else {})}
+    return given
+
+
+def _named(schema: dict[str, Any], model: str | None) -> dict[str, Any]:
+    return {**schema, "examples": [model]} if model else schema
+
+
+def _request_body(contents: dict[str, dict[str, Any]], example: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, dict[str, Any]] = {kind: {"schema": schema} for kind, schema in contents.items()}
+    content["application/json"]["example"] = example
+    return {"required": True, "content": content}

@@ -173,6 +173,23 @@ def test_other_methods_on_a_task_are_405_and_name_the_right_one(server: Running,
     assert response.headers["Allow"] == "POST"
 
 
+def test_body_without_content_type_is_told_to_send_one(server: Running) -> None:
+    response = server.client.post(VQA, content=PNG)
+
+    assert_refused(response, 415, "unsupported_media_type")
+    assert response.json()["error"].startswith("There is no Content-Type: send multipart/form-data, ")
+
+
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/v1/models", "/docs", "/openapi.json", "/swagger/swagger-ui.css"]
+)
+def test_other_methods_on_what_can_be_read_are_405_and_name_both(server: Running, path: str) -> None:
+    response = server.client.post(path)
+
+    assert_refused(response, 405, "method_not_allowed")
+    assert response.headers["Allow"] == "GET, HEAD"
+
+
 @pytest.mark.parametrize(
     ("case", "part"),
     [("rank with a bad third", "Candidates[2]: "), ("rank with a bad query image", "Query: ")],

@@ -215,18 +215,73 @@ def test_openapi_describes_three_tasks_and_their_forms(server: Running) -> None:
 
     forms = {path: set(paths[path]["post"]["requestBody"]["content"]) for path in ("/v1/vqa", "/v1/itm", "/v1/rank")}
 
-    assert forms["/v1/vqa"] == forms["/v1/itm"] == {"multipart/form-data", "application/json", "image/*"}
+    raw = {"image/png", "image/jpeg", "image/*"}
+    assert forms["/v1/vqa"] == forms["/v1/itm"] == {"multipart/form-data", "application/json"} | raw
     assert forms["/v1/rank"] == {"multipart/form-data", "application/json"}
     defined = schema.json()["components"]["schemas"]
     assert set(re.findall(r'"#/components/schemas/(\w+)"', schema.text)) <= set(defined)
     assert "#/$defs" not in schema.text
 
 
-def test_docs_page_loads_nothing_from_elsewhere(server: Running) -> None:
-    """The page works without a network: what it needs comes from the server itself."""
-    page = server.client.get("/docs").text
-    sources = re.findall(r"(?:src|href)=\"([^\"]+)\"", page)
+@pytest.mark.parametrize("task", ["vqa", "itm", "rank"])
+def test_openapi_examples_are_answered_in_each_form(server: Running, task: str) -> None:
+    """As /docs fills them in, with a file where one is chosen; no client sends a field twice because of a default."""
+    described = server.client.get("/openapi.json").json()["paths"][f"/v1/{task}"]["post"]
+    bodies, (_, picture) = described["requestBody"]["content"], PICTURES["png"]
+    query = {one["name"]: one["example"] for one in described["parameters"] if "example" in one}
+    form = bodies["multipart/form-data"]["schema"]["properties"]
+    filled = {name: field["examples"][0] for name, field in form.items() if "examples" in field}
+    file = "images" if task == "rank" else "image"
 
-    assert len(sources) >= 3
-    assert all(source.startswith(server.url) for source in sources)
-    assert all(server.client.get(source).status_code == 200 for source in sources)
+    sent = [{"json": bodies["application/json"]["example"]}, {"data": filled, "files": {file: picture}}]
+    if task != "rank":
+        sent.append({"params": query, "content": picture, "headers": {"Content-Type": "image/png"}})
+    responses = [server.client.post(f"/v1/{task}", **one) for one in sent]
+
+    assert [response.status_code for response in responses] == [200] * len(sent)
+    assert filled["model"] == responses[0].json()["model"]
+    assert not [one for one in described["parameters"] if "default" in one["schema"]]
+
+
+@pytest.mark.parametrize("task", ["vqa", "itm", "rank"])
+def test_openapi_describes_no_null_outside_of_json(server: Running, task: str) -> None:
+    """A client would send the word None; and what has no type in a form becomes no type in generated clients."""
+    described = server.client.get("/openapi.json").json()["paths"][f"/v1/{task}"]["post"]
+    form = described["requestBody"]["content"]["multipart/form-data"]["schema"]
+
+    assert not {"oneOf", "anyOf"} & form.keys()
+    for schema in [*form["properties"].values(), *(one["schema"] for one in described["parameters"])]:
+        assert schema["type"] in {"string", "integer", "number", "array"}
+
+
+def test_openapi_describes_health_and_what_it_refuses(server: Running) -> None:
+    paths = server.client.get("/openapi.json").json()["paths"]
+
+    for path in ("/readyz", "/health"):
+        for status in ("200", "503"):
+            schema = paths[path]["get"]["responses"][status]["content"]["application/json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/StatusResponse"}
+    assert all("405" in about["get"]["responses"] for path, about in paths.items() if "/v1" in path and "get" in about)
+
+
+def test_docs_page_loads_nothing_from_elsewhere(server: Running) -> None:
+    """It works without a network, under a proxy's prefix and behind TLS: what it needs is beside it on the server."""
+    page = server.client.get("/docs").text
+    sources = re.findall(r"(?:src=|href=|\burl: )\"([^\"]+)\"", page)
+
+    assert len(sources) >= 4
+    assert not [source for source in sources if source.startswith("/") or ":" in source]
+    assert all(server.client.get(f"/{source}").status_code == 200 for source in sources)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/livez", "/readyz", "/v1/models", "/metrics"])
+def test_head_is_answered_as_get_without_the_body(server: Running, path: str) -> None:
+    """As some balancers and link checkers ask; and the connection is good for what follows."""
+    head, got = server.client.head(path), server.client.get(path)
+
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers.get("Content-Type") == got.headers.get("Content-Type")
+
+
+def test_root_leads_to_the_docs_page_under_any_prefix(server: Running) -> None:
+    assert server.client.get("/").headers["Location"] == "docs"

@@ -82,6 +82,7 @@ def test_page_of_another_origin_may_call_only_if_it_is_named(origins: list[str],
     assert refused.status_code == 401
     for response in (before, refused):
         assert ("access-control-allow-origin" in response.headers) is may
+        assert response.headers.get("timing-allow-origin") == (", ".join(origins) or None)
     if may:
         assert "x-deadline-ms" in before.headers["access-control-allow-headers"]
         assert "Server-Timing" in refused.headers["access-control-expose-headers"]

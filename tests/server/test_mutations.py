@@ -32,7 +32,7 @@ MUTATIONS = {
         hangs=True,
     ),
     "a failed batch answers nobody": Mutation(
-        "ran = [_fault() for _ in batch], 0.0",
+        "ran, is_sound = ([_fault() for _ in batch], 0.0), False",
         "return",
         by="test_batcher.py::test_failing_batch_fails_its_own_entries_only",
         hangs=True,
