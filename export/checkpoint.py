@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers import Tokenizer
 from transformers import ViltConfig
 
 from export import lightning, weights
 from export.graph import GraphConfig, StateDict, count_layers
+from export.tokenizer import read_tokenizer
 from models.spec import ViltSpec
 
 FILES = (
@@ -286,7 +286,7 @@ def _of_channels(value: float | list[float]) -> tuple[float, float, float]:
 
 
 def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenizer:
-    """Read tokenizer.json, or build BERT's tokenizer from vocab.txt; the model must embed every token."""
+    """Find the tokenizer and the settings beside it, and read it."""
     candidates = [override] if override else [folder / "tokenizer.json", folder / "vocab.txt"]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
@@ -297,74 +297,9 @@ def _load_tokenizer(folder: Path, override: Path | None, words: int) -> Tokenize
     configs = (_read_json(where / "tokenizer_config.json") for where in (found.parent, folder))
     settings = next(filter(None, configs), {})
     try:
-        if found.suffix == ".json":
-            tokenizer = Tokenizer.from_file(str(found))
-        else:
-            tokenizer = _of_vocabulary(found, settings)
-            _add_words(tokenizer, _read_json(found.parent / "added_tokens.json") or {}, settings)
-    except CheckpointError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{found} is not a tokenizer: {error}.") from error
-    _refuse_another_reading(tokenizer, settings, found)
-    if max(tokenizer.get_vocab().values(), default=0) >= words:
-        raise CheckpointError(
-            f"{found} has more tokens than the {words} of the model: give --tokenizer the one it was trained with."
-        )
-    return tokenizer
-
-
-def _of_vocabulary(path: Path, settings: dict[str, Any]) -> Tokenizer:
-    """Build BERT's tokenizer from vocab.txt, as transformers does with the same settings."""
-    names = [f"{kind}_token" for kind in ("unk", "sep", "cls", "pad", "mask")]
-    special = {name: _content(settings[name]) for name in names if name in settings}
-    built = BertWordPieceTokenizer(
-        str(path),
-        **special,
-        lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-    )
-    if built.token_to_id(special.get("unk_token", "[UNK]")) is None:  # it says so of the others itself
-        raise TypeError("unk_token not found in the vocabulary")
-    return Tokenizer.from_str(built.to_str())
-
-
-def _add_words(tokenizer: Tokenizer, added: dict[str, int], settings: dict[str, Any]) -> None:
-    """Add words to a vocabulary: newer settings describe all of them, added_tokens.json only numbers them."""
-    described = settings.get("added_tokens_decoder", {})
-    words = {int(index): AddedToken(**word) for index, word in described.items()}
-    words = words or {index: AddedToken(word) for word, index in added.items()}
-    for index, word in sorted(words.items()):
-        if tokenizer.token_to_id(word.content) is None:
-            tokenizer.add_tokens([word])
-        if tokenizer.token_to_id(word.content) != index:
-            raise CheckpointError(
-                f"The added word {word.content!r} is number {index} of a vocabulary that does not reach it: give"
-                " --tokenizer the tokenizer.json that the model was trained with."
-            )
-
-
-def _refuse_another_reading(tokenizer: Tokenizer, settings: dict[str, Any], found: Path) -> None:
-    """Refuse a tokenizer that its own settings contradict, and one that keeps the end of a text that is too long."""
-    reads = json.loads(tokenizer.to_str())
-    lowercase = (reads["normalizer"] or {}).get("lowercase")  # BERT's has it
-    wanted = settings.get("do_lower_case", lowercase)
-    if lowercase is not None and wanted != lowercase:
-        raise CheckpointError(
-            f"{found} has lowercase {lowercase}, tokenizer_config.json do_lower_case {wanted}: set both to what the"
-            " model was trained with."
-        )
-    sides = (settings.get("truncation_side", "right"), (reads["truncation"] or {}).get("direction", "right"))
-    if "left" in {str(side).lower() for side in sides}:
-        raise CheckpointError(
-            "The tokenizer's truncation_side is left; the server cuts a long text at its right: set it to right if that"
-            " is what the model was trained with."
-        )
-
-
-def _content(token: str | dict[str, Any]) -> str:
-    return token["content"] if isinstance(token, dict) else token
+        return read_tokenizer(found, settings, _read_json(found.parent / "added_tokens.json") or {}, words)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _load_labels(config: dict[str, Any], override: Path | None, state: StateDict) -> tuple[str, ...] | None:
