@@ -221,7 +221,7 @@ def has_shared_parts(tiff: bytes) -> bool:
     """
     if not compressions(tiff) - {UNCOMPRESSED}:
         return False
-    return sum(float(sizes.sum(dtype=np.float64)) for sizes in _numbers(tiff, *PART_SIZES)) > 2 * len(tiff)
+    return sum(float(sizes.sum()) for sizes in _numbers(tiff, *PART_SIZES)) > 2 * len(tiff)
 
 
 def compressions(tiff: bytes) -> set[int]:
@@ -229,14 +229,15 @@ def compressions(tiff: bytes) -> set[int]:
     return {int(one) for numbers in _numbers(tiff, COMPRESSION) for one in numbers[:1]} or {UNCOMPRESSED}
 
 
-def _numbers(tiff: bytes, *tags: int) -> Iterator[NDArray[np.unsignedinteger]]:
-    """Yield the values of each field with one of these tags, as far as the file has them."""
+def _numbers(tiff: bytes, *tags: int) -> Iterator[NDArray[np.float64]]:
+    """Yield the values of each field with one of these tags, as far as the file has them, whatever their type."""
     is_little = tiff.startswith(b"II")
     for tag, kind, count, value in _all_fields(tiff, 0):
         if tag in tags and (size := TYPES.get(kind)):
             place = int.from_bytes(value, "little" if is_little else "big")
             held = value if size * count <= len(value) else memoryview(tiff)[place : place + size * count]
-            yield np.frombuffer(held, f"{'<' if is_little else '>'}u{size}", min(count, len(held) // size))
+            order = "<" if is_little else ">"
+            yield np.frombuffer(held, f"{order}u{size}", min(count, len(held) // size)).astype(np.float64)
 
 
 def _words(jpeg: bytes) -> Iterator[NDArray[np.uint16]]:

@@ -116,6 +116,9 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
         is_too_large = isinstance(image, TiffImageFile) and has_too_large_tiles(
             data, _before_turning(image), max_pixels
         )
+        _check_coding(image, data)
+    except InvalidInput:
+        raise
     except TOO_MANY_PIXELS as error:
         raise InputTooLarge(
             "image_too_large", f"The image has too many pixels: at most {max_pixels:,} are allowed."
@@ -132,7 +135,6 @@ def identify(data: bytes, *, max_pixels: int, max_aspect_ratio: float) -> Image.
         )
     if is_too_large:
         raise InputTooLarge("image_too_large", "The image's tiles have too many pixels: save it without tiles.")
-    _check_coding(image, data)
     return image
 
 

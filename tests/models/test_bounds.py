@@ -190,6 +190,22 @@ def tiff_of_bytes(count: int, size: int, kind: int) -> bytes:
     return (head() + directory(*fields) + pixels).ljust(begins + size, b"\1")
 
 
+@pytest.mark.parametrize("tag", [WIDTH, COMPRESSION, STRIP_OFFSETS, STRIP_BYTES, 278])
+@pytest.mark.parametrize("count", [0, 1, 2, 2**32 - 1])
+@pytest.mark.parametrize("kind", [BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8])
+def test_field_of_another_type_is_refused_or_read(tag: int, count: int, kind: int) -> None:
+    """As any damaged file: never by another error."""
+    data = bytearray(factories.encoded(factories.noise(60, 40), "TIFF", compression="jpeg"))
+    (begins,) = struct.unpack_from("<I", data, 4)
+    (fields,) = struct.unpack_from("<H", data, begins)
+    places = [begins + 2 + 12 * index for index in range(fields)]
+    (place,) = (one for one in places if struct.unpack_from("<H", data, one)[0] == tag)
+    struct.pack_into("<HI", data, place + 2, kind, count)
+
+    with contextlib.suppress(InputTooLarge, InvalidInput):
+        decode(bytes(data), **LIMITS)
+
+
 @pytest.mark.parametrize("kind", [BYTE, ASCII, UNDEFINED])
 def test_fields_of_bytes_are_no_larger_than_a_tiff(kind: int) -> None:
     """Those of a profile or a preview are in it once."""
