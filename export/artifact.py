@@ -11,7 +11,7 @@ import onnxruntime
 from torch import nn
 from tqdm import tqdm
 
-from export import fp16, gate, int8, output_folder, parity, to_onnx
+from export import cuda, fp16, gate, int8, output_folder, parity, to_onnx
 from export.checkpoint import Checkpoint, CheckpointError
 from export.graph import Fused, build, heads_of
 from models.manifest import LABELS, TASKS, TOKENIZER, Manifest, Precision, describe_file
@@ -29,6 +29,7 @@ class LowPrecision:
     name: str
     graphs: Graphs
     limits: gate.Limits
+    alternatives: bool  # each of the graphs is the whole model
     runs_alone: bool
     simulated: parity.Runner | None = None  # run instead of the graph by the gate: a CPU does not round as a GPU does
 
@@ -107,15 +108,18 @@ def _write(
 
 
 def _int8(_: Checkpoint, __: Fused, fp32: Graphs, folder: Path) -> LowPrecision:
-    return LowPrecision("int8", int8.quantise(fp32, folder), gate.INT8, runs_alone=True)
+    return LowPrecision("int8", int8.quantise(fp32, folder), gate.INT8, alternatives=False, runs_alone=True)
 
 
 def _fp16(checkpoint: Checkpoint, model: Fused, _: Graphs, folder: Path) -> LowPrecision:
     half = fp16.half(model)
-    whole = to_onnx.whole(half, checkpoint.config)
-    graphs = {whole.name: folder / f"{whole.name}.onnx"}
-    to_onnx.write(whole, graphs[whole.name])
-    return LowPrecision("fp16", graphs, gate.FP16, runs_alone=False, simulated=parity.torch_runner(fp16.rounded(half)))
+    fused = cuda.fused(half)
+    graphs = {}
+    for name, module in (("cuda", fused), ("standard", half)):
+        graphs[name] = folder / f"{name}.onnx"
+        to_onnx.write(to_onnx.whole(module, checkpoint.config), graphs[name])
+    judged = parity.torch_runner(cuda.rounded(fused))  # of the two, the one that rounds more
+    return LowPrecision("fp16", graphs, gate.FP16, alternatives=True, runs_alone=False, simulated=judged)
 
 
 LOWER = {"int8": _int8, "fp16": _fp16}
@@ -132,9 +136,13 @@ def _add(
     report: Report,
 ) -> Manifest:
     """Add a lower precision to the manifest, with its distance from fp32 and the gate's verdict."""
-    ours, reference = parity.onnx_runner(lower.graphs), parity.onnx_runner(fp32)
+    parts = [{name: path} for name, path in lower.graphs.items()] if lower.alternatives else [lower.graphs]
+    ours, reference = [*map(parity.onnx_runner, parts)], parity.onnx_runner(fp32)
     report(f"{lower.name}: comparing with fp32")
-    compared = parity.compare(checkpoint, ours, reference, with_batches=not lower.runs_alone)
+    compared = max(
+        (parity.compare(checkpoint, one, reference, with_batches=not lower.runs_alone) for one in ours),
+        key=lambda found: found["max_logit_difference_to_fp32"],
+    )
     if lower.simulated:  # on a CPU the graph's products run in fp32 and cannot overflow
         rounded = parity.compare(checkpoint, lower.simulated, reference)
         compared["max_logit_difference_to_fp32_as_rounded"] = rounded["max_logit_difference_to_fp32"]
@@ -143,7 +151,7 @@ def _add(
         try:
             found = gate.check(
                 reference,
-                lower.simulated or ours,
+                lower.simulated or ours[0],
                 examples,
                 heads=manifest.heads,
                 spec=manifest.spec,

@@ -89,9 +89,11 @@ def onnx_runner(graphs: dict[str, Path]) -> Runner:
     """Run the written graphs, three parts or one, with onnxruntime on the CPU.
 
     int8 products are summed exactly on any processor, so that what is measured here holds where they are served.
+    Threads do not spin after a run: torch, whose turn is next, needs the cores.
     """
     settings = onnxruntime.SessionOptions()
     settings.add_session_config_entry("session.x64quantprecision", "1")
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     sessions = {
         name: onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         for name, path in graphs.items()

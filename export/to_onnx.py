@@ -84,8 +84,16 @@ def write(part: Part, path: Path, opset: int = OPSET) -> None:
             verbose=False,
         )
         ClearMetadataAndDocStringPass()(program.model)  # they contain paths of this machine
+        _leave_out_unused(program.model.graph)
         program.save(str(path), external_data=False)
     onnx.checker.check_model(str(path))
+
+
+def _leave_out_unused(graph: Any) -> None:
+    """Unname what nothing reads of onnxruntime's own operators: a kernel may not have an optional output."""
+    for output in (one for node in graph if node.domain for one in node.outputs[1:]):
+        if not output.uses():
+            output.name = ""
 
 
 @contextlib.contextmanager

@@ -54,7 +54,14 @@ def add_to(commands: Any) -> None:
         "--seconds", type=positive, default=15, help="seconds to measure each number of clients (default %(default)s)"
     )
     parser.add_argument("--server-cpus", type=cores, metavar="LIST", help="the server's cores: 0-11,14 (default: all)")
-    parser.add_argument("--workers", type=at_least(1), default=1, help="the server's --workers (default %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=at_least(1),
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="the server's --workers; several, to measure each (default: 1)",
+    )
     parser.add_argument(
         "--client-processes", type=at_least(1), default=2, help="processes that run the clients (default %(default)s)"
     )
@@ -126,17 +133,18 @@ def time_http(options: argparse.Namespace, name: str, found: Found) -> None:
     """
     if name not in found["model"]:
         sys.exit("the model did not run alone, so no server was started")
-    flags = ["--provider", name, "--precision", "fp16", "--workers", str(options.workers)]
     loops = found["http"][name] = []
     everything = os.sched_getaffinity(0)
     own = options.server_cpus or everything
-    with contextlib.ExitStack() as stack:
-        with on_cores(own):
-            server = stack.enter_context(started(flags, model=options.model, ready_within_s=READY_WITHIN_S))
-        stack.enter_context(on_cores(everything - own or everything))
-        for clients in CLIENTS:
-            figures = closedloop.drive(server.url, clients, options.client_processes, options.seconds)
-            loops.append({"server_cpus": len(own), "workers": options.workers, **figures})
+    for workers in options.workers:
+        flags = ["--provider", name, "--precision", "fp16", "--workers", str(workers)]
+        with contextlib.ExitStack() as stack:
+            with on_cores(own):
+                server = stack.enter_context(started(flags, model=options.model, ready_within_s=READY_WITHIN_S))
+            stack.enter_context(on_cores(everything - own or everything))
+            for clients in CLIENTS:
+                figures = closedloop.drive(server.url, clients, options.client_processes, options.seconds)
+                loops.append({"server_cpus": len(own), "workers": workers, **figures})
     rates = [row["images_per_s"] for row in found["model"][name]["runs"] if row["patches"] == PATCHES]
     if rates:
         found["limit"][name] = limit(loops, max(rates), len(own))
@@ -220,7 +228,7 @@ def used(runs: Sequence[dict[str, Any]], torch: dict[str, Any]) -> dict[str, flo
     alone = next(row for row in runs if row["patches"] == PATCHES and row["batch"] == 1)
     return {
         "of_matmul_rate": full["images_per_s"] * torch["gflop_per_image"] / 1000 / torch["matmul_tflops"],
-        "of_memory_bandwidth": torch["weights_gb"] / (alone["p50_ms"] / 1000) / torch["memory_gb_per_s"],
+        "of_memory_bandwidth": torch["weights_gb"] / (alone["graph_p50_ms"] / 1000) / torch["memory_gb_per_s"],
     }
 
 
@@ -230,12 +238,16 @@ def lines(found: Found) -> Iterator[str]:
         yield f"{name} on {model['gpu']}: answers as fp32 on the CPU: {model['parity']['status']}"
         for row in model["runs"]:
             shape = f"{row['batch']:3} x {row['tokens']} tokens"
-            yield f"  {shape}  {row['p50_ms']:8.3f} ms  {row['images_per_s']:8.0f} images/s"
+            yield (
+                f"  {shape}  {row['p50_ms']:8.3f} ms, {row['graph_p50_ms']:8.3f} without copies"
+                f"  {row['images_per_s']:8.0f} images/s"
+            )
     for name, loops in found["http"].items():
         yield f"HTTP on {name}"
         for row in loops:
             yield (
-                f"  {row['clients']:4} clients  p50 {row['p50_ms']:7.2f} ms  p99 {or_dash(row['p99_ms'], 7, 2)} ms"
+                f"  {row['workers']:2} workers  {row['clients']:4} clients  p50 {row['p50_ms']:7.2f} ms"
+                f"  p99 {or_dash(row['p99_ms'], 7, 2)} ms"
                 f"  {row['answers_per_s']:7.0f} answers/s"
             )
     for name, one in found["limit"].items():

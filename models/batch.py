@@ -1,5 +1,6 @@
 """From several prepared requests to the four tensors of one run: pad, stack, mask."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,22 @@ class Feeds:
         return 1.0 - float(self.mask.mean())
 
 
-def collate(batch: Sequence[Features]) -> Feeds:
-    """Pad a batch to its longest text and its largest grid.
+class Memory:
+    """Where one batch after another is collated: a large array made anew costs more than what is written into it."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def of_shape(self, *shape: int) -> NDArray[np.uint8]:
+        """Return an array that holds what earlier ones left; it is valid until the next is asked for."""
+        size = math.prod(shape)
+        if size > self._bytes.size:
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size].reshape(shape)
+
+
+def collate(batch: Sequence[Features], memory: Memory | None = None) -> Feeds:
+    """Pad a batch to its longest text and its largest grid, in `memory` if it is given.
 
     Shapes: L and P are the batch's largest; a batch of one is neither padded nor copied.
     """
@@ -47,7 +62,8 @@ def collate(batch: Sequence[Features]) -> Feeds:
     length = max(len(features.text.input_ids) for features in batch)
     num_patches = max(len(features.image.patches) for features in batch)
     input_ids = np.zeros((size, length), np.int64)
-    patches = np.zeros((size, num_patches, batch[0].image.patches.shape[1]), np.uint8)
+    shape = (size, num_patches, batch[0].image.patches.shape[1])
+    patches = memory.of_shape(*shape) if memory else np.zeros(shape, np.uint8)
     position_ids = np.full((size, num_patches), PADDING_ROW, np.int64)
     mask = np.zeros((size, length + 1 + num_patches), np.bool_)
     for row, features in enumerate(batch):

@@ -4,7 +4,7 @@ artifact/
   manifest.json       what the model is, its files with their SHA-256, how it was made and how exact it is
   tokenizer.json      text to ids
   labels.json         answers of the question answering head, in order; only if there is one
-  fp32/*.onnx         the graphs of one precision; fp16 has a single one, fp16/model.onnx
+  fp32/*.onnx         the graphs of one precision; fp16 has cuda.onnx and standard.onnx, each the whole model
 """
 
 import hashlib
@@ -20,7 +20,11 @@ from models.text import TextEncoder
 
 FORMAT_VERSION = 1
 MANIFEST, TOKENIZER, LABELS = "manifest.json", "tokenizer.json", "labels.json"
-PARTS = ("text_embedding", "visual_embedding", "interaction")  # a CPU precision's graphs; a GPU one has "model"
+PARTS = (
+    "text_embedding",
+    "visual_embedding",
+    "interaction",
+)  # a CPU precision's graphs; a GPU one has "cuda" and "standard"
 # The logits that answer each task; the first that exist.
 TASKS = {"vqa": ("vqa_logits",), "itm": ("itm_logits", "rank_logits"), "rank": ("rank_logits",)}
 

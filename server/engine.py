@@ -21,7 +21,7 @@ from models.text import TextTokens
 from server.cpus import PoolThreads, has_vnni, usable_cpus
 from server.types import EngineOutput
 
-WHOLE = "model"  # the graph of a precision that has only one: fp16, which is a GPU's
+WHOLE = "standard"  # the whole model as one graph of standard operators: fp16's, which is a GPU's
 EXACT_INT8 = ("session.x64quantprecision", "1")
 
 

@@ -51,9 +51,10 @@ class LatencyModel:
         """Fit the samples; `padded` returns the shape that a batch really runs at."""
         self.samples = list(samples)
         self.typical_tokens = typical_tokens  # of a row, in recent requests
-        # Cached: every request asks dozens of times, and a GPU engine searches all of its buckets each time.
-        self._padded = lru_cache(CACHED_SHAPES)(padded or (lambda batch, tokens: (batch, tokens)))
+        self._padded = padded or (lambda batch, tokens: (batch, tokens))
         self.coefficients = _fit([(*self._padded(one.batch, one.tokens), one.seconds) for one in samples])
+        # Every request asks dozens of times, and a GPU engine searches all of its buckets each time.
+        self._fitted = lru_cache(CACHED_SHAPES)(self._fitted_at)
         self.drift = 1.0
 
     def run_s(self, batch: int, tokens: float | None = None) -> float:
@@ -62,19 +63,24 @@ class LatencyModel:
 
     def fitted_s(self, batch: int, tokens: float | None = None) -> float:
         """Estimate how long a run would have taken at warm-up."""
-        tokens = math.ceil(tokens or self.typical_tokens)
-        return float(self.coefficients @ _terms(*self._padded(batch, tokens)))
+        return self._fitted(batch, math.ceil(tokens or self.typical_tokens))[1]
+
+    def _fitted_at(self, batch: int, tokens: int) -> tuple[int, float]:
+        """Return the rows that a batch is padded to, and its seconds at warm-up."""
+        rows, padded_tokens = self._padded(batch, tokens)
+        return rows, float(self.coefficients @ _terms(rows, padded_tokens))
 
     def batch_size(self, waiting: int, most: int, tokens: float | None = None, between_s: float = 0.0) -> int:
         """Choose how many waiting entries should run together, so that on average they are answered soonest.
 
         Rows that run together share the base cost of a run and the time between two runs, but each waits for all.
         """
+        longest = math.ceil(tokens or self.typical_tokens)
 
         def mean_s(batch: int) -> tuple[float, int]:
-            rows, _ = self._padded(batch, math.ceil(tokens or self.typical_tokens))
+            rows, fitted_s = self._fitted(batch, longest)
             unused = rows - batch  # fewer is better between equals
-            return (between_s + self.run_s(batch, tokens)) * (math.ceil(waiting / batch) + 1) / 2, unused
+            return (between_s + self.drift * fitted_s) * (math.ceil(waiting / batch) + 1) / 2, unused
 
         return min(range(1, max(1, min(waiting, most)) + 1), key=mean_s)
 

@@ -10,7 +10,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-KEPT = 64  # slots whose memory is kept while unused; beyond, it is returned to the system
+KEPT = 256  # slots whose memory is kept while unused; beyond, it is returned to the system
 
 
 class Memory:

@@ -175,7 +175,7 @@ class Entry:
     @property
     def is_wanted(self) -> bool:
         """Whether somebody is still waiting for it."""
-        return any(not entry.future.done() for entry in self.all())
+        return not self.future.done() or any(not entry.future.done() for entry in self.followers)
 
     @property
     def due_s(self) -> float:

@@ -24,8 +24,10 @@ from server.types import Logits
 
 log = logging.getLogger(__name__)
 
-COMPUTED = {"Attention", "MatMul", "Gemm", "LayerNormalization", "Gelu"}  # must not be left to another provider
+# Must not be left to another provider.
+COMPUTED = {"Attention", "MatMul", "Gemm", "LayerNormalization", "SkipLayerNormalization", "Gelu"}
 KINDS = {"input_ids": np.int64, "patches": np.uint8, "position_ids": np.int64, "mask": np.bool_}
+GRAPHS = {"cuda": "cuda", "tensorrt": "standard"}  # TensorRT does not know onnxruntime's own operators
 Provider = tuple[str, options.Options]
 
 
@@ -117,12 +119,14 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
         onnxruntime.preload_dlls()
     libraries.require(provider, Path(onnxruntime.__file__).parent / "capi")
     gpu, cudart = libraries.gpu_name(libraries.load(libraries.DRIVER)), libraries.load(libraries.CUDART)
-    spec = artifact.manifest.spec
+    if GRAPHS[provider] not in artifact.graphs:
+        raise ArtifactError(f"The artifact {artifact.manifest.name} has no graph for {provider}: export it again.")
+    spec, graph = artifact.manifest.spec, artifact.graphs[GRAPHS[provider]]
     buckets = buckets_of(spec, most)
     thread, copies = ThreadPoolExecutor(1, "gpu"), Copies(cudart)
 
     def program(providers: list[Provider]) -> OrtProgram:
-        session = thread.submit(open_session, artifact.graphs["model"], providers).result()
+        session = thread.submit(open_session, graph, providers).result()
         return OrtProgram(session, buckets, artifact.manifest.heads, spec.patch_values, device="cuda", copies=copies)
 
     if provider == "cuda":

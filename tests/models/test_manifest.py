@@ -85,7 +85,7 @@ def _with_fp16(folder: Path, status: str) -> None:
     """Offer one of fp32's graphs as the one in half precision, with that outcome of the gate."""
     manifest = read_manifest(folder)
     fp32 = manifest.precisions["fp32"]
-    fp16 = replace(fp32, graphs={"model": fp32.graphs["interaction"]}, gate={"status": status})
+    fp16 = replace(fp32, graphs={"cuda": fp32.graphs["interaction"]}, gate={"status": status})
     replace(manifest, precisions={**manifest.precisions, "fp16": fp16}).write(folder)
 
 

@@ -52,7 +52,7 @@ def engine_of(program: object, artifact: Artifact) -> GpuEngine:
 def engine(loaded: Artifact) -> GpuEngine:
     """The engine on a session of the CPU's, at its buckets and no other shapes."""
     spec = loaded.manifest.spec
-    session = open_session(loaded.graphs["model"], [("CPUExecutionProvider", {})])
+    session = open_session(loaded.graphs["standard"], [("CPUExecutionProvider", {})])
     return engine_of(
         OrtProgram(
             session,
@@ -138,24 +138,24 @@ def test_warm_up_runs_every_bucket_in_every_slot_on_one_thread(loaded: Artifact)
     assert len({thread for _, _, thread in recorder.ran}) == 1
 
 
-def test_next_batch_is_copied_while_one_runs_and_a_third_waits(loaded: Artifact) -> None:
-    """In a slot of its own."""
+def test_next_batches_are_copied_while_one_runs_and_one_more_waits(loaded: Artifact) -> None:
+    """Each in a slot of its own."""
     recorder = Recorder(loaded)
     recorder.may_run.clear()
     engine = engine_of(recorder, loaded)
     feeds = factories.random_feeds(loaded.manifest.spec, seed=0, batch=1)
 
-    with ThreadPoolExecutor(3) as callers:
-        runs = [callers.submit(engine.run, feeds) for _ in range(3)]
-        assert recorder.has_copied.acquire(timeout=30)
-        assert recorder.has_copied.acquire(timeout=30)
+    with ThreadPoolExecutor(SLOTS + 1) as callers:
+        runs = [callers.submit(engine.run, feeds) for _ in range(SLOTS + 1)]
+        for _ in range(SLOTS):
+            assert recorder.has_copied.acquire(timeout=30)
         assert not recorder.has_copied.acquire(timeout=0.05)
-        assert {slot for _, slot in recorder.copied} == {0, 1}
+        assert {slot for _, slot in recorder.copied} == {*range(SLOTS)}
         recorder.may_run.set()
         for run in runs:
             run.result(30)
 
-    assert len(recorder.ran) == 3
+    assert len(recorder.ran) == SLOTS + 1
 
 
 def test_logits_stay_what_they_are_when_the_slot_is_used_again(loaded: Artifact) -> None:
@@ -188,7 +188,7 @@ def test_no_other_run_begins_before_warm_up_has_ended(loaded: Artifact) -> None:
         warming.result(30)
         run.result(30)
 
-    assert [slot for _, slot in recorder.copied[:captured]] == [0, 1] * (captured // SLOTS)
+    assert [slot for _, slot in recorder.copied[:captured]] == [*range(SLOTS)] * (captured // SLOTS)
     assert len(recorder.ran) == captured + 1
 
 
@@ -210,7 +210,7 @@ def test_provider_that_onnxruntime_does_not_know_is_refused(loaded: Artifact) ->
         pytest.warns(UserWarning, match="not in available provider names"),
         pytest.raises(ArtifactError, match="Unknown Provider Type"),
     ):
-        open_session(loaded.graphs["model"], [("MadeUpExecutionProvider", {})])
+        open_session(loaded.graphs["standard"], [("MadeUpExecutionProvider", {})])
 
 
 class Session:

@@ -1,0 +1,215 @@
+"""ViLT in half precision in onnxruntime's own operators, which its CUDA provider runs in half as many kernels.
+
+Beside the graph of standard operators (export/fp16.py), which TensorRT reads:
+    - attention and its three products are one node. Its kernels (cuDNN's, among others) take halves, keep the scores in
+      fp32, and round what softmax makes of them.
+    - a product's bias, the residual addition and the next norm are one node, in fp32.
+    - weights of the patches' product are rounded to TF32, so that tensor cores lose nothing more; uint8 patches are
+      exact in TF32. What rounding does to a grey patch is the same for all, and goes into the position table.
+
+Sources: onnxruntime, docs/ContribOperators.md: Attention, SkipLayerNormalization.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from export import fp16, graph
+from export.graph import Fused, Interaction, Layer, VisualEmbedding
+
+GREY = 128  # in the middle of a uint8's range
+TF32_DROPPED = 13  # bits of fp32's mantissa
+
+
+def fused(half: Fused) -> Fused:
+    """Build a model of half precision (`fp16.half`) of these operators."""
+    parts = half.text_embedding, rounded_to_tf32(half.visual_embedding), CudaInteraction(half.interaction)
+    return Fused(*parts).eval()
+
+
+def rounded(model: Fused) -> Fused:
+    """Copy such a model so that it computes in fp32 and rounds as onnxruntime's CUDA kernels do.
+
+    They round a product before its bias is added and after, and what GELU multiplies with; products of fp32 read TF32.
+    """
+    model = fp16.rounded(model)
+    for layer in model.interaction.layers:
+        layer.gelu = RoundedGelu()
+        layer.expand = RoundedProduct(layer.expand)
+        name = "query" if layer.pooled_only else "products"
+        setattr(layer.attention, name, RoundedProduct(getattr(layer.attention, name)))
+    for module in (model.interaction.pooler, *model.interaction.heads.modules()):
+        if isinstance(module, nn.Linear):
+            module.weight.data = to_tf32(module.weight)
+            module.register_forward_pre_hook(lambda _, inputs: tuple(map(to_tf32, inputs)))
+    return model
+
+
+class RoundedProduct(nn.Module):
+    """A product of halves with a bias, in fp32."""
+
+    def __init__(self, product: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = product.weight, product.bias
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Shapes: (B, N, in) -> (B, N, out)."""
+        return _to_half(_to_half(nn.functional.linear(_to_half(tensor), self.weight)) + self.bias)
+
+
+class RoundedGelu(nn.Module):
+    """GELU of halves, in fp32; what reads it rounds it."""
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Shapes: any -> the same."""
+        return tensor * _to_half(torch.special.ndtr(tensor))
+
+
+class Attention(nn.Module):
+    """Attention with its products; queries are scaled already, and only they have a bias."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        query, key_value = layer.query, layer.key_value.both[0]
+        self.heads = layer.heads
+        weight = torch.cat([query.weight, key_value.weight])
+        self.products = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+        self.products.weight.data = weight
+        self.products.bias.data = torch.cat([query.bias, query.bias.new_zeros(len(key_value.weight))])
+        self.products.requires_grad_(requires_grad=False)
+
+    def forward(self, normed: Tensor, attention_bias: Tensor) -> Tensor:
+        """Shapes: normed (B, N, hidden), attention_bias (B, 1, N, N) -> (B, N, hidden)."""
+        if torch.onnx.is_in_onnx_export():
+            return torch.onnx.ops.symbolic(
+                "com.microsoft::Attention",
+                [normed, self.products.weight.T, self.products.bias, None, None, attention_bias],
+                {"num_heads": self.heads, "scale": 1.0},
+                dtype=normed.dtype,
+                shape=normed.shape,
+                version=1,
+            )
+        return attend(*self.products(normed).chunk(3, dim=-1), attention_bias, self.heads)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor, heads: int) -> Tensor:
+    """Attend as a fused kernel of halves does: scores and sums in fp32, exponentials rounded.
+
+    Shapes: query (B, N or 1, hidden), key and value (B, N, hidden), attention_bias (B, 1, N, N) -> as query
+    """
+    split = (one.float().unflatten(-1, (heads, -1)).transpose(1, 2) for one in (query, key, value))
+    queries, keys, values = split
+    scores = queries @ keys.transpose(2, 3) + attention_bias[:, :, : queries.shape[2]]
+    exponentials = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    attended = _to_half(exponentials) @ values / exponentials.sum(dim=-1, keepdim=True)
+    return attended.transpose(1, 2).flatten(2).to(query.dtype)
+
+
+class AddNorm(nn.Module):
+    """What follows a product: its bias, the residual stream, and the norm of the sum; gains are folded already."""
+
+    def __init__(self, bias: Tensor, eps: float) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias.float(), requires_grad=False)
+        self.norm = nn.LayerNorm(len(bias), eps=eps).requires_grad_(requires_grad=False)
+        self.enter, self.leave = fp16.To(torch.float), fp16.To(torch.half)
+
+    def forward(self, product: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: product (B, N, hidden) half, stream (B, N, hidden) fp32 -> the new stream, and its norm in half."""
+        product = self.enter(product)
+        if torch.onnx.is_in_onnx_export():
+            normed, _, _, stream = torch.onnx.ops.symbolic_multi_out(
+                "com.microsoft::SkipLayerNormalization",
+                [product, stream, self.norm.weight, self.norm.bias, self.bias],
+                {"epsilon": self.norm.eps},
+                dtypes=[stream.dtype] * 4,
+                shapes=[stream.shape, [*stream.shape[:2], 1], [*stream.shape[:2], 1], stream.shape],
+                version=1,
+            )
+        else:
+            stream = product + stream + self.bias
+            normed = self.norm(stream)
+        return stream, self.leave(normed)
+
+
+class PooledAttention(nn.Module):
+    """Attention of the last layer's single query: ONNX's own node, in fp32, as in export/fp16.py."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.heads, self.query, self.key_value = layer.heads, layer.query, layer.key_value
+
+    def forward(self, normed: Tensor, attention_bias: Tensor) -> Tensor:
+        """Shapes: normed (B, N, hidden), attention_bias (B, 1, N, N) -> (B, 1, hidden)."""
+        queries, first = self.query(normed[:, :1]), attention_bias[:, :, :1].float()
+        return graph.attend(queries, *self.key_value(normed), first, self.heads)
+
+
+class CudaLayer(nn.Module):
+    """A transformer layer, from one norm to the next."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        eps = layer.norm_before[0].eps
+        self.pooled_only = layer.pooled_only
+        self.attention = PooledAttention(layer) if layer.pooled_only else Attention(layer)
+        self.output, output_bias = _without_bias(layer.output[0])
+        self.after_attention = AddNorm(output_bias, eps)
+        self.expand, self.gelu = layer.expand, nn.GELU()
+        self.contract, contract_bias = _without_bias(layer.contract[0])
+        self.after_contract = AddNorm(contract_bias, eps)
+
+    def forward(self, stream: Tensor, normed: Tensor, attention_bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: stream and normed (B, N, hidden), attention_bias (B, 1, N, N) -> both (B, N or 1, hidden)."""
+        attended = self.attention(normed, attention_bias)
+        if self.pooled_only:
+            stream = stream[:, :1]
+        stream, normed = self.after_attention(self.output(attended), stream)
+        return self.after_contract(self.contract(self.gelu(self.expand(normed))), stream)
+
+
+class CudaInteraction(nn.Module):
+    """As export.graph.Interaction."""
+
+    def __init__(self, half: Interaction) -> None:
+        super().__init__()
+        self.norm_before = half.layers[0].norm_before
+        self.layers = nn.ModuleList(map(CudaLayer, half.layers))
+        self.norm, self.pooler, self.heads = half.norm, half.pooler, half.heads
+
+    def forward(self, text: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Shapes: text (B, L, hidden), image (B, 1 + P, hidden), mask (B, L + 1 + P) bool -> logits of each head."""
+        attention_bias = graph.added_to_scores(mask, torch.half)
+        stream = torch.cat([text, image], dim=1)
+        normed = self.norm_before(stream)
+        for layer in self.layers:
+            stream, normed = layer(stream, normed, attention_bias)
+        pooled = torch.tanh(self.pooler(self.norm(stream[:, 0])))
+        return tuple(head(pooled) for head in self.heads.values())
+
+
+def _to_half(tensor: Tensor) -> Tensor:
+    return tensor.half().float()
+
+
+def _without_bias(product: nn.Linear) -> tuple[nn.Linear, Tensor]:
+    bare = nn.Linear(product.in_features, product.out_features, bias=False, dtype=product.weight.dtype)
+    bare.weight = product.weight
+    return bare, product.bias
+
+
+def rounded_to_tf32(embedding: VisualEmbedding) -> VisualEmbedding:
+    """Copy an embedding with TF32 weights, and add what that does to a grey patch to the positions."""
+    embedding = copy.deepcopy(embedding)
+    exact = embedding.weight.detach()
+    embedding.weight.data = to_tf32(exact)
+    embedding.positions.data += (GREY * (exact - embedding.weight).double().sum(dim=0)).float()
+    return embedding
+
+
+def to_tf32(tensor: Tensor) -> Tensor:
+    """Round to the 10 bits of mantissa that tensor cores read of an fp32 number."""
+    bits = tensor.contiguous().view(torch.int32)
+    half_of_last = 1 << (TF32_DROPPED - 1)
+    return ((bits + half_of_last) >> TF32_DROPPED << TF32_DROPPED).view(torch.float)
