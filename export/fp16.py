@@ -1,4 +1,6 @@
-"""ViLT in half precision, as one graph for a GPU; its inputs and outputs are those of fp32.
+"""ViLT in half precision, as one graph of standard operators for a GPU; its inputs and outputs are those of fp32.
+
+onnxruntime's CUDA provider runs another, made from this one: export/cuda.py.
 
 The layers' matrix products run in half precision. What that would spoil stays fp32:
     - the product with uint8 patches: its weights, divided by 255, are so small that halves represent them badly, and

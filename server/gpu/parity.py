@@ -1,4 +1,8 @@
-"""Compare the GPU with fp32 on the CPU: every grid alone, then random batches, one row of each also alone."""
+"""Compare the GPU with fp32 on the CPU: every grid alone, then random batches, one row of each also alone.
+
+This finds wrong kernels; what half precision costs on pictures is the gate's to judge. Pictures here are noise, on which
+a trained model's scores differ by up to twice as much; without its mask, half of them by more than 0.4.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -17,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FEW_IDS = 30  # token ids below this are in every vocabulary
 AGREEMENT = 0.995  # of top answers, counted if the best two differ by more than rounding
-SCORE_DIFFERENCE = 5e-3  # the largest allowed, over all rows
+SCORE_DIFFERENCE = 1e-2  # the largest allowed, over all rows: twice the gate's
 LOGGED_EVERY = 100
 Probabilities = NDArray[np.float64]
 

@@ -3,7 +3,6 @@
 It runs on the CPU here, whose kernels of these operators are in fp32: that shows the graph, not a GPU's kernels.
 """
 
-import copy
 from collections import Counter
 from pathlib import Path
 
@@ -143,15 +142,18 @@ def test_tf32_keeps_ten_bits_of_a_mantissa() -> None:
     assert ((cuda.to_tf32(numbers) - numbers).abs() <= numbers.abs() * 2**-11).all()
 
 
-def test_rounding_the_weights_of_patches_changes_no_grey_picture(small: Exported) -> None:
-    """What it does to all patches alike is in the positions, so that only contrasts are affected."""
+def test_patches_in_two_parts_are_those_of_one(small: Exported) -> None:
+    """Both parts are TF32's, and nothing of the weights is lost."""
     exact = small.model.visual_embedding
-    rounded = cuda.rounded_to_tf32(copy.deepcopy(exact))
-    grey = torch.full((1, 6, small.loaded.config.spec.patch_values), cuda.GREY, dtype=torch.uint8)
-    ids = torch.arange(1, 7)[None]
+    parts = cuda.PatchesInTf32(exact)
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randint(0, 256, (2, 6, small.loaded.config.spec.patch_values), generator=generator).byte()
+    ids = torch.arange(1, 7).expand(2, -1)
 
     with torch.no_grad():
-        found, expected = rounded(grey, ids), exact(grey, ids)
+        found, expected = parts(patches, ids), exact(patches, ids)
 
-    assert not torch.equal(rounded.weight, exact.weight)
-    assert (found - expected).abs().max() < 1e-4
+    for part in (parts.large, parts.small):
+        assert torch.equal(cuda.to_tf32(part), part)
+    assert (parts.large + parts.small - exact.weight).abs().max() <= exact.weight.abs().max() * 2**-21
+    assert torch.allclose(found, expected, atol=1e-5)
