@@ -1,7 +1,7 @@
 """Compare the GPU with fp32 on the CPU: every grid alone, then random batches, one row of each also alone.
 
-This finds wrong kernels; what half precision costs on pictures is the gate's to judge. Pictures here are noise, on which
-a trained model's scores differ by up to twice as much; without its mask, half of them by more than 0.4.
+This finds wrong kernels; what half precision costs on pictures is the gate's to judge. Pictures here are noise, on
+which a trained model's scores differ by up to twice as much; without its mask, half of them by more than 0.4.
 """
 
 import logging
