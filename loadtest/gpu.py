@@ -10,12 +10,15 @@ import contextlib
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from loadtest import closedloop
 from loadtest.arguments import add_command, at_least, positive
@@ -30,6 +33,7 @@ READY_WITHIN_S = 3600.0  # TensorRT first builds its engines
 TIMED_WITHIN_S = 2 * READY_WITHIN_S  # as above, then thousands of runs on the CPU and the GPU
 NEARLY = 0.8  # of its capacity: a part this busy is the limit
 PREPARING = ("decode", "preprocess", "tokenize")
+CPU_SECONDS = re.compile(r"^process_cpu_seconds_total (\S+)$", re.MULTILINE)  # of all of the server's processes
 PATCHES = 192  # of the picture that is sent, here and by the peers
 Found = dict[str, Any]
 Step = Callable[[Found], None]
@@ -143,11 +147,28 @@ def time_http(options: argparse.Namespace, name: str, found: Found) -> None:
                 server = stack.enter_context(started(flags, model=options.model, ready_within_s=READY_WITHIN_S))
             stack.enter_context(on_cores(everything - own or everything))
             for clients in CLIENTS:
+                before_s = cpu_seconds(server.url)
                 figures = closedloop.drive(server.url, clients, options.client_processes, options.seconds)
-                loops.append({"server_cpus": len(own), "workers": workers, **figures})
+                each_s = (cpu_seconds(server.url) - before_s) / figures["answers"]  # and warm-up, a tenth at most
+                shares = {
+                    "server_cpu_ms": 1000 * each_s,
+                    "server_cpu_share": each_s * figures["answers_per_s"] / len(own),
+                }
+                loops.append({"server_cpus": len(own), "workers": workers, **figures, **shares})
     rates = [row["images_per_s"] for row in found["model"][name]["runs"] if row["patches"] == PATCHES]
     if rates:
         found["limit"][name] = limit(loops, max(rates), len(own))
+
+
+def cpu_seconds(url: str) -> float:
+    """Read how much CPU time the server's processes have used.
+
+    Raises: ValueError: it does not say.
+    """
+    found = CPU_SECONDS.search(httpx.get(f"{url}/metrics").text)
+    if not found:
+        raise ValueError(f"{url}/metrics has no process_cpu_seconds_total")
+    return float(found[1])
 
 
 def time_torch(options: argparse.Namespace, found: Found) -> None:
@@ -202,7 +223,7 @@ def on_cores(own: set[int]) -> Iterator[None]:
 
 
 def limit(loops: Sequence[dict[str, Any]], model_per_s: float, cpus: int) -> dict[str, Any]:
-    """Name the limit of the server: the model at its best, preparing on all cores, the clients, or HTTP.
+    """Name the limit of the server: the model at its best, preparing on all cores, all cores, the clients, or HTTP.
 
     The time to prepare is taken from one client: with many, decode is mostly the wait for a thread.
     """
@@ -212,10 +233,15 @@ def limit(loops: Sequence[dict[str, Any]], model_per_s: float, cpus: int) -> dic
     name, rate = min(could.items(), key=lambda item: item[1])
     reached = busiest["answers_per_s"] / rate
     if reached < NEARLY:  # neither of them
-        name = "the clients of this benchmark" if busiest["client_cpu_share"] >= NEARLY else "HTTP and the event loop"
+        shares = {
+            "the server's cores": busiest["server_cpu_share"],
+            "the clients of this benchmark": busiest["client_cpu_share"],
+        }
+        name = next((one for one, share in shares.items() if share >= NEARLY), "HTTP and the event loop")
     return {
         "answers_per_s": busiest["answers_per_s"],
         "could_per_s": could,
+        "server_cpu_share": busiest["server_cpu_share"],
         "client_cpu_share": busiest["client_cpu_share"],
         "bottleneck": name,
         "share_of_it": reached,

@@ -17,12 +17,19 @@ from loadtest import closedloop, gpu
 STAGES = {"decode": 2.0, "preprocess": 3.0, "tokenize": 0.1, "inference": 0.6}
 
 
-def loops(answers_per_s: float, client_cpu_share: float = 0.5) -> list[dict[str, object]]:
+def loops(
+    answers_per_s: float, client_cpu_share: float = 0.5, server_cpu_share: float = 0.5
+) -> list[dict[str, object]]:
     """One client, and so many that most of decode is waiting."""
     waiting = STAGES | {"decode": 700.0}
     return [
-        {"answers_per_s": 150.0, "stages_ms": STAGES, "client_cpu_share": 0.1},
-        {"answers_per_s": answers_per_s, "stages_ms": waiting, "client_cpu_share": client_cpu_share},
+        {"answers_per_s": 150.0, "stages_ms": STAGES, "client_cpu_share": 0.1, "server_cpu_share": 0.1},
+        {
+            "answers_per_s": answers_per_s,
+            "stages_ms": waiting,
+            "client_cpu_share": client_cpu_share,
+            "server_cpu_share": server_cpu_share,
+        },
     ]
 
 
@@ -70,6 +77,21 @@ def test_limit_is_the_clients_where_they_have_a_core_for_themselves_and_the_serv
     """What they cannot ask no server can answer; where the server is used up it is the server all the same."""
     assert gpu.limit(loops(1200.0, 0.95), 10_000.0, 16)["bottleneck"] == "the clients of this benchmark"
     assert gpu.limit(loops(2900.0, 0.95), 10_000.0, 16)["bottleneck"] == "decode and preprocess"
+
+
+def test_limit_is_the_servers_cores_where_they_are_used_up_by_more_than_preparing() -> None:
+    """HTTP takes its part, and virtual cores that share a physical one are slower together."""
+    assert gpu.limit(loops(1600.0, server_cpu_share=0.9), 10_000.0, 16)["bottleneck"] == "the server's cores"
+
+
+def test_cpu_time_is_read_from_the_servers_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all its processes; another server may have none."""
+    text = "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total 12.5\n"
+    monkeypatch.setattr(gpu.httpx, "get", lambda url: SimpleNamespace(text=text if "ours" in url else ""))
+
+    assert gpu.cpu_seconds("http://ours") == 12.5
+    with pytest.raises(ValueError, match="no process_cpu_seconds_total"):
+        gpu.cpu_seconds("http://theirs")
 
 
 def test_shares_of_the_gpu_are_of_what_it_was_measured_to_do() -> None:
@@ -156,8 +178,11 @@ def test_server_and_clients_keep_to_their_own_cores(tmp_path: Path, monkeypatch:
 
     def drive(url: str, clients: int, processes: int, seconds: float) -> dict[str, object]:
         kept["clients"] = os.sched_getaffinity(0)
-        return {"clients": clients, "client_processes": processes, **loops(100.0)[1]}
+        used_s.append(used_s[-1] + 2.0)
+        return {"clients": clients, "client_processes": processes, "answers": 200, **loops(100.0)[1]}
 
+    used_s = [10.0]
+    monkeypatch.setattr(gpu, "cpu_seconds", lambda _: used_s[-1])
     monkeypatch.setattr(gpu, "started", started)
     monkeypatch.setattr(closedloop, "drive", drive)
     runs = [{"patches": gpu.PATCHES, "images_per_s": 1000.0}]
@@ -172,6 +197,7 @@ def test_server_and_clients_keep_to_their_own_cores(tmp_path: Path, monkeypatch:
     rows = found["http"]["cuda"]
     assert [row["workers"] for row in rows] == [1] * len(gpu.CLIENTS) + [3] * len(gpu.CLIENTS)
     assert {row["server_cpus"] for row in rows} == {1}
+    assert {(row["server_cpu_ms"], row["server_cpu_share"]) for row in rows} == {(10.0, 1.0)}
     assert set(found["limit"]) == {"cuda"}
 
 
