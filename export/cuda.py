@@ -127,7 +127,7 @@ class AddNorm(nn.Module):
 
     def __init__(self, bias: Tensor, eps: float) -> None:
         super().__init__()
-        self.bias = nn.Parameter(bias.float(), requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
         self.norm = nn.LayerNorm(len(bias), eps=eps).requires_grad_(requires_grad=False)
         self.enter, self.leave = fp16.To(torch.float), fp16.To(torch.half)
 
@@ -170,11 +170,11 @@ class CudaLayer(nn.Module):
         eps = layer.norm_before[0].eps
         self.pooled_only = layer.pooled_only
         self.attention = PooledAttention(layer) if layer.pooled_only else Attention(layer)
-        self.output, output_bias = _without_bias(layer.output[0])
-        self.after_attention = AddNorm(output_bias, eps)
+        self.output = _without_bias(layer.output[0])
+        self.after_attention = AddNorm(layer.output.bias, eps)
         self.expand, self.gelu = layer.expand, nn.GELU()
-        self.contract, contract_bias = _without_bias(layer.contract[0])
-        self.after_contract = AddNorm(contract_bias, eps)
+        self.contract = _without_bias(layer.contract[0])
+        self.after_contract = AddNorm(layer.contract.bias, eps)
 
     def forward(self, stream: Tensor, normed: Tensor, attention_bias: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: stream and normed (B, N, hidden), attention_bias (B, 1, N, N) -> both (B, N or 1, hidden)."""
@@ -196,8 +196,8 @@ class CudaInteraction(nn.Module):
 
     def forward(self, text: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Shapes: text (B, L, hidden), image (B, 1 + P, hidden), mask (B, L + 1 + P) bool -> logits of each head."""
-        attention_bias = graph.added_to_scores(mask, torch.half)
-        stream = torch.cat([text, image], dim=1)
+        attention_bias = graph.added_to_scores(mask, torch.half)  # -inf, which is safe: no row has every key masked
+        stream = torch.cat([text, image], dim=1)  # (B, N, hidden)
         normed = self.norm_before(stream)
         for layer in self.layers:
             stream, normed = layer(stream, normed, attention_bias)
@@ -209,10 +209,10 @@ def _to_half(tensor: Tensor) -> Tensor:
     return tensor.half().float()
 
 
-def _without_bias(product: nn.Linear) -> tuple[nn.Linear, Tensor]:
+def _without_bias(product: nn.Linear) -> nn.Linear:
     bare = nn.Linear(product.in_features, product.out_features, bias=False, dtype=product.weight.dtype)
     bare.weight = product.weight
-    return bare, product.bias
+    return bare
 
 
 def to_tf32(tensor: Tensor) -> Tensor:

@@ -37,8 +37,17 @@ def half(model: Fused) -> Fused:
         for norm in ("norm_before", "norm_after"):
             setattr(layer, norm, nn.Sequential(getattr(layer, norm), To(torch.half)))
         for product in ("output", "contract"):  # onto the residual stream, which is fp32
-            setattr(layer, product, nn.Sequential(getattr(layer, product).half(), To(torch.float)))
+            setattr(layer, product, OntoStream(getattr(layer, product)))
     return model
+
+
+class OntoStream(nn.Sequential):
+    """A product of halves whose result is fp32; `bias` is its bias before that was rounded."""
+
+    def __init__(self, product: nn.Linear) -> None:
+        exact = product.bias.detach().clone()
+        super().__init__(product.half(), To(torch.float))
+        self.bias = exact
 
 
 class Stacked(nn.Module):

@@ -20,11 +20,9 @@ from models.text import TextEncoder
 
 FORMAT_VERSION = 1
 MANIFEST, TOKENIZER, LABELS = "manifest.json", "tokenizer.json", "labels.json"
-PARTS = (
-    "text_embedding",
-    "visual_embedding",
-    "interaction",
-)  # a CPU precision's graphs; a GPU one has "cuda" and "standard"
+# A CPU precision's graphs; a GPU's has two, each the whole model: of standard operators, and of onnxruntime's for CUDA.
+PARTS = ("text_embedding", "visual_embedding", "interaction")
+STANDARD, CUDA = "standard", "cuda"
 # The logits that answer each task; the first that exist.
 TASKS = {"vqa": ("vqa_logits",), "itm": ("itm_logits", "rank_logits"), "rank": ("rank_logits",)}
 
@@ -87,6 +85,20 @@ class Artifact:
         """The chosen precision's graph files, by name."""
         entries = self.manifest.precisions[self.precision].graphs
         return {name: self.folder / entry.file for name, entry in entries.items()}
+
+    def opened(self, whole: str = STANDARD) -> dict[str, FileEntry]:
+        """Return the graphs that a provider opens: the three parts or, in fp16, the `whole` of that name.
+
+        Raises: ArtifactError: one of them is missing.
+        """
+        entries = self.manifest.precisions[self.precision].graphs
+        names = (whole,) if self.precision == "fp16" else PARTS
+        if missing := [name for name in names if name not in entries]:
+            raise ArtifactError(
+                f"The artifact {self.folder} lacks the graph {missing[0]} in {self.precision}; it has"
+                f" {', '.join(entries)}: export it again."
+            )
+        return {name: entries[name] for name in names}
 
     @property
     def checksum(self) -> str:

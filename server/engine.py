@@ -16,12 +16,11 @@ import onnxruntime
 from models.batch import Features, Feeds, collate
 from models.errors import ArtifactError
 from models.image import ImagePatches
-from models.manifest import PARTS, Artifact
+from models.manifest import STANDARD, Artifact
 from models.text import TextTokens
 from server.cpus import PoolThreads, has_vnni, usable_cpus
 from server.types import EngineOutput
 
-WHOLE = "standard"  # the whole model as one graph of standard operators: fp16's, which is a GPU's
 EXACT_INT8 = ("session.x64quantprecision", "1")
 
 
@@ -34,17 +33,17 @@ class OrtEngine:
     overlapping = 1
 
     def __init__(self, artifact: Artifact, threads: int = 0) -> None:
-        """Load the graphs of the artifact's precision; 0 threads means one for each usable CPU."""
-        graphs = artifact.graphs
+        """Load the graphs of the artifact's precision; 0 threads means one for each usable CPU.
+
+        Raises: ArtifactError: one of them is missing, or cannot be loaded.
+        """
         self._spec = artifact.manifest.spec
-        names = (WHOLE,) if WHOLE in graphs else PARTS
         self._pools = PoolThreads()
         with self._pools.starting():
             self._sessions = [
-                (name, _session(graphs[name], count_threads(threads))) for name in names if name in graphs
+                (name, _session(artifact.folder / graph.file, count_threads(threads)))
+                for name, graph in artifact.opened().items()
             ]
-        if len(self._sessions) != len(names):
-            raise ArtifactError(f"The artifact {artifact.folder} lacks a graph: it has {', '.join(graphs)}.")
 
     def warm_up(self) -> None:
         """Run the largest input once, so that no request pays for first touches."""
@@ -75,7 +74,7 @@ class OrtEngine:
             values.update(zip(outputs, session.run(outputs, {name: values[name] for name in inputs}), strict=True))
             now_s = time.perf_counter()
             parts_s[part], last_s = now_s - last_s, now_s
-        parts_s.pop(WHOLE, None)  # all of inference, not a part of it
+        parts_s.pop(STANDARD, None)  # all of inference, not a part of it
         return EngineOutput({name: value for name, value in values.items() if name.endswith("_logits")}, parts_s)
 
 

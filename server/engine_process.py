@@ -20,9 +20,8 @@ from server.metrics import Metrics
 from server.settings import Settings
 from server.types import LoadedModel
 
-SWITCH_S = (
-    0.0005  # how long an engine thread that has copied its batch waits for the busy event loop; Python's is 0.005
-)
+# How long an engine thread that has copied its batch waits for the busy event loop; Python's own is 0.005.
+SWITCH_S = 0.0005
 
 
 async def serve(

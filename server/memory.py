@@ -41,7 +41,7 @@ def check_fits(artifacts: list[Artifact], limit_bytes: int | None) -> None:
 
     Raises: ArtifactError: the limit is too low.
     """
-    graphs_bytes = sum(path.stat().st_size for artifact in artifacts for path in artifact.graphs.values())
+    graphs_bytes = sum(graph.size_bytes for artifact in artifacts for graph in artifact.opened().values())
     needed_bytes = OWN_BYTES + int(FACTOR * graphs_bytes)
     if limit_bytes is not None and limit_bytes < needed_bytes:
         names = ", ".join(f"{artifact.manifest.name} in {artifact.precision}" for artifact in artifacts)

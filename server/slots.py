@@ -10,7 +10,9 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-KEPT = 256  # slots whose memory is kept while unused; beyond, it is returned to the system
+# Slots whose memory is kept while unused: as many as the clients of a busy GPU use, some 180 MB. That of the others is
+# returned to the system, which costs the engine process 0.1 ms and the next front 0.2 ms.
+KEPT = 256
 
 
 class Memory:

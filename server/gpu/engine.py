@@ -1,6 +1,6 @@
 """The graph in half precision on an NVIDIA GPU: batches are padded into buckets, each of which is a CUDA graph.
 
-While one batch runs, the next is written into pinned memory and copied to the GPU, and the logits of the last are
+While one batch runs, the next two are written into pinned memory and copied to the GPU, and the logits of the last are
 copied back. All runs are on one thread of the engine, because a captured graph belongs to the thread that captured it.
 """
 
@@ -98,7 +98,7 @@ class GpuEngine:
         return padded(self._buckets, batch, tokens)
 
     def run(self, feeds: Feeds) -> EngineOutput:
-        """Compute every head's logits for a batch; with two threads calling, copies of one batch overlap another's run.
+        """Compute every head's logits for a batch; with several threads calling, copies overlap runs.
 
         Raises: OutsideBuckets: no bucket holds it.
         """

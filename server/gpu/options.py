@@ -23,12 +23,12 @@ class EngineKey:
     gpu: str  # name and compute capability
     tensorrt: str
     onnxruntime: str
-    artifact: str  # checksum of its graph
+    graph: str  # its SHA-256
     profile: Profile
 
     @property
     def name(self) -> str:
-        """The name of the engine's files; TensorRT's own check of them covers neither artifact nor profile."""
+        """The name of the engine's files; TensorRT's own check of them covers neither graph nor profile."""
         text = json.dumps(asdict(self), sort_keys=True)
         return f"vilt-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 

@@ -13,7 +13,7 @@ import onnxruntime
 
 from models.batch import Feeds
 from models.errors import ArtifactError
-from models.manifest import Artifact
+from models.manifest import CUDA, STANDARD, Artifact
 from server.engine import count_threads, session_options
 from server.gpu import libraries, options
 from server.gpu.buckets import Bucket, buckets_of, profiles_of, span
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # Must not be left to another provider.
 COMPUTED = {"Attention", "MatMul", "Gemm", "LayerNormalization", "SkipLayerNormalization", "Gelu"}
 KINDS = {"input_ids": np.int64, "patches": np.uint8, "position_ids": np.int64, "mask": np.bool_}
-GRAPHS = {"cuda": "cuda", "tensorrt": "standard"}  # TensorRT does not know onnxruntime's own operators
+GRAPHS = {"cuda": CUDA, "tensorrt": STANDARD}  # TensorRT does not know onnxruntime's own operators
 Provider = tuple[str, options.Options]
 
 
@@ -106,8 +106,9 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
     """Load an artifact's fp16 graph on a GPU; TensorRT first builds its engines, for minutes, unless they are cached.
 
     Raises: MissingError: something that the provider needs is missing; ProviderError: it does not do all of the work;
-        ArtifactError: it cannot load the graph.
+        ArtifactError: it cannot load the graph, or there is none.
     """
+    (graph,) = artifact.opened(GRAPHS[provider]).values()
     name = options.NAMES[provider]
     if name not in onnxruntime.get_available_providers():
         raise MissingError(
@@ -119,14 +120,12 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
         onnxruntime.preload_dlls()
     libraries.require(provider, Path(onnxruntime.__file__).parent / "capi")
     gpu, cudart = libraries.gpu_name(libraries.load(libraries.DRIVER)), libraries.load(libraries.CUDART)
-    if GRAPHS[provider] not in artifact.graphs:
-        raise ArtifactError(f"The artifact {artifact.manifest.name} has no graph for {provider}: export it again.")
-    spec, graph = artifact.manifest.spec, artifact.graphs[GRAPHS[provider]]
+    spec = artifact.manifest.spec
     buckets = buckets_of(spec, most)
     thread, copies = ThreadPoolExecutor(1, "gpu"), Copies(cudart)
 
     def program(providers: list[Provider]) -> OrtProgram:
-        session = thread.submit(open_session, graph, providers).result()
+        session = thread.submit(open_session, artifact.folder / graph.file, providers).result()
         return OrtProgram(session, buckets, artifact.manifest.heads, spec.patch_values, device="cuda", copies=copies)
 
     if provider == "cuda":
@@ -140,7 +139,7 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
                 gpu=gpu,
                 tensorrt=version,
                 onnxruntime=onnxruntime.__version__,
-                artifact=artifact.checksum,
+                graph=graph.sha256,
                 profile=profile,
             )
             is_built = any(options.engine_folder(cache, key).glob("*.engine"))

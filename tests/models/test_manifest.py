@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import ArtifactError
-from models.manifest import MANIFEST, load_artifact, read_manifest
+from models.manifest import CUDA, MANIFEST, PARTS, load_artifact, read_manifest
 from server.settings import SHAPES
 
 
@@ -99,6 +99,17 @@ def test_gpu_serves_half_precision_that_has_passed_unasked_and_other_only_if_ask
     assert load_artifact(folder, "fp16", on_gpu=True).precision == "fp16"
     with pytest.raises(ArtifactError, match="has not passed its gate"):
         load_artifact(folder, on_gpu=True)
+
+
+def test_provider_opens_the_graph_that_is_its_own(folder: Path) -> None:
+    """The three parts, or one of the two in half precision; an artifact of an earlier version has neither."""
+    assert [*load_artifact(folder).opened()] == [*PARTS]
+
+    _with_fp16(folder, "passed")
+    half = load_artifact(folder, "fp16", on_gpu=True)
+    assert [*half.opened(CUDA)] == [CUDA]
+    with pytest.raises(ArtifactError, match="lacks the graph standard in fp16; it has cuda: export it again"):
+        half.opened()
 
 
 @pytest.mark.parametrize(("precision", "sentence"), [("fp32", "not those in fp32"), ("auto", "no precision fp16")])

@@ -3,12 +3,14 @@
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fakes import artifact
 
 from models.errors import ArtifactError
+from models.manifest import CUDA, STANDARD, FileEntry
 from server.memory import OWN_BYTES, check_fits, memory_limit_bytes
 
 LOADING = """
@@ -77,6 +79,18 @@ def test_artifact_that_does_not_fit_is_refused_in_one_sentence() -> None:
 
     with pytest.raises(ArtifactError, match=r"^shapes in fp32 needs about 1\d\d MB of memory, and 145 MB is the limit"):
         check_fits([artifact()], OWN_BYTES)
+
+
+def test_of_a_gpus_precision_only_the_graph_that_a_cpu_opens_has_to_fit() -> None:
+    """It has two, each the whole model."""
+    fp32 = artifact().manifest.precisions["fp32"]
+    large = FileEntry(file="fp16/x.onnx", sha256="", size_bytes=OWN_BYTES)
+    fp16 = replace(fp32, graphs={CUDA: large, STANDARD: replace(large, size_bytes=1)})
+    half = replace(artifact(), precision="fp16", manifest=replace(artifact().manifest, precisions={"fp16": fp16}))
+
+    check_fits([half], OWN_BYTES + 10)
+    with pytest.raises(ArtifactError, match="is the limit"):
+        check_fits([half], OWN_BYTES)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")

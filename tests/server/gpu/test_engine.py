@@ -300,3 +300,16 @@ def test_timing_has_a_row_for_each_bucket(engine: GpuEngine, loaded: Artifact) -
 
     assert [(row["batch"], row["tokens"]) for row in rows] == [(1, 160), (2, 160)]
     assert all(0 < row["p50_ms"] <= row["p99_ms"] and row["images_per_s"] > 0 for row in rows)
+    assert all(row["graph_p50_ms"] > 0 for row in rows)
+
+
+def test_batch_that_is_run_again_is_copied_neither_way(loaded: Artifact) -> None:
+    """So that the graph can be timed without copies."""
+    recorder = Recorder(loaded)
+    engine = engine_of(recorder, loaded)
+    feeds = factories.random_feeds(loaded.manifest.spec, seed=0, batch=1)
+    engine.run(feeds)
+
+    engine.run_again(feeds)
+
+    assert (len(recorder.copied), len(recorder.ran)) == (1, 2)

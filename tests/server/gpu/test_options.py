@@ -11,7 +11,7 @@ from server.gpu.buckets import Bucket, buckets_of, profiles_of
 
 PROFILE, OTHER = profiles_of(ViltSpec(), 32)[2:4]
 KEY = options.EngineKey(
-    gpu="NVIDIA H200 9.0", tensorrt="101601", onnxruntime="1.31.1", artifact="ab" * 32, profile=PROFILE
+    gpu="NVIDIA H200 9.0", tensorrt="101601", onnxruntime="1.31.1", graph="ab" * 32, profile=PROFILE
 )
 
 
@@ -38,7 +38,7 @@ def test_tensorrt_captures_no_graph() -> None:
         {"gpu": "NVIDIA A100 8.0"},
         {"tensorrt": "101500"},
         {"onnxruntime": "1.32.0"},
-        {"artifact": "cd" * 32},
+        {"graph": "cd" * 32},
         {"profile": OTHER},
     ],
     ids=lambda change: next(iter(change)),
