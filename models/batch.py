@@ -35,7 +35,7 @@ class Feeds:
         return 1.0 - float(self.mask.mean())
 
 
-class Memory:
+class CollateBuffer:
     """Where one batch after another is collated: a large array made anew costs more than what is written into it."""
 
     def __init__(self) -> None:
@@ -49,8 +49,8 @@ class Memory:
         return self._bytes[:size].reshape(shape)
 
 
-def collate(batch: Sequence[Features], memory: Memory | None = None) -> Feeds:
-    """Pad a batch to its longest text and its largest grid, in `memory` if it is given.
+def collate(batch: Sequence[Features], buffer: CollateBuffer | None = None) -> Feeds:
+    """Pad a batch to its longest text and its largest grid, in `buffer` if it is given.
 
     Shapes: L and P are the batch's largest; a batch of one is neither padded nor copied.
     """
@@ -63,7 +63,7 @@ def collate(batch: Sequence[Features], memory: Memory | None = None) -> Feeds:
     num_patches = max(len(features.image.patches) for features in batch)
     input_ids = np.zeros((size, length), np.int64)
     shape = (size, num_patches, batch[0].image.patches.shape[1])
-    patches = memory.of_shape(*shape) if memory else np.zeros(shape, np.uint8)
+    patches = buffer.of_shape(*shape) if buffer else np.zeros(shape, np.uint8)
     position_ids = np.full((size, num_patches), PADDING_ROW, np.int64)
     mask = np.zeros((size, length + 1 + num_patches), np.bool_)
     for row, features in enumerate(batch):

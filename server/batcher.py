@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
-from models.batch import Feeds, Memory, collate
+from models.batch import CollateBuffer, Feeds, collate
 from server.caches import Cache
 from server.errors import EngineFault, ServerError, Unavailable
 from server.metrics import Metrics
@@ -25,11 +25,11 @@ BETWEEN_S = 0.0002  # from the end of a run to the start of the next while entri
 BETWEEN_SMOOTHING, BETWEEN_LIMIT_S = 0.05, 0.01  # weight of the newest; anything longer is a stall and ignored
 
 
-class Own(threading.local):
+class PerThread(threading.local):
     """What each engine thread has for itself."""
 
     def __init__(self) -> None:
-        self.memory = Memory()
+        self.buffer = CollateBuffer()
 
 
 class Batcher:
@@ -64,7 +64,7 @@ class Batcher:
         self.under_way = 0  # batches
         self._overlapping = overlapping
         self._threads = ThreadPoolExecutor(overlapping, "engine")
-        self._own = Own()
+        self._per_thread = PerThread()
         self._closed = False
 
     async def submit(self, entry: Entry) -> EntryResult:
@@ -167,7 +167,7 @@ class Batcher:
         if before_s is not None and self.under_way == 1 and started_s - before_s <= BETWEEN_LIMIT_S:
             self._between_s += BETWEEN_SMOOTHING * (started_s - before_s - self._between_s)
         try:
-            feeds = collate([entry.features for entry in batch], self._own.memory)
+            feeds = collate([entry.features for entry in batch], self._per_thread.buffer)
             output = model.engine.run(feeds)
         finally:  # also if it fails
             ended_s, other_s = self._clock(), self._ended_s or started_s

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from models.answers import matching_score, sigmoid, top_answers
-from models.batch import Features, Memory, collate
+from models.batch import CollateBuffer, Features, collate
 from models.errors import ArtifactError, InvalidInput
 from models.image import to_patches
 from models.spec import ViltSpec
@@ -90,13 +90,13 @@ def test_collate_of_two_masks_exactly_what_it_pads() -> None:
     assert feeds.padding_ratio == pytest.approx(50 / (2 * 198))
 
 
-def test_batches_are_collated_into_the_same_memory_one_after_another() -> None:
+def test_batches_are_collated_into_the_same_buffer_one_after_another() -> None:
     """It grows for a larger batch; what an earlier one left lies only under the mask."""
-    memory = Memory()
+    buffer = CollateBuffer()
     pairs = [features(640, 480, 5), features(384, 384, 3), features(640, 480, 4)]
 
-    larger = collate(pairs, memory).patches
-    feeds, expected = collate(pairs[:2], memory), collate(pairs[:2])
+    larger = collate(pairs, buffer).patches
+    feeds, expected = collate(pairs[:2], buffer), collate(pairs[:2])
 
     assert np.shares_memory(feeds.patches, larger)
     assert feeds.patches.shape == expected.patches.shape
