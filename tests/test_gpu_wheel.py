@@ -91,7 +91,7 @@ def test_server_loads_the_libraries_by_the_names_that_the_wheel_asks_for(wheel: 
 
 def test_providers_know_every_option_that_they_are_given(wheel: zipfile.ZipFile) -> None:
     """A session with one that is misspelt does not start."""
-    key = options.EngineKey(gpu="", tensorrt="", onnxruntime="", artifact="", profile=profiles_of(ViltSpec(), 2)[0])
+    key = options.EngineKey(gpu="", tensorrt="", onnxruntime="", graph="", profile=profiles_of(ViltSpec(), 2)[0])
 
     for provider, given in {"cuda": options.cuda(), "tensorrt": options.tensorrt(key, Path("/cache"), 3072)}.items():
         for name in given:
