@@ -5,7 +5,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from export import checkpoint, graph, int8, to_onnx
+import numpy as np
+
+from export import checkpoint, graph, int8, parity, to_onnx
+from models.batch import Feeds, collate
 from models.manifest import describe_file, load_artifact, read_manifest
 from server.settings import SHAPES
 
@@ -33,6 +36,23 @@ def export_both_forms(folder: Path, loaded: checkpoint.Checkpoint) -> Exported:
         {part.name: folder / f"{part.name}.onnx" for part in parts},
         {fused.name: folder / f"{fused.name}.onnx"},
     )
+
+
+def padded_and_spoilt(loaded: checkpoint.Checkpoint) -> tuple[Feeds, Feeds]:
+    """Make a batch with padding after texts and after pictures, and the same with other values where it is masked."""
+    samples = next(batch for batch in parity.cases(loaded.config, 64) if len(batch) == 3)
+    feeds = collate([sample.features(loaded.config) for sample in samples])
+    length = feeds.input_ids.shape[1]
+    text, image = feeds.mask[:, :length], feeds.mask[:, length + 1 :]
+    assert not text.all()
+    assert not image.all()
+    spoilt = Feeds(
+        np.where(text, feeds.input_ids, 7),
+        np.where(image[..., None], feeds.patches, 255).astype(np.uint8),
+        np.where(image, feeds.position_ids, 9),
+        feeds.mask,
+    )
+    return feeds, spoilt
 
 
 def with_int8(folder: Path) -> Path:

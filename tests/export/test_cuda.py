@@ -10,12 +10,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported import Exported
+from exported import Exported, padded_and_spoilt
 from onnx import TensorProto
 
 from export import cuda, fp16, parity, to_onnx
 from export.parity import Runner
-from models.batch import Feeds, collate
 
 CLOSE = 0.03  # of a logit, as for the graph of standard operators
 
@@ -84,18 +83,7 @@ def test_module_and_its_rounded_copy_answer_as_fp32_does(small: Exported) -> Non
 
 def test_masked_tokens_change_nothing_wherever_they_are(small: Exported, run: Runner) -> None:
     """After the text as after the picture: a mask taken for a length would let one of them in."""
-    samples = next(batch for batch in parity.cases(small.loaded.config, 64) if len(batch) == 3)
-    feeds = collate([sample.features(small.loaded.config) for sample in samples])
-    length = feeds.input_ids.shape[1]
-    text, image = feeds.mask[:, :length], feeds.mask[:, length + 1 :]
-    assert not text.all()
-    assert not image.all()
-    spoilt = Feeds(
-        np.where(text, feeds.input_ids, 7),
-        np.where(image[..., None], feeds.patches, 255).astype(np.uint8),
-        np.where(image, feeds.position_ids, 9),
-        feeds.mask,
-    )
+    feeds, spoilt = padded_and_spoilt(small.loaded)
 
     for head, logits in run(feeds).items():
         np.testing.assert_array_equal(run(spoilt)[head], logits)

@@ -11,12 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported import Exported
+from exported import Exported, padded_and_spoilt
 from onnx import TensorProto, helper
 
 from export import artifact, fp16, parity, to_onnx
 from export.parity import Runner
-from models.batch import Feeds, collate
 
 HALF_OR_FP32 = {TensorProto.FLOAT, TensorProto.FLOAT16}
 CASTS = 7  # of a layer: three around attention, four where the residual stream is left and entered
@@ -157,18 +156,7 @@ def test_answers_alone_and_in_batches_are_those_of_fp32(small: Exported, run: Ru
 
 def test_masked_tokens_change_nothing_wherever_they_are(small: Exported, run: Runner) -> None:
     """After the text as after the picture: a mask taken for a length would let one of them in."""
-    samples = next(batch for batch in parity.cases(small.loaded.config, 64) if len(batch) == 3)
-    feeds = collate([sample.features(small.loaded.config) for sample in samples])
-    length = feeds.input_ids.shape[1]
-    text, image = feeds.mask[:, :length], feeds.mask[:, length + 1 :]
-    assert not text.all()
-    assert not image.all()
-    spoilt = Feeds(
-        np.where(text, feeds.input_ids, 7),
-        np.where(image[..., None], feeds.patches, 255).astype(np.uint8),
-        np.where(image, feeds.position_ids, 9),
-        feeds.mask,
-    )
+    feeds, spoilt = padded_and_spoilt(small.loaded)
 
     for head, logits in run(feeds).items():
         np.testing.assert_array_equal(run(spoilt)[head], logits)
