@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from server.errors import DeadlineExceeded, Overloaded, ServerError, Unavailable
 from server.metrics import Metrics
@@ -67,13 +68,19 @@ class Forecast:
 
 
 class Ticket:
-    """A request's place in the work in flight."""
+    """A request's place in the work in flight; as a context manager, until the end of the block."""
 
     def __init__(self, admission: "Admission", urgency: Urgency, entries: int, entry_s: float) -> None:
         self._admission = admission
         self._urgency = urgency
         self._entries = entries
         self._entry_s = entry_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def finish(self, entries: int = 1) -> None:
         """Release the place of entries that have been run."""
@@ -103,6 +110,8 @@ class Admission:
         self._reservations = Reservations(clock)
         self.is_draining = False
         metrics.ready.set_function(lambda: self.is_ready)
+        metrics.in_flight.set_function(lambda: sum(self._entries.values()))
+        metrics.work_seconds.set_function(lambda: sum(self._work_s.values()))
 
     @property
     def is_ready(self) -> bool:
@@ -151,11 +160,8 @@ class Admission:
         finally:
             self._runs.remove(run)
 
-    @contextlib.contextmanager
-    def admit(
-        self, model: LoadedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
-    ) -> Iterator[Ticket]:
-        """Hold room for a request's entries until it is answered.
+    def admit(self, model: LoadedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable) -> Ticket:
+        """Hold room for a request's entries until its ticket is released.
 
         The key identifies the request when it comes back after a refusal.
 
@@ -181,10 +187,7 @@ class Admission:
         self._reservations.forget(key)
         ticket = Ticket(self, urgency, entries, forecast.entry_s)
         self.count(urgency, entries, forecast.entry_s)
-        try:
-            yield ticket
-        finally:
-            ticket.release()
+        return ticket
 
     def _forecast(
         self, model: LoadedModel, urgency: Urgency, entries: int, deadline_s: float, key: Hashable
@@ -247,5 +250,3 @@ class Admission:
         self._entries[urgency] += entries
         work_s = max(0.0, self._work_s[urgency] + entries * entry_s)  # rounding errors add up
         self._work_s[urgency] = work_s if self._entries[urgency] else 0.0
-        self._metrics.in_flight.set(sum(self._entries.values()))
-        self._metrics.work_seconds.set(sum(self._work_s.values()))

@@ -8,10 +8,10 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from models.batch import Features
 from server.admission import Admission, Ticket
@@ -100,7 +100,7 @@ class Backend(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class LocalPermit:
-    """A permit of this process, with what all entries of the request have in common."""
+    """A permit of this process, until the end of the block, with what all entries of the request have in common."""
 
     batcher: Batcher
     ticket: Ticket
@@ -109,8 +109,22 @@ class LocalPermit:
     deadline_s: float
     client: str
 
-    async def run(self, features: Features, key: Hashable, let_go: Callable[[], None] = lambda: None) -> EntryResult:
-        """Queue an entry and wait for its result; `let_go` is called when its features are no longer needed."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ticket.release()
+
+    async def run(self, features: Features, key: Hashable) -> EntryResult:
+        """Queue an entry and wait for its result, which uses up its part of the permit."""
+        result = await self.start(features, key)
+        self.ticket.finish()
+        return result
+
+    def start(
+        self, features: Features, key: Hashable, let_go: Callable[[], None] = lambda: None
+    ) -> asyncio.Future[EntryResult]:
+        """Queue an entry; `let_go` is called when its features are no longer needed."""
         entry = Entry(
             model=self.model,
             features=features,
@@ -120,9 +134,7 @@ class LocalPermit:
             key=key,
             let_go=let_go,
         )
-        result = await self.batcher.submit(entry)
-        self.ticket.finish()
-        return result
+        return self.batcher.submit(entry)
 
 
 class LocalBackend:
@@ -206,21 +218,19 @@ class LocalBackend:
         with self.permit(model, urgency, entries, deadline_s=deadline_s, client=client, key=key) as permit:
             yield permit
 
-    @contextlib.contextmanager
     def permit(
         self, model: str, urgency: Urgency, entries: int, *, deadline_s: float, client: str, key: Hashable
-    ) -> Iterator[LocalPermit]:
+    ) -> LocalPermit:
         """Do the same at once."""
         loaded = self._models[model]
-        with self.admission.admit(loaded, urgency, entries, deadline_s, key) as ticket:
-            yield LocalPermit(
-                batcher=self.batcher,
-                ticket=ticket,
-                model=loaded,
-                urgency=urgency,
-                deadline_s=deadline_s,
-                client=client,
-            )
+        return LocalPermit(
+            batcher=self.batcher,
+            ticket=self.admission.admit(loaded, urgency, entries, deadline_s, key),
+            model=loaded,
+            urgency=urgency,
+            deadline_s=deadline_s,
+            client=client,
+        )
 
     def record(self, request: RequestRecord) -> None:
         """Count a request, learn from an answer how long preparing took, and perhaps keep it as a slow one."""

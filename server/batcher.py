@@ -6,6 +6,7 @@ Knows neither HTTP nor onnxruntime. Every entry's future is resolved: a result, 
 import asyncio
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -67,29 +68,32 @@ class Batcher:
         self._per_thread = PerThread()
         self._closed = False
 
-    async def submit(self, entry: Entry) -> EntryResult:
-        """Queue an entry, or join one that asks for the same, and wait for its result.
+    def submit(self, entry: Entry) -> asyncio.Future[EntryResult]:
+        """Queue an entry, or join one that asks for the same, and return its future.
 
-        Raises: DeadlineExceeded, EngineFault: as resolved by the loop. Unavailable: the loop has ended.
+        It ends with a result, or with DeadlineExceeded, EngineFault, or Unavailable if the loop has ended.
         """
         if self._closed:
-            raise _shutting_down()
+            entry.let_go()
+            entry.resolve(_shutting_down())
+            return entry.future
         entry.queued_s = self._clock()
         kept = self._logits.find(entry.key)
         if kept is not None:
             self._metrics.cache_hits.labels("logits").inc()
             entry.let_go()
-            return EntryResult(kept, entry.queued_s, self._clock(), {}, 0)
+            entry.resolve(EntryResult(kept, entry.queued_s, self._clock(), {}, 0))
+            return entry.future
         leader = self._leaders.get((entry.key, entry.urgency))
         if leader is not None:
             self._metrics.cache_hits.labels("in_flight").inc()
             leader.followers.append(entry)
             entry.let_go()
-            return await entry.future
+            return entry.future
         self._leaders[entry.key, entry.urgency] = entry
         self.queue.add(entry)
         self._waiting.set()
-        return await entry.future
+        return entry.future
 
     async def run(self) -> None:
         """Empty the queue until cancelled, then fail what is left."""
@@ -143,15 +147,18 @@ class Batcher:
             self.queue.put_back(batch)
             return
         outcomes, ran_s = ran
+        uses: Counter[str] = Counter()
         self._report(is_sound)  # whatever the logits: those may be due to one client's input
         for leader, outcome in zip(batch, outcomes, strict=True):
             self._forget(leader)
             if isinstance(outcome, EntryResult):
-                self._metrics.engine_seconds.labels(_use(leader, outcome)).inc(ran_s / len(batch))
+                uses[_use(leader, outcome)] += 1
                 if self._keeps_logits:  # a copy: a row of an array keeps all of it
                     self._logits.keep(leader.key, {head: row.copy() for head, row in outcome.logits.items()})
             for entry in leader.all():
                 entry.resolve(outcome)
+        for use, count in uses.items():
+            self._metrics.engine_seconds.labels(use).inc(ran_s * count / len(batch))
 
     def _run(self, model: LoadedModel, batch: list[Entry]) -> tuple[list[EntryResult | ServerError], float] | None:
         """Pad a batch, run it and split the logits, on an engine thread. A row that is not finite fails alone.
@@ -178,10 +185,11 @@ class Batcher:
         self._metrics.drift.labels(model.name).set(model.latency.drift)
         self._metrics.batch_entries.labels(model.name).observe(len(batch))
         self._metrics.padding_ratio.labels(model.name).observe(_padding_ratio(model, feeds))
+        is_finite = np.all([np.isfinite(values).all(axis=1) for values in output.logits.values()], axis=0)
         outcomes: list[EntryResult | ServerError] = []
         for row in range(len(batch)):
-            logits = {head: values[row] for head, values in output.logits.items()}
-            if all(np.isfinite(values).all() for values in logits.values()):
+            if is_finite[row]:
+                logits = {head: values[row] for head, values in output.logits.items()}
                 outcomes.append(EntryResult(logits, started_s, ended_s, output.parts_s, len(batch)))
             else:
                 log.error("a logit is not a finite number, in model %s", model.name)

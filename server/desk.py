@@ -18,7 +18,7 @@ from server.channel import Channel, Message, read_record, write_error, write_res
 from server.errors import Overloaded, ServerError, internal_error
 from server.pipeline import PREPARED_AHEAD
 from server.slots import Slots
-from server.types import LoadedModel, Urgency
+from server.types import EntryResult, LoadedModel, Urgency
 
 log = logging.getLogger(__name__)
 ANSWERED = {"run", "admit", "place", "report"}  # messages whose answer a front waits for
@@ -37,7 +37,7 @@ class Desk:
         self._body_bytes = 0
         self._held: dict[int, contextlib.ExitStack] = {}  # places and permits, by the front's numbers
         self._permits: dict[int, LocalPermit] = {}
-        self._runs: dict[int, asyncio.Task[None]] = {}
+        self._runs: dict[int, asyncio.Future[EntryResult]] = {}
         self._channel = Channel(self._received, self._lost)
 
     async def open(self, connection: socket.socket, starts_in_s: float) -> None:
@@ -111,21 +111,25 @@ class Desk:
         patches = self._slots.memory.view(slot, count, permitted.model.artifact.manifest.spec.patch_values)
         image = ImagePatches(patches, numbers[-count:], (rows, columns))
         features = Features(image, TextTokens(numbers[:-count], truncated=False))
-        task = self._runs[number] = asyncio.create_task(self._run(number, slot, permitted, features, key))
-        task.add_done_callback(lambda _: self._runs.pop(number))
-
-    async def _run(self, number: int, slot: int, permit: LocalPermit, features: Features, key: str) -> None:
         self._slots.hold(slot)  # on behalf of the queue
-        try:
-            result = await permit.run(features, key, functools.partial(self._slots.let_go, slot))
-        except Exception as error:
-            if not isinstance(error, ServerError):
-                log.exception("a run failed unexpectedly")
-                error = internal_error()
-            self._channel.send([number, True, write_error(error)])
+        result = permitted.start(features, key, functools.partial(self._slots.let_go, slot))
+        self._runs[number] = result
+        result.add_done_callback(functools.partial(self._answer, number, permitted))
+
+    def _answer(self, number: int, permit: LocalPermit, ran: asyncio.Future[EntryResult]) -> None:
+        del self._runs[number]
+        if ran.cancelled():
             return
-        fields, logits = write_result(result)
-        self._channel.send([number, False, fields], logits)
+        error = ran.exception()
+        if error is None:
+            permit.ticket.finish()
+            fields, logits = write_result(ran.result())
+            self._channel.send([number, False, fields], logits)
+            return
+        if not isinstance(error, ServerError):
+            log.error("a run failed unexpectedly", exc_info=error)
+            error = internal_error()
+        self._channel.send([number, True, write_error(error)])
 
     @contextlib.contextmanager
     def _holding(self, number: int) -> Iterator[contextlib.ExitStack]:

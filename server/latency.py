@@ -55,6 +55,7 @@ class LatencyModel:
         self.coefficients = _fit([(*self._padded(one.batch, one.tokens), one.seconds) for one in samples])
         # Every request asks dozens of times, and a GPU engine searches all of its buckets each time.
         self._fitted = lru_cache(CACHED_SHAPES)(self._fitted_at)
+        self._soonest = lru_cache(CACHED_SHAPES)(self._soonest_of)
         self.drift = 1.0
 
     def run_s(self, batch: int, tokens: float | None = None) -> float:
@@ -75,12 +76,16 @@ class LatencyModel:
 
         Rows that run together share the base cost of a run and the time between two runs, but each waits for all.
         """
-        longest = math.ceil(tokens or self.typical_tokens)
+        between_us = round(1e6 * between_s / self.drift, -1)  # roughly: what is asked again has been computed
+        return self._soonest(waiting, most, math.ceil(tokens or self.typical_tokens), between_us)
+
+    def _soonest_of(self, waiting: int, most: int, tokens: int, between_us: float) -> int:
+        """Choose a batch size as if runs took as long as at warm-up; the time between two is relative to that."""
 
         def mean_s(batch: int) -> tuple[float, int]:
-            rows, fitted_s = self._fitted(batch, longest)
+            rows, fitted_s = self._fitted(batch, tokens)
             unused = rows - batch  # fewer is better between equals
-            return (between_s + self.drift * fitted_s) * (math.ceil(waiting / batch) + 1) / 2, unused
+            return (between_us / 1e6 + fitted_s) * (math.ceil(waiting / batch) + 1) / 2, unused
 
         return min(range(1, max(1, min(waiting, most)) + 1), key=mean_s)
 

@@ -47,9 +47,13 @@ class Server(uvicorn.Server):
                 one.listen(self.config.backlog)
         except OSError as error:
             sys.exit(addresses.refusal(self.config.host, self.config.port, error))
-        await super().startup(sockets)
+        await self.accept_from(sockets or [])
         gc.freeze()
         self.tell(sockets or [])
+
+    async def accept_from(self, sockets: list[socket.socket]) -> None:
+        """Start the application and accept connections."""
+        await super().startup(sockets)
 
     def tell(self, listeners: list[socket.socket]) -> None:
         """Log where it listens."""

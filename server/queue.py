@@ -23,6 +23,7 @@ class Queue:
         """Call `forget` with each leader that is dropped."""
         self._clock = clock
         self._metrics = metrics
+        metrics.queue_entries.set_function(self.__len__)
         self._forget = forget
         self._interactive: deque[Entry] = deque()
         self._ranks: OrderedDict[str, deque[Entry]] = OrderedDict()  # by client; the next one's turn comes first
@@ -37,7 +38,6 @@ class Queue:
             self._interactive.append(entry)
         else:
             self._ranks.setdefault(entry.client, deque()).append(entry)
-        self._metrics.queue_entries.set(len(self))
 
     def is_full(self) -> bool:
         """Return whether a full batch is waiting, which cannot grow any more."""
@@ -54,11 +54,8 @@ class Queue:
         Units: between_s in seconds, from the end of a run to the start of the next while entries wait.
         """
         if self._since_rank < RANK_TURN:
-            batch = self._take_interactive(between_s) or self._take_slice()
-        else:
-            batch = self._take_slice() or self._take_interactive(between_s)
-        self._metrics.queue_entries.set(len(self))
-        return batch
+            return self._take_interactive(between_s) or self._take_slice()
+        return self._take_slice() or self._take_interactive(between_s)
 
     def put_back(self, batch: list[Entry]) -> None:
         """Put a batch that was not run, because all its clients had gone, back at the front.

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from models.batch import Features
-from server.channel import Channel, Message, read_error, read_result, write_record
+from server.channel import Channel, Message, read_error, read_result
 from server.errors import Unavailable
 from server.slots import Memory
 from server.slowest import RequestRecord
@@ -254,7 +254,7 @@ class RemoteBackend:
         """Send what has not been sent yet, if there is an engine process with room for it."""
         engine = self._engine
         while engine and not engine.is_full and self._unsent:
-            engine.tell("record", write_record(self._unsent.popleft()))
+            engine.tell("record", self._unsent.popleft())
         change = abs(self._body_bytes - self._told_bytes)
         is_enough = change >= REPORTED_BYTES or (change and not self._body_bytes)
         if engine and not engine.is_full and is_enough:

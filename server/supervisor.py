@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pydantic_settings import CliApp
 
 from server import addresses, control, logs
+from server.accepting import Share
 from server.settings import Settings
 
 log = logging.getLogger("server")
@@ -55,6 +56,7 @@ class Supervisor:
         self._flags = flags
         self._listeners = listeners
         self._children: set[Child] = set()
+        self._shares = os.memfd_create("vilt-connections")
         self._is_up = False
         self._ending = asyncio.Event()
 
@@ -66,7 +68,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, control.SIGNALS)  # signals that came during the start arrive now
         async with asyncio.TaskGroup() as group:  # if one cannot be kept running, all end
             engine = group.create_task(self._keep(ENGINE))
-            fronts = [group.create_task(self._keep(FRONT)) for _ in range(self._settings.workers)]
+            fronts = [group.create_task(self._keep(FRONT, number)) for number in range(self._settings.workers)]
             statuses = await asyncio.gather(*fronts)
             for child in self._of(ENGINE):
                 child.tell(control.QUIT)
@@ -89,12 +91,12 @@ class Supervisor:
             if child.role == FRONT or word == control.DRAIN:
                 child.tell(word)
 
-    async def _keep(self, role: str) -> int:
+    async def _keep(self, role: str, number: int = 0) -> int:
         """Run a process, and another whenever it has ended; return the last one's exit status."""
         pause_s = 0.0
         while True:
             began_s = time.perf_counter()
-            child = await self._start(role, began_s)
+            child = await self._start(role, number, began_s)
             ended = await child.process.wait()
             asyncio.get_running_loop().remove_reader(child.orders)
             self._children.discard(child)
@@ -112,15 +114,20 @@ class Supervisor:
             if self._ending.is_set():  # perhaps during the pause
                 return 1
 
-    async def _start(self, role: str, began_s: float) -> Child:
+    async def _start(self, role: str, number: int, began_s: float) -> Child:
         """Start a process, and connect it with those of the other role."""
         ours, theirs = control.pair()
-        memory = os.memfd_create("vilt-patches") if role == ENGINE else None
-        shared = [memory] if memory is not None else [one.fileno() for one in self._listeners]
-        passed = [str(theirs.fileno()), ",".join(map(str, shared))]
-        more = [str(began_s)] if role == ENGINE else []
+        memory = None
+        if role == ENGINE:
+            memory = os.memfd_create("vilt-patches")
+            shared, more = [memory], [str(memory), str(began_s)]
+        else:
+            Share(self._shares, self._settings.workers, number).withdraw()  # until it accepts connections
+            listening = [one.fileno() for one in self._listeners]
+            shared = [*listening, self._shares]
+            more = [",".join(map(str, listening)), str(self._shares), str(number)]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", f"server.{role}", *passed, *more, *self._flags,
+            sys.executable, "-m", f"server.{role}", str(theirs.fileno()), *more, *self._flags,
             pass_fds=[theirs.fileno(), *shared], start_new_session=True,
         )  # fmt: skip
         theirs.close()

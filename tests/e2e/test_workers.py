@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -146,6 +147,36 @@ def test_front_killed_under_load_loses_only_what_it_was_reading(split: Running) 
     assert load.outcomes[LOST] <= len(load._threads)
     assert sample(split.url, "vilt_requests_total", code="ok") >= counted + 70
     assert_idle(split)
+
+
+@pytest.mark.slow
+def test_connections_are_shared_equally_also_with_a_front_that_was_replaced(split: Running) -> None:
+    """Twenty at once, as a balancer opens them; without sharing, one front took fifteen and more of them."""
+    assert min(taken(split, 20)) >= 8
+
+    old, _ = children(split, "front")
+    os.kill(old, signal.SIGKILL)
+    until(lambda: len(children(split, "front")) == 2 and all(map(is_welcomed, children(split, "front"))))
+    until(lambda: min(taken(split, 20)) >= 8)
+
+
+def taken(running: Running, count: int) -> list[int]:
+    """Connect so many clients at once, and count how many each front has taken."""
+    fronts = children(running, "front")
+    before = [sockets(pid) for pid in fronts]
+    url = httpx.URL(running.url)
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(socket.create_connection((url.host, url.port)))
+        until(lambda: sum(map(sockets, fronts)) == sum(before) + count)
+        found = [sockets(pid) - had for pid, had in zip(fronts, before, strict=True)]
+    until(lambda: [sockets(pid) for pid in fronts] == before)
+    return found
+
+
+def sockets(pid: int) -> int:
+    """Count the sockets that a process has open."""
+    return sum(one.is_socket() for one in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def is_welcomed(pid: int) -> bool:

@@ -80,11 +80,11 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return statuses
 
 
-def ask(backend: LocalBackend, engine: FakeEngine, number: int) -> "asyncio.Task[EntryResult]":
+def ask(backend: LocalBackend, engine: FakeEngine, number: int) -> "asyncio.Future[EntryResult]":
     entry = Entry(
         model=served(engine), features=features(number), urgency=Urgency.INTERACTIVE, deadline_s=1e9, key=number
     )
-    return asyncio.create_task(backend.batcher.submit(entry))
+    return backend.batcher.submit(entry)
 
 
 def play(scenario: Callable[[], Awaitable[T]]) -> T:

@@ -68,7 +68,7 @@ class Bench:
     async def run_all(self, entries: list[Entry]) -> list[object]:
         """Queue entries while the engine is held, so that all of them are waiting when it is released."""
         self.engine.may_run.clear()
-        waiting = [asyncio.create_task(self.batcher.submit(entry)) for entry in entries]
+        waiting = [self.batcher.submit(entry) for entry in entries]
         await asyncio.sleep(0)
         loop = asyncio.create_task(self.batcher.run())
         self.engine.may_run.set()
@@ -199,19 +199,20 @@ def test_cancelled_entry_is_dropped_and_counted() -> None:
 
 
 def test_ended_loop_resolves_what_waits_and_refuses_what_comes() -> None:
-    """Nobody waits for a loop that has ended."""
+    """Nobody waits for a loop that has ended, and it holds nobody's features."""
 
     async def scenario() -> list[object]:
-        bench = Bench()
+        bench, let_go = Bench(), threading.Event()
         bench.engine.may_run.clear()
         loop = asyncio.create_task(bench.batcher.run())
-        waiting = [asyncio.create_task(bench.batcher.submit(bench.entry(number))) for number in range(6)]
+        waiting = [bench.batcher.submit(bench.entry(number)) for number in range(6)]
         await asyncio.sleep(0)
         loop.cancel()
         bench.engine.may_run.set()
         results = await asyncio.gather(*waiting, return_exceptions=True)
         with pytest.raises(Unavailable):
-            await bench.batcher.submit(bench.entry(7))
+            await bench.batcher.submit(replace(bench.entry(7), let_go=let_go.set))
+        assert let_go.is_set()
         return results
 
     assert [type(result) for result in run(scenario)] == [Unavailable] * 6
@@ -282,13 +283,13 @@ def test_batch_of_those_who_left_after_it_was_formed_does_not_run() -> None:
     bench = Bench()
 
     async def scenario() -> object:
-        waiting = [asyncio.create_task(bench.batcher.submit(bench.entry(number, key=number))) for number in (1, 2)]
+        waiting = [bench.batcher.submit(bench.entry(number, key=number)) for number in (1, 2)]
         await asyncio.sleep(0)
         batch = bench.batcher.queue.form(BETWEEN_S)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        follower = asyncio.create_task(bench.batcher.submit(bench.entry(1, key=1)))
+        follower = bench.batcher.submit(bench.entry(1, key=1))
         run = bench.batcher._run
         assert run(bench.model, [entry for entry in batch if not entry.followers]) is None
         await asyncio.sleep(0)
@@ -311,18 +312,18 @@ def test_one_who_joins_a_batch_that_did_not_run_is_not_left_asleep() -> None:
     bench = Bench()
 
     async def scenario() -> EntryResult:
-        gone = asyncio.create_task(bench.batcher.submit(bench.entry(1, key=1)))
+        gone = bench.batcher.submit(bench.entry(1, key=1))
         loop = asyncio.create_task(bench.batcher.run())
         bench.engine.may_run.clear()
         await bench.until_under_way(1)
-        other = asyncio.create_task(bench.batcher.submit(bench.entry(2, key=2)))
+        other = bench.batcher.submit(bench.entry(2, key=2))
         await asyncio.sleep(0)
         ahead = bench.batcher.queue.form(BETWEEN_S)
         bench.engine.may_run.set()
         await gone
         await asyncio.sleep(0.01)  # nothing waits: the loop sleeps
         bench.batcher._run = lambda *_: None  # all had gone when the engine's thread looked
-        follower = asyncio.create_task(bench.batcher.submit(bench.entry(2, key=2)))
+        follower = bench.batcher.submit(bench.entry(2, key=2))
         await asyncio.sleep(0)
         resolving = bench.batcher._resolve(ahead, asyncio.get_running_loop())
         other.cancel()
@@ -528,7 +529,7 @@ def test_entry_whose_time_was_up_before_it_was_looked_at_is_counted_as_expired()
 
     async def scenario() -> Bench:
         bench = Bench()
-        waiting = asyncio.create_task(bench.batcher.submit(bench.entry(1, deadline_s=100.5)))
+        waiting = bench.batcher.submit(bench.entry(1, deadline_s=100.5))
         await asyncio.sleep(0)
         waiting.cancel()
         bench.clock.now_s = 101.0
@@ -548,10 +549,10 @@ def join(joined_s: float, ended_s: float) -> EntryResult:
         bench = Bench()
         bench.engine.may_run.clear()
         loop = asyncio.create_task(bench.batcher.run())
-        leader = asyncio.create_task(bench.batcher.submit(bench.entry(1, key="same")))
+        leader = bench.batcher.submit(bench.entry(1, key="same"))
         await bench.until_under_way(1)
         bench.clock.now_s = joined_s
-        follower = asyncio.create_task(bench.batcher.submit(bench.entry(1, key="same")))
+        follower = bench.batcher.submit(bench.entry(1, key="same"))
         await asyncio.sleep(0)
         bench.clock.now_s = ended_s
         bench.engine.may_run.set()
@@ -594,11 +595,11 @@ def test_whole_batch_is_given_to_an_engine_that_copies_ahead_while_another_runs(
         other = served(HeldEngine(), name="other")
         bench.engine.may_run.clear()
         loop = asyncio.create_task(bench.batcher.run())
-        asked = [asyncio.create_task(bench.batcher.submit(bench.entry(1)))]
+        asked = [bench.batcher.submit(bench.entry(1))]
         await bench.until_under_way(1)
         entries = [bench.entry(number) for number in range(2, 2 + waiting)]
         entries += [replace(bench.entry(0), model=other) for _ in range(of_another)]
-        asked += [asyncio.create_task(bench.batcher.submit(entry)) for entry in entries]
+        asked += [bench.batcher.submit(entry) for entry in entries]
         for _ in range(20):  # turns of the event loop, which is all that forming takes
             await asyncio.sleep(0)
         in_queue = len(bench.batcher.queue)
@@ -631,10 +632,10 @@ def test_batch_that_was_copied_ahead_is_followed_by_one_that_has_grown_meanwhile
     async def scenario() -> list[int]:
         bench = Bench(max_batch_size=4, overlapping=2)
         bench.engine.may_run = turns = Turns()
-        asked: list[asyncio.Task[EntryResult]] = []
+        asked: list[asyncio.Future[EntryResult]] = []
 
         def ask(count: int) -> None:
-            asked.extend(asyncio.create_task(bench.batcher.submit(bench.entry(1))) for _ in range(count))
+            asked.extend(bench.batcher.submit(bench.entry(1)) for _ in range(count))
 
         loop = asyncio.create_task(bench.batcher.run())
         for under_way, count in enumerate((1, 4), start=1):
@@ -660,7 +661,7 @@ def test_time_of_runs_that_overlap_is_counted_once() -> None:
         bench = Bench(max_batch_size=4, overlapping=2)
         bench.engine.may_run = turns = Turns()
         loop = asyncio.create_task(bench.batcher.run())
-        asked = [asyncio.create_task(bench.batcher.submit(bench.entry(n))) for n in range(8)]
+        asked = [bench.batcher.submit(bench.entry(n)) for n in range(8)]
         await bench.until_under_way(2)
         for under_way in (1, 0):
             bench.clock.now_s += 0.1
@@ -693,7 +694,7 @@ def test_time_between_runs_is_learnt_neither_from_a_stall_nor_from_a_run_that_fa
         bench = Bench()
 
         async def run_after(between_s: float, *, fails: bool = False) -> None:
-            asked = asyncio.create_task(bench.batcher.submit(bench.entry(1)))
+            asked = bench.batcher.submit(bench.entry(1))
             await asyncio.sleep(0)
             bench.clock.now_s += between_s
             bench.engine.failures = int(fails)
@@ -722,7 +723,7 @@ def test_drain_with_two_batches_under_way_fails_all_that_are_left() -> None:
         bench = Bench(max_batch_size=4, overlapping=2)
         bench.engine.may_run.clear()
         loop = asyncio.create_task(bench.batcher.run())
-        asked = [asyncio.create_task(bench.batcher.submit(bench.entry(n))) for n in range(12)]
+        asked = [bench.batcher.submit(bench.entry(n)) for n in range(12)]
         await bench.until_under_way(2)
         loop.cancel()
         results = await asyncio.gather(*asked, return_exceptions=True)
@@ -804,7 +805,7 @@ def test_time_of_a_run_is_counted_by_whether_its_answer_was_received(use: str) -
         bench = Bench()
         bench.engine.may_run.clear()
         loop = asyncio.create_task(bench.batcher.run())
-        asked = asyncio.create_task(bench.batcher.submit(bench.entry(1, deadline_s=bench.clock.now_s + 1)))
+        asked = bench.batcher.submit(bench.entry(1, deadline_s=bench.clock.now_s + 1))
         await asyncio.to_thread(bench.engine.has_begun.wait, 10)
         bench.clock.now_s += 2 if use == "late" else 0.5
         if use != "answered":

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from fakes import CountedDesk, FakeEngine, Hall, served
 
 from server import control
+from server.accepting import Share
 from server.admission import Admission
 from server.backend import LocalBackend
 from server.front import Front, share_of
@@ -69,9 +71,10 @@ def test_front_ends_when_another_engine_process_serves_another_artifact() -> Non
         first, second = hall(), hall(sha256="0" * 64)
         orders, theirs = control.pair()
         orders.settimeout(PATIENCE_S)
+        shares = os.memfd_create("shares")
         with orders, theirs, socket.create_server(("127.0.0.1", 0)) as listener:
             async with first.local.running(), second.local.running():
-                front = Front(Settings(), [listener])
+                front = Front(Settings(), [listener], Share(shares, 1, 0))
                 serving = asyncio.create_task(front.serve(theirs))
                 await introduce(first, orders)
                 assert await asyncio.to_thread(orders.recv, 1) == control.READY
@@ -86,5 +89,6 @@ def test_front_ends_when_another_engine_process_serves_another_artifact() -> Non
             for desk in engine.desks:
                 desk._channel.close()
             await engine.emptied()
+        os.close(shares)
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))

@@ -145,8 +145,8 @@ MUTATIONS = {
         file="queue.py",
     ),
     "ranks go before questions": Mutation(
-        "batch = self._take_interactive(between_s) or self._take_slice()",
-        "batch = self._take_slice() or self._take_interactive(between_s)",
+        "return self._take_interactive(between_s) or self._take_slice()",
+        "return self._take_slice() or self._take_interactive(between_s)",
         by="test_batcher.py::test_interactive_entry_goes_ahead_of_a_rank_s_slices",
         file="queue.py",
     ),
@@ -175,8 +175,8 @@ MUTATIONS = {
         file="admission.py",
     ),
     "room is not given back": Mutation(
-        "            ticket.release()",
-        "            pass",
+        "        self.release()",
+        "        pass",
         by="test_admission.py::test_beyond_capacity_is_refused_until_there_is_room",
         file="admission.py",
     ),

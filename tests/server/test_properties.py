@@ -79,7 +79,7 @@ class Story:
         self.metrics = Metrics()
         self.batcher = Batcher(self.clock, self.metrics)
         self.entries: list[Entry] = []
-        self.asked: list[asyncio.Task[EntryResult]] = []
+        self.asked: list[asyncio.Future[EntryResult]] = []
         self.batches: list[list[Entry]] = []
         self.formed_s: list[float] = []
 
@@ -119,7 +119,7 @@ class Story:
             key=(asked.number, asked.columns) if asked.has_key else object(),
         )
         self.entries.append(entry)
-        self.asked.append(asyncio.create_task(self.batcher.submit(entry)))
+        self.asked.append(self.batcher.submit(entry))
 
     async def _step(self) -> None:
         batch = self.batcher.queue.form(BETWEEN_S)
