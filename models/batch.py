@@ -1,6 +1,5 @@
 """From several prepared requests to the four tensors of one run: pad, stack, mask."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,48 +28,48 @@ class Feeds:
     position_ids: NDArray[np.int64]  # (B, P)
     mask: NDArray[np.bool_]  # (B, L + 1 + P)
 
-    @property
-    def padding_ratio(self) -> float:
-        """Share of tokens that are padding, 0 to 1."""
-        return 1.0 - float(self.mask.mean())
+
+def extent(batch: Sequence[Features]) -> tuple[int, int, int]:
+    """Return a batch's rows, its longest text in tokens, and its most patches."""
+    length = max(len(features.text.input_ids) for features in batch)
+    return len(batch), length, max(len(features.image.patches) for features in batch)
 
 
-class CollateBuffer:
-    """Where one batch after another is collated: a large array made anew costs more than what is written into it."""
+def collate(batch: Sequence[Features], into: Feeds | None = None) -> Feeds:
+    """Pad a batch to its longest text and its largest grid or, given tensors to write to, to their shape.
 
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
+    Patches that are masked out keep what is in those tensors: nothing reads them, and clearing them would write
+    megabytes. A row of padding keeps its first token: attention over no token would give NaN.
 
-    def of_shape(self, *shape: int) -> NDArray[np.uint8]:
-        """Return an array that holds what earlier ones left; it is valid until the next is asked for."""
-        size = math.prod(shape)
-        if size > self._bytes.size:
-            self._bytes = np.empty(size, np.uint8)
-        return self._bytes[:size].reshape(shape)
-
-
-def collate(batch: Sequence[Features], buffer: CollateBuffer | None = None) -> Feeds:
-    """Pad a batch to its longest text and its largest grid, in `buffer` if it is given.
-
-    Shapes: L and P are the batch's largest; a batch of one is neither padded nor copied.
+    Shapes: B, L and P are the batch's largest, or those of `into`; a batch of one is neither padded nor copied.
     """
-    size = len(batch)
-    if size == 1:
+    if len(batch) == 1 and into is None:
         text, image = batch[0].text.input_ids, batch[0].image
         mask = np.ones((1, len(text) + 1 + len(image.patches)), np.bool_)
         return Feeds(text[None], image.patches[None], image.position_ids[None], mask)
-    length = max(len(features.text.input_ids) for features in batch)
-    num_patches = max(len(features.image.patches) for features in batch)
-    input_ids = np.zeros((size, length), np.int64)
-    shape = (size, num_patches, batch[0].image.patches.shape[1])
-    patches = buffer.of_shape(*shape) if buffer else np.zeros(shape, np.uint8)
-    position_ids = np.full((size, num_patches), PADDING_ROW, np.int64)
-    mask = np.zeros((size, length + 1 + num_patches), np.bool_)
+    feeds = into or _made_for(batch)
+    length = feeds.input_ids.shape[1]
+    feeds.input_ids[:] = 0
+    feeds.position_ids[:] = PADDING_ROW
+    feeds.mask[:] = False
+    feeds.mask[len(batch) :, 0] = True
     for row, features in enumerate(batch):
         text, image = features.text.input_ids, features.image
-        input_ids[row, : len(text)] = text
-        patches[row, : len(image.patches)] = image.patches
-        position_ids[row, : len(image.patches)] = image.position_ids
-        mask[row, : len(text)] = True
-        mask[row, length : length + 1 + len(image.patches)] = True  # the image's cls token, then its patches
-    return Feeds(input_ids, patches, position_ids, mask)
+        feeds.input_ids[row, : len(text)] = text
+        feeds.patches[row, : len(image.patches)] = image.patches
+        feeds.position_ids[row, : len(image.patches)] = image.position_ids
+        feeds.mask[row, : len(text)] = True
+        feeds.mask[row, length : length + 1 + len(image.patches)] = True  # the image's cls token, then its patches
+    return feeds
+
+
+def _made_for(batch: Sequence[Features]) -> Feeds:
+    rows, length, num_patches = extent(batch)
+    is_padded = any(len(features.image.patches) < num_patches for features in batch)
+    make = np.zeros if is_padded else np.empty  # always the same bytes, in padding too
+    return Feeds(
+        np.empty((rows, length), np.int64),
+        make((rows, num_patches, batch[0].image.patches.shape[1]), np.uint8),
+        np.empty((rows, num_patches), np.int64),
+        np.empty((rows, length + 1 + num_patches), np.bool_),
+    )

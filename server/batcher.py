@@ -5,7 +5,6 @@ Knows neither HTTP nor onnxruntime. Every entry's future is resolved: a result, 
 
 import asyncio
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
-from models.batch import CollateBuffer, Feeds, collate
+from models.batch import extent
 from server.caches import Cache
 from server.errors import EngineFault, ServerError, Unavailable
 from server.metrics import Metrics
@@ -24,13 +23,6 @@ log = logging.getLogger(__name__)
 
 BETWEEN_S = 0.0002  # from the end of a run to the start of the next while entries wait, until it has been measured
 BETWEEN_SMOOTHING, BETWEEN_LIMIT_S = 0.05, 0.01  # weight of the newest; anything longer is a stall and ignored
-
-
-class PerThread(threading.local):
-    """What each engine thread has for itself."""
-
-    def __init__(self) -> None:
-        self.buffer = CollateBuffer()
 
 
 class Batcher:
@@ -65,7 +57,6 @@ class Batcher:
         self.under_way = 0  # batches
         self._overlapping = overlapping
         self._threads = ThreadPoolExecutor(overlapping, "engine")
-        self._per_thread = PerThread()
         self._closed = False
 
     def submit(self, entry: Entry) -> asyncio.Future[EntryResult]:
@@ -161,7 +152,7 @@ class Batcher:
             self._metrics.engine_seconds.labels(use).inc(ran_s * count / len(batch))
 
     def _run(self, model: LoadedModel, batch: list[Entry]) -> tuple[list[EntryResult | ServerError], float] | None:
-        """Pad a batch, run it and split the logits, on an engine thread. A row that is not finite fails alone.
+        """Run a batch and split the logits, on an engine thread. A row that is not finite fails alone.
 
         Run nothing and return None if all clients have gone since the batch was formed.
 
@@ -173,18 +164,19 @@ class Batcher:
         before_s = self._ended_s
         if before_s is not None and self.under_way == 1 and started_s - before_s <= BETWEEN_LIMIT_S:
             self._between_s += BETWEEN_SMOOTHING * (started_s - before_s - self._between_s)
+        pairs = [entry.features for entry in batch]
         try:
-            feeds = collate([entry.features for entry in batch], self._per_thread.buffer)
-            output = model.engine.run(feeds)
+            output = model.engine.run(pairs)
         finally:  # also if it fails
             ended_s, other_s = self._clock(), self._ended_s or started_s
             self._ended_s = max(ended_s, other_s)
         ran_s = max(0.0, ended_s - max(started_s, other_s))  # without the time in which the previous run still ran
-        rows, tokens = feeds.mask.shape
-        model.latency.observe(rows, tokens, ran_s)
+        _, length, patches = extent(pairs)
+        tokens = length + 1 + patches
+        model.latency.observe(len(batch), tokens, ran_s)
         self._metrics.drift.labels(model.name).set(model.latency.drift)
         self._metrics.batch_entries.labels(model.name).observe(len(batch))
-        self._metrics.padding_ratio.labels(model.name).observe(_padding_ratio(model, feeds))
+        self._metrics.padding_ratio.labels(model.name).observe(_padding_ratio(batch, tokens))
         is_finite = np.all([np.isfinite(values).all(axis=1) for values in output.logits.values()], axis=0)
         outcomes: list[EntryResult | ServerError] = []
         for row in range(len(batch)):
@@ -207,10 +199,10 @@ class Batcher:
         self._leaders.pop((leader.key, leader.urgency), None)
 
 
-def _padding_ratio(model: LoadedModel, feeds: Feeds) -> float:
+def _padding_ratio(batch: list[Entry], tokens: int) -> float:
     """Return the share of padding among the tokens that ran, including the engine's own padding."""
-    rows, tokens = model.engine.padded(*feeds.mask.shape)
-    return 1.0 - (1.0 - feeds.padding_ratio) * feeds.mask.size / (rows * tokens)
+    rows, padded_tokens = batch[0].model.engine.padded(len(batch), tokens)
+    return 1.0 - sum(entry.tokens for entry in batch) / (rows * padded_tokens)
 
 
 def _use(leader: Entry, result: EntryResult) -> str:

@@ -7,13 +7,14 @@ cores, neither with each other nor with decoding and answering.
 import math
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from models.batch import Features, Feeds, collate
+from models.batch import Features, collate
 from models.errors import ArtifactError
 from models.image import ImagePatches
 from models.manifest import STANDARD, Artifact
@@ -51,17 +52,18 @@ class OrtEngine:
         patches = np.zeros((math.prod(grid), self._spec.patch_values), np.uint8)
         image = ImagePatches(patches, np.ones(len(patches), np.int64), grid)
         text = TextTokens(np.zeros(self._spec.max_text_tokens, np.int64), truncated=False)
-        self.run(collate([Features(image, text)]))
+        self.run([Features(image, text)])
 
     def padded(self, batch: int, tokens: float) -> tuple[int, float]:
         """Return the batch's own shape: nothing is padded."""
         return batch, tokens
 
-    def run(self, feeds: Feeds) -> EngineOutput:
-        """Compute every head's logits of a batch.
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
+        """Compute every head's logits, a row for each pair.
 
         Units: parts_s in seconds.
         """
+        feeds = collate(batch)
         values: dict[str, Any] = {
             "input_ids": feeds.input_ids,
             "patches": feeds.patches,

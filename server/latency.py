@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.batch import Features, Feeds, collate
+from models.batch import Features
 from models.image import ImagePatches
 from models.spec import Grid, ViltSpec
 from models.text import TextTokens
@@ -147,8 +147,9 @@ def measure(engine: Engine, spec: ViltSpec, *, most: int, budget_s: float, clock
     for batch, grid in dict.fromkeys(shapes):
         if batch > most:
             continue
-        feeds = _blank(spec, grid, batch)
-        size = batch * feeds.mask.shape[1]
+        pair = _blank(spec, grid)
+        tokens = len(pair.text.input_ids) + 1 + len(pair.image.patches)
+        size = batch * tokens
         if samples:  # a run takes longer with more tokens, but hardly shorter with fewer
             expected_s = samples[0].seconds * max(1.0, size / samples[0].tokens)
             if clock() + (1 + REPEATS) * expected_s > until_s:
@@ -156,9 +157,9 @@ def measure(engine: Engine, spec: ViltSpec, *, most: int, budget_s: float, clock
         times_s = []
         for _ in range(1 + REPEATS):
             began_s = clock()
-            engine.run(feeds)
+            engine.run([pair] * batch)
             times_s.append(clock() - began_s)
-        samples.append(Sample(batch, feeds.mask.shape[1], max(min(times_s[1:]), 1e-6)))
+        samples.append(Sample(batch, tokens, max(min(times_s[1:]), 1e-6)))
     return samples
 
 
@@ -167,11 +168,11 @@ def _square(spec: ViltSpec) -> Grid:
     return side, side
 
 
-def _blank(spec: ViltSpec, grid: Grid, batch: int) -> Feeds:
+def _blank(spec: ViltSpec, grid: Grid) -> Features:
     patches = np.zeros((math.prod(grid), spec.patch_values), np.uint8)
     image = ImagePatches(patches, np.ones(len(patches), np.int64), grid)
     text = TextTokens(np.zeros(min(TYPICAL_TEXT_TOKENS, spec.max_text_tokens), np.int64), truncated=False)
-    return collate([Features(image, text)] * batch)
+    return Features(image, text)
 
 
 def _terms(batch: int, tokens: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

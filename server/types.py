@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batch import Features, Feeds
+from models.batch import Features
 from models.manifest import Artifact
 from server.errors import ServerError
 
@@ -92,8 +92,8 @@ class Engine(Protocol):
         """Do what the first request would otherwise pay for."""
         ...
 
-    def run(self, feeds: Feeds) -> EngineOutput:
-        """Compute every head's logits."""
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
+        """Compute every head's logits, a row for each pair."""
         ...
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering
 
-from models.batch import Feeds, collate
+from models.batch import Features
 from models.spec import ViltSpec
 from server.gpu.parity import _row
 
@@ -108,7 +108,7 @@ def turned(upright: Image.Image, orientation: int, file_format: str, **options: 
     return encoded(stored, file_format, exif=exif, **options)
 
 
-def random_feeds(spec: ViltSpec, *, seed: int, batch: int) -> Feeds:
+def random_batch(spec: ViltSpec, *, seed: int, size: int) -> list[Features]:
     """Draw a batch of random pixels, grids, texts and lengths."""
     rng = np.random.default_rng(seed)
-    return collate([_row(spec, rng, spec.grids[rng.integers(len(spec.grids))]) for _ in range(batch)])
+    return [_row(spec, rng, spec.grids[rng.integers(len(spec.grids))]) for _ in range(size)]

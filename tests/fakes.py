@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.batch import Features, Feeds
+from models.batch import Features
 from models.image import ImagePatches
 from models.manifest import Artifact, load_artifact
 from models.text import TextTokens
@@ -57,13 +57,13 @@ class FakeEngine:
     def warm_up(self) -> None:
         pass
 
-    def run(self, feeds: Feeds) -> EngineOutput:
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
         self.may_run.wait(timeout=30)
-        self.batches.append(feeds.input_ids[:, 0].tolist())
+        first = np.array([[pair.text.input_ids[0]] for pair in batch], np.float32)
+        self.batches.append(first[:, 0].astype(int).tolist())
         if self.failures:
             self.failures -= 1
             raise RuntimeError("the engine broke")
-        first = feeds.input_ids[:, :1].astype(np.float32)
         first[np.isin(first, self.not_numbers)] = np.nan
         logits = {"vqa_logits": np.repeat(first, self.labels, axis=1), "itm_logits": np.repeat(first, 2, axis=1)}
         parts_s = dict.fromkeys(("text_embedding", "visual_embedding", "interaction"), 0.001)
@@ -77,9 +77,9 @@ class HeldEngine(FakeEngine):
         super().__init__(failures=failures, not_numbers=not_numbers, overlapping=overlapping)
         self.has_begun = threading.Event()
 
-    def run(self, feeds: Feeds) -> EngineOutput:
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
         self.has_begun.set()
-        return super().run(feeds)
+        return super().run(batch)
 
 
 def latency(base_s: float = 0.01, per_token_s: float = 0.0, typical_tokens: float = 10) -> LatencyModel:

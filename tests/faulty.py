@@ -6,8 +6,9 @@ SIGUSR1 ends the faults, and the next begins them again.
 import random
 import signal
 import threading
+from collections.abc import Sequence
 
-from models.batch import Feeds
+from models.batch import Features
 from server import __main__ as command
 from server import loading
 from server.engine import OrtEngine
@@ -21,11 +22,11 @@ class FaultyEngine(OrtEngine):
 
     is_sound = threading.Event()
 
-    def run(self, feeds: Feeds) -> EngineOutput:
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
         is_warm = threading.current_thread() is not threading.main_thread()
         if is_warm and not self.is_sound.is_set() and random.random() < FAULTS:  # noqa: S311 an accident, not a secret
             raise RuntimeError("injected")
-        return super().run(feeds)
+        return super().run(batch)
 
 
 def change(*_: object) -> None:

@@ -4,8 +4,9 @@ This is noticed within a second, and the process gives up a second later.
 """
 
 import threading
+from collections.abc import Sequence
 
-from models.batch import Feeds
+from models.batch import Features
 from server import __main__ as command
 from server import loading, watchdog
 from server.engine import OrtEngine
@@ -15,10 +16,10 @@ from server.types import EngineOutput
 class StuckEngine(OrtEngine):
     """Waits for ever on the thread that answers requests."""
 
-    def run(self, feeds: Feeds) -> EngineOutput:
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
         if threading.current_thread() is not threading.main_thread():
             threading.Event().wait()
-        return super().run(feeds)
+        return super().run(batch)
 
 
 if __name__ == "__main__":

@@ -113,11 +113,12 @@ def timed_vilt(design: Design, precision: str, jpeg: bytes, sessions: Sessions) 
     first = spec.first_position_row(grid)
     position_ids = np.arange(first, first + design.visual_tokens, dtype=np.int64)
     text = TextTokens(rng.integers(0, 1000, design.text_tokens), truncated=False)
-    inputs = collate([Features(ImagePatches(patches, position_ids, grid), text)])
+    batch = [Features(ImagePatches(patches, position_ids, grid), text)]
+    inputs = collate(batch)
 
     def run_parts() -> Stages:
         if engine is not None:
-            return engine.run(inputs).parts_s
+            return engine.run(batch).parts_s
         values: dict[str, Any] = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
         return {part: sessions.run(graph, values) for part, graph in artifact.graphs.items()}
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.batch import Feeds
-from models.spec import PADDING_ROW, ViltSpec
+from models.batch import Features
+from models.image import ImagePatches
+from models.spec import ViltSpec
+from models.text import TextTokens
 
 ALIGNED = 8  # tokens: fused attention needs rows that are a multiple of 4 halves, tensor cores of 8
 SHORT_TEXT = 15  # tokens: most questions; with the picture's cls token a multiple of ALIGNED
@@ -114,40 +116,11 @@ def padded(buckets: Sequence[Bucket], batch: int, tokens: float) -> tuple[int, i
     return max(best.batch, batch), best.tokens
 
 
-def shape_of(feeds: Feeds) -> Bucket:
-    """Return a batch's shape."""
-    batch, length = feeds.input_ids.shape
-    return Bucket(batch, length, feeds.patches.shape[1])
-
-
-def pad(feeds: Feeds, into: Feeds) -> None:
-    """Write a batch into the tensors of a bucket, and mask out the padding.
-
-    A row of padding keeps its first token: attention over no token would give NaN. Patches that are masked out keep
-    what an earlier batch left there: nothing reads them, and clearing them would write megabytes.
-    """
-    rows, length = feeds.input_ids.shape
-    count, held = feeds.patches.shape[1], into.input_ids.shape[1]
-    into.input_ids[:] = 0
-    into.input_ids[:rows, :length] = feeds.input_ids
-    into.patches[:rows, :count] = feeds.patches
-    into.position_ids[:] = PADDING_ROW
-    into.position_ids[:rows, :count] = feeds.position_ids
-    into.mask[:] = False
-    into.mask[rows:, 0] = True
-    into.mask[:rows, :length] = feeds.mask[:, :length]
-    into.mask[:rows, held : held + 1 + count] = feeds.mask[:, length:]
-
-
-def blank(bucket: Bucket, patch_values: int) -> Feeds:
-    """Make a batch that fills a bucket, for warm-up, with no token masked out."""
-    shapes = bucket.shapes(patch_values)
-    return Feeds(
-        np.zeros(shapes["input_ids"], np.int64),
-        np.zeros(shapes["patches"], np.uint8),
-        np.ones(shapes["position_ids"], np.int64),
-        np.ones(shapes["mask"], np.bool_),
-    )
+def blank(bucket: Bucket, patch_values: int) -> list[Features]:
+    """Make a batch that fills a bucket, for warm-up."""
+    patches = np.zeros((bucket.patches, patch_values), np.uint8)
+    image = ImagePatches(patches, np.ones(bucket.patches, np.int64), (1, bucket.patches))
+    return [Features(image, TextTokens(np.zeros(bucket.length, np.int64), truncated=False))] * bucket.batch
 
 
 def _pictures(spec: ViltSpec) -> list[int]:

@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batch import Feeds
+from models.batch import Features, Feeds, collate, extent
 from models.spec import ViltSpec
-from server.gpu.buckets import Bucket, Profile, blank, choose, pad, padded, shape_of
+from server.gpu.buckets import Bucket, Profile, blank, choose, padded
 from server.types import EngineOutput, Logits
 
 SLOTS = 3  # batches in progress: one runs while the next are written and copied
@@ -97,30 +97,30 @@ class GpuEngine:
         """Return the rows, and the tokens of a row, that a batch is padded to."""
         return padded(self._buckets, batch, tokens)
 
-    def run(self, feeds: Feeds) -> EngineOutput:
-        """Compute every head's logits for a batch; with several threads calling, copies overlap runs.
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
+        """Compute every head's logits, a row for each pair; with several threads calling, copies overlap runs.
 
         Raises: OutsideBuckets: no bucket holds it.
         """
-        bucket = choose(self._buckets, shape_of(feeds))
+        bucket = choose(self._buckets, Bucket(*extent(batch)))
         with self._slot() as slot:
-            return EngineOutput(self._run(bucket, slot, feeds), {})
+            return EngineOutput(self._run(bucket, slot, batch), {})
 
-    def run_again(self, feeds: Feeds) -> None:
+    def run_again(self, batch: Sequence[Features]) -> None:
         """Run a batch's bucket on what was last copied for it, to time the graph without copies."""
-        bucket = choose(self._buckets, shape_of(feeds))
+        bucket = choose(self._buckets, Bucket(*extent(batch)))
         with self._slot() as slot:
             self._thread.submit(self._programs[bucket].run, bucket, slot.number).result()
 
-    def _run(self, bucket: Bucket, slot: Slot, feeds: Feeds) -> Logits:
+    def _run(self, bucket: Bucket, slot: Slot, batch: Sequence[Features]) -> Logits:
         program = self._programs[bucket]
-        tensors, logits = _tensors(bucket, slot, self._spec.patch_values), _logits(bucket, slot, self._heads)
-        pad(feeds, tensors)
+        tensors = collate(batch, _tensors(bucket, slot, self._spec.patch_values))
+        logits = _logits(bucket, slot, self._heads)
         program.copy_in(bucket, slot.number, tensors)
         self._thread.submit(program.run, bucket, slot.number).result()
         program.copy_out(bucket, slot.number, logits)
-        rows = len(feeds.input_ids)
-        return {head: values[:rows].copy() for head, values in logits.items()}  # the next batch overwrites the slot's
+        # The next batch overwrites the slot's.
+        return {head: values[: len(batch)].copy() for head, values in logits.items()}
 
     @contextlib.contextmanager
     def _slot(self) -> Iterator[Slot]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batch import Features, collate
+from models.batch import Features
 from models.image import ImagePatches
 from models.spec import Grid, ViltSpec
 from models.text import TextTokens
@@ -41,15 +41,14 @@ def check(
     agreed: list[bool] = []
 
     def compare(rows: list[Features]) -> None:
-        feeds = collate(rows)
-        found, expected = engine.run(feeds).logits, reference.run(feeds).logits
+        found, expected = engine.run(rows).logits, reference.run(rows).logits
         logits.append(max(float(np.abs(found[head] - expected[head]).max()) for head in expected))
         for row in range(len(rows)):
             scores.append(_distance(found, expected, row))
             agreed.extend(_agreements(found, expected, row))
         if len(rows) > 1:
             row = int(rng.integers(len(rows)))
-            by_itself = engine.run(collate([rows[row]])).logits
+            by_itself = engine.run([rows[row]]).logits
             alone.append(_distance({head: values[row : row + 1] for head, values in found.items()}, by_itself, 0))
 
     for grid in spec.grids:

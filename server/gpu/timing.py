@@ -24,11 +24,11 @@ def measure(engine: GpuEngine, buckets: Iterable[Bucket], spec: ViltSpec, repeat
 
 
 def _row(engine: GpuEngine, bucket: Bucket, spec: ViltSpec, repeat: int, callers: ThreadPoolExecutor) -> dict[str, Any]:
-    feeds = blank(bucket, spec.patch_values)
-    times_ms = _times_ms(lambda: engine.run(feeds), repeat)
-    graph_ms = _times_ms(lambda: engine.run_again(feeds), repeat)
+    batch = blank(bucket, spec.patch_values)
+    times_ms = _times_ms(lambda: engine.run(batch), repeat)
+    graph_ms = _times_ms(lambda: engine.run_again(batch), repeat)
     began_s = time.perf_counter()
-    for run in [callers.submit(engine.run, feeds) for _ in range(repeat)]:
+    for run in [callers.submit(engine.run, batch) for _ in range(repeat)]:
         run.result()
     taken_s = time.perf_counter() - began_s
     p50, p99 = np.quantile(times_ms, (0.5, 0.99))

@@ -44,4 +44,4 @@ def test_gpu_answers_as_fp32_over_all_grids_and_1000_random_shapes(provider: str
 
     assert found["status"] == "passed", found
     with pytest.raises(OutsideBuckets):
-        engine.run(factories.random_feeds(spec, seed=0, batch=MOST + 1))
+        engine.run(factories.random_batch(spec, seed=0, size=MOST + 1))

@@ -11,10 +11,10 @@ from hypothesis.extra import numpy as hnp
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from models.answers import matching_score, sigmoid, top_answers
-from models.batch import CollateBuffer, Features, collate
+from models.batch import Features, Feeds, collate
 from models.errors import ArtifactError, InvalidInput
 from models.image import to_patches
-from models.spec import ViltSpec
+from models.spec import PADDING_ROW, ViltSpec
 from models.text import TextEncoder, TextTokens
 
 SPEC = ViltSpec()
@@ -73,7 +73,6 @@ def test_collate_of_one_pads_and_copies_nothing() -> None:
 
     assert (feeds.input_ids.shape, feeds.patches.shape, feeds.mask.shape) == ((1, 7), (1, 192, 3072), (1, 7 + 1 + 192))
     assert feeds.mask.all()
-    assert feeds.padding_ratio == 0
     assert np.shares_memory(feeds.patches, alone.image.patches)
 
 
@@ -87,22 +86,40 @@ def test_collate_of_two_masks_exactly_what_it_pads() -> None:
     assert feeds.mask[1].all()
     assert not feeds.position_ids[0, 144:].any()
     assert np.array_equal(feeds.patches[0, :144], short.image.patches)
-    assert feeds.padding_ratio == pytest.approx(50 / (2 * 198))
 
 
-def test_batches_are_collated_into_the_same_buffer_one_after_another() -> None:
-    """It grows for a larger batch; what an earlier one left lies only under the mask."""
-    buffer = CollateBuffer()
+def test_collate_into_larger_tensors_masks_all_that_is_not_the_batch() -> None:
+    """Whatever an earlier batch left in them; a row of padding keeps a token, or it would be no number."""
     pairs = [features(640, 480, 5), features(384, 384, 3), features(640, 480, 4)]
+    own = collate(pairs)
+    into = Feeds(
+        np.full((4, 7), 10**9),
+        np.full((4, 200, 3072), 255, np.uint8),
+        np.full((4, 200), 10**9),
+        np.ones((4, 208), bool),
+    )
 
-    larger = collate(pairs, buffer).patches
-    feeds, expected = collate(pairs[:2], buffer), collate(pairs[:2])
+    assert collate(pairs, into) is into
 
-    assert np.shares_memory(feeds.patches, larger)
-    assert feeds.patches.shape == expected.patches.shape
-    assert np.array_equal(feeds.patches[0], expected.patches[0])
-    assert np.array_equal(feeds.patches[1, :144], expected.patches[1, :144])
-    assert not np.shares_memory(feeds.patches, expected.patches)
+    np.testing.assert_array_equal(into.mask[:3, :5], own.mask[:, :5])
+    np.testing.assert_array_equal(into.mask[:3, 7:200], own.mask[:, 5:])
+    assert into.mask.sum(axis=1).tolist() == [*own.mask.sum(axis=1), 1]
+    for row, pair in enumerate(pairs):
+        np.testing.assert_array_equal(into.patches[row, : len(pair.image.patches)], pair.image.patches)
+    for tensor, held, padding in (
+        (into.input_ids, own.input_ids, 0),
+        (into.position_ids, own.position_ids, PADDING_ROW),
+    ):
+        np.testing.assert_array_equal(tensor[:3, : held.shape[1]], held)
+        assert (tensor[3:] == padding).all()
+        assert (tensor[:, held.shape[1] :] == padding).all()
+
+
+def test_padding_of_a_batch_has_always_the_same_bytes() -> None:
+    """int8 has one scale for a whole activation, of padding too."""
+    pairs = [features(384, 384, 3), features(640, 480, 5)]
+
+    assert not collate(pairs).patches[0, 144:].any()
 
 
 def test_top_answers_are_sorted_and_scored_by_sigmoid() -> None:

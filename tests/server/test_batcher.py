@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 from fakes import FakeClock, HeldEngine, features, latency, served
 
-from models.batch import Feeds
+from models.batch import Features
 from server.batcher import BETWEEN_S, Batcher
 from server.errors import DeadlineExceeded, EngineFault, Unavailable
 from server.latency import DRIFT_SMOOTHING
@@ -740,9 +740,9 @@ def test_drift_is_learnt_from_every_run_and_exposed() -> None:
         bench = Bench(max_batch_size=1)
         run_as_ever = bench.engine.run
 
-        def run_slowly(feeds: Feeds) -> EngineOutput:
+        def run_slowly(batch: Sequence[Features]) -> EngineOutput:
             bench.clock.now_s += 0.02
-            return run_as_ever(feeds)
+            return run_as_ever(batch)
 
         bench.engine.run = run_slowly
         await bench.run_all([bench.entry(number) for number in range(1, 6)])

@@ -3,12 +3,13 @@
 import json
 import math
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from fakes import FakeClock, FakeEngine, latency
 
-from models.batch import Feeds
+from models.batch import Features, extent
 from models.spec import ViltSpec
 from server.gpu.buckets import buckets_of, padded
 from server.latency import LatencyModel, Sample, calibrated, measure
@@ -25,9 +26,10 @@ class TimedEngine(FakeEngine):
         super().__init__()
         self.clock = clock
 
-    def run(self, feeds: Feeds) -> EngineOutput:
-        self.clock.now_s += 0.002 + 0.00001 * feeds.mask.size
-        return super().run(feeds)
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
+        rows, length, patches = extent(batch)
+        self.clock.now_s += 0.002 + 0.00001 * rows * (length + 1 + patches)
+        return super().run(batch)
 
 
 def test_fit_recovers_what_runs_take() -> None:

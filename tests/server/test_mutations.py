@@ -204,7 +204,7 @@ MUTATIONS = {
         by="test_batcher.py::test_question_does_not_wait_with_the_rank_that_asks_for_the_same",
     ),
     "drift is not learnt": Mutation(
-        "        model.latency.observe(rows, tokens, ran_s)\n",
+        "        model.latency.observe(len(batch), tokens, ran_s)\n",
         "",
         by="test_batcher.py::test_drift_is_learnt_from_every_run_and_exposed",
     ),

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from fakes import FakeClock, FakeEngine, features, latency, served
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.batch import Feeds
+from models.batch import Features
 from server import bodies, forms
 from server.batcher import BETWEEN_S, Batcher
 from server.errors import BadRequest, DeadlineExceeded, EngineFault, TooLarge, Unavailable
@@ -64,9 +64,9 @@ class SteppedEngine(FakeEngine):
         super().__init__()
         self._clock = clock
 
-    def run(self, feeds: Feeds) -> EngineOutput:
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
         self._clock.now_s += 0.01
-        return super().run(feeds)
+        return super().run(batch)
 
 
 class Story:

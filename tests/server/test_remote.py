@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from fakes import FakeClock, Hall, HeldEngine, features, served
 
-from models.batch import Features, Feeds
+from models.batch import Features
 from models.errors import ArtifactError
 from models.image import ImagePatches
 from models.manifest import describe_file, read_manifest
@@ -41,9 +41,10 @@ MODEL_STARTS_IN_S = 1.5  # as Hall says
 class SeeingEngine(HeldEngine):
     """Gives each row the first value of its first patch, so that a mixed-up slot shows."""
 
-    def run(self, feeds: Feeds) -> EngineOutput:
-        output = super().run(feeds)
-        return EngineOutput({"rank_logits": feeds.patches[:, 0, :1].astype(np.float32)}, output.parts_s)
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
+        output = super().run(batch)
+        first = np.array([pair.image.patches[0, :1] for pair in batch], np.float32)
+        return EngineOutput({"rank_logits": first}, output.parts_s)
 
 
 class Split:

@@ -18,7 +18,7 @@ import pytest
 from factories import encoded, noise
 from fakes import HeldEngine, SplitBackend, artifact, latency, served
 
-from models.batch import Feeds
+from models.batch import Features
 from models.text import TextEncoder, TextTokens
 from server import forms, preparation
 from server.admission import Admission
@@ -45,10 +45,10 @@ class TellingEngine(HeldEngine):
         self.sums: list[int] = []
         self.threads: set[int] = set()
 
-    def run(self, feeds: Feeds) -> EngineOutput:
-        output = super().run(feeds)
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
+        output = super().run(batch)
         self.threads.add(threading.get_ident())
-        sums = feeds.input_ids.sum(axis=1)
+        sums = np.array([pair.text.input_ids.sum() for pair in batch])
         self.sums += sums.tolist()
         numbers = (sums + self.own)[:, np.newaxis]
         logits = {

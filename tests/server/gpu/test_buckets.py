@@ -1,21 +1,16 @@
 """Which shapes run on a GPU, what is padded to what, and what is refused."""
 
-import factories
-import numpy as np
 import pytest
 
-from models.spec import PADDING_ROW, ViltSpec
+from models.spec import ViltSpec
 from server.gpu.buckets import (
     ALIGNED,
     Bucket,
     OutsideBuckets,
-    blank,
     buckets_of,
     choose,
-    pad,
     padded,
     profiles_of,
-    shape_of,
 )
 
 SPEC = ViltSpec()
@@ -78,30 +73,3 @@ def test_any_limit_of_rows_is_a_bucket_of_its_own(most: int) -> None:
 
     assert max(bucket.batch for bucket in buckets) == most
     assert all(any(profile.holds(bucket) for profile in profiles_of(SPEC, most)) for bucket in buckets)
-
-
-def test_padding_masks_all_that_is_not_the_batch() -> None:
-    """Whatever an earlier batch left in the tensors; a row of padding keeps a token, or it would be no number."""
-    feeds = factories.random_feeds(SPEC, seed=1, batch=3)
-    bucket = choose(BUCKETS, shape_of(feeds))
-    into = blank(bucket, SPEC.patch_values)
-    into.patches[:] = 255
-    into.input_ids[:] = into.position_ids[:] = 10**9
-
-    pad(feeds, into)
-
-    rows, length = feeds.input_ids.shape
-    count = feeds.patches.shape[1]
-    picture = bucket.length + 1
-    np.testing.assert_array_equal(into.patches[:rows, :count], feeds.patches)
-    np.testing.assert_array_equal(into.mask[:rows, :length], feeds.mask[:, :length])
-    np.testing.assert_array_equal(into.mask[:rows, picture - 1 : picture + count], feeds.mask[:, length:])
-    assert into.mask[:rows].sum() == feeds.mask.sum()
-    assert into.mask[rows:].sum(axis=1).tolist() == [1] * (bucket.batch - rows)
-    for tensor, held, padding in (
-        (into.input_ids, feeds.input_ids, 0),
-        (into.position_ids, feeds.position_ids, PADDING_ROW),
-    ):
-        np.testing.assert_array_equal(tensor[:rows, : held.shape[1]], held)
-        assert (tensor[rows:] == padding).all()
-        assert (tensor[:, held.shape[1] :] == padding).all()

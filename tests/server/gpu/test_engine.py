@@ -1,6 +1,7 @@
 """Buckets, slots, bound tensors and threads, with onnxruntime's CPU in the place of the GPU."""
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from cudart import FakeCudart
 
-from models.batch import Feeds
+from models.batch import Features, Feeds
 from models.errors import ArtifactError
 from models.manifest import Artifact, load_artifact
 from server.engine import OrtEngine
@@ -77,16 +78,16 @@ def test_random_shapes_answer_as_the_same_graph_at_their_own_shape(engine: GpuEn
     alone = OrtEngine(loaded)
 
     for seed in range(12):
-        feeds = factories.random_feeds(loaded.manifest.spec, seed=seed, batch=1 + seed % MOST)
-        assert_same(engine.run(feeds), alone.run(feeds))
+        batch = factories.random_batch(loaded.manifest.spec, seed=seed, size=1 + seed % MOST)
+        assert_same(engine.run(batch), alone.run(batch))
 
 
 def test_one_graph_reports_no_parts(engine: GpuEngine, loaded: Artifact) -> None:
     """Inference alone is timed."""
-    feeds = factories.random_feeds(loaded.manifest.spec, seed=0, batch=1)
+    batch = factories.random_batch(loaded.manifest.spec, seed=0, size=1)
 
-    assert engine.run(feeds).parts_s == {}
-    assert OrtEngine(loaded).run(feeds).parts_s == {}
+    assert engine.run(batch).parts_s == {}
+    assert OrtEngine(loaded).run(batch).parts_s == {}
 
 
 def test_batch_beyond_the_buckets_never_reaches_the_program(loaded: Artifact) -> None:
@@ -95,7 +96,7 @@ def test_batch_beyond_the_buckets_never_reaches_the_program(loaded: Artifact) ->
     engine = engine_of(recorder, loaded)
 
     with pytest.raises(OutsideBuckets, match=f"batch of {MOST + 1}"):
-        engine.run(factories.random_feeds(loaded.manifest.spec, seed=0, batch=MOST + 1))
+        engine.run(factories.random_batch(loaded.manifest.spec, seed=0, size=MOST + 1))
 
     assert recorder.ran == []
 
@@ -143,10 +144,10 @@ def test_next_batches_are_copied_while_one_runs_and_one_more_waits(loaded: Artif
     recorder = Recorder(loaded)
     recorder.may_run.clear()
     engine = engine_of(recorder, loaded)
-    feeds = factories.random_feeds(loaded.manifest.spec, seed=0, batch=1)
+    batch = factories.random_batch(loaded.manifest.spec, seed=0, size=1)
 
     with ThreadPoolExecutor(SLOTS + 1) as callers:
-        runs = [callers.submit(engine.run, feeds) for _ in range(SLOTS + 1)]
+        runs = [callers.submit(engine.run, batch) for _ in range(SLOTS + 1)]
         for _ in range(SLOTS):
             assert recorder.has_copied.acquire(timeout=30)
         assert not recorder.has_copied.acquire(timeout=0.05)
@@ -161,9 +162,9 @@ def test_next_batches_are_copied_while_one_runs_and_one_more_waits(loaded: Artif
 def test_logits_stay_what_they_are_when_the_slot_is_used_again(loaded: Artifact) -> None:
     """The server keeps them, and hands them out later."""
     engine = engine_of(Recorder(loaded), loaded)
-    feeds = factories.random_feeds(loaded.manifest.spec, seed=0, batch=3)
+    batch = factories.random_batch(loaded.manifest.spec, seed=0, size=3)
 
-    found = [engine.run(feeds).logits for _ in range(2 * SLOTS)]
+    found = [engine.run(batch).logits for _ in range(2 * SLOTS)]
 
     for number, logits in enumerate(found, 1):
         assert {head: values.shape for head, values in logits.items()} == {
@@ -182,7 +183,7 @@ def test_no_other_run_begins_before_warm_up_has_ended(loaded: Artifact) -> None:
     with ThreadPoolExecutor(2) as callers:
         warming = callers.submit(engine.warm_up)
         assert recorder.has_copied.acquire(timeout=30)
-        run = callers.submit(engine.run, factories.random_feeds(loaded.manifest.spec, seed=0, batch=1))
+        run = callers.submit(engine.run, factories.random_batch(loaded.manifest.spec, seed=0, size=1))
         assert not recorder.has_copied.acquire(timeout=0.05)
         recorder.may_run.set()
         warming.result(30)
@@ -195,13 +196,13 @@ def test_no_other_run_begins_before_warm_up_has_ended(loaded: Artifact) -> None:
 def test_failure_gives_its_slot_back(loaded: Artifact) -> None:
     """Or the third batch after two failures would wait for ever."""
     engine = engine_of(Recorder(loaded, failures=2 * SLOTS), loaded)
-    feeds = factories.random_feeds(loaded.manifest.spec, seed=0, batch=1)
+    batch = factories.random_batch(loaded.manifest.spec, seed=0, size=1)
 
     for _ in range(2 * SLOTS):
         with pytest.raises(RuntimeError, match="the GPU broke"):
-            engine.run(feeds)
+            engine.run(batch)
 
-    assert len(engine.run(feeds).logits["vqa_logits"]) == 1
+    assert len(engine.run(batch).logits["vqa_logits"]) == 1
 
 
 def test_provider_that_onnxruntime_does_not_know_is_refused(loaded: Artifact) -> None:
@@ -277,9 +278,9 @@ class Mistaken:
         self.provider, self.version, self.overlapping = "cuda", "0", 1
         self.padded, self.warm_up = engine.padded, engine.warm_up
 
-    def run(self, feeds: Feeds) -> EngineOutput:
-        self._first = self._first or self._engine.run(feeds)
-        rows = len(feeds.input_ids)
+    def run(self, batch: Sequence[Features]) -> EngineOutput:
+        self._first = self._first or self._engine.run(batch)
+        rows = len(batch)
         return EngineOutput({head: np.repeat(one[:1], rows, 0) for head, one in self._first.logits.items()}, {})
 
 
@@ -307,9 +308,9 @@ def test_batch_that_is_run_again_is_copied_neither_way(loaded: Artifact) -> None
     """So that the graph can be timed without copies."""
     recorder = Recorder(loaded)
     engine = engine_of(recorder, loaded)
-    feeds = factories.random_feeds(loaded.manifest.spec, seed=0, batch=1)
-    engine.run(feeds)
+    batch = factories.random_batch(loaded.manifest.spec, seed=0, size=1)
+    engine.run(batch)
 
-    engine.run_again(feeds)
+    engine.run_again(batch)
 
     assert (len(recorder.copied), len(recorder.ran)) == (1, 2)
