@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from loadtest import closedloop
+from loadtest import closedloop, gpu_chart
 from loadtest.arguments import add_command, at_least, positive
 from loadtest.launch import started
 from loadtest.stamp import save, stamp
@@ -78,7 +78,9 @@ def add_to(commands: Any) -> None:
         default=1200,
         help="seconds after which torch is stopped (default %(default)s)",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="write the result as JSON")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="write the result as JSON, and a chart beside it"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -90,6 +92,7 @@ def run(options: argparse.Namespace) -> None:
         steps["torch"] = functools.partial(time_torch, options)
     begun = {**stamp(), "model": {}, "http": {}, "limit": {}, "torch": None, "used": {}}
     found = take(steps, begun, options.output)
+    gpu_chart.draw(found, PATCHES, options.output.with_suffix(".png"))
     print(*lines(found), sep="\n")
     if found["failed"]:
         sys.exit(f"vilt-bench gpu: {', '.join(found['failed'])} failed; the rest is in {options.output}")
