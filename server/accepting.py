@@ -5,6 +5,7 @@ that were opened at once, one of six fronts got 46, and three got none.
 """
 
 import asyncio
+import errno
 import logging
 import mmap
 import os
@@ -15,11 +16,12 @@ log = logging.getLogger(__name__)
 
 COUNT_BYTES = 8  # of a number of connections
 NONE_WANTED = 2**62  # instead of one, while a front accepts none
-PATIENCE_S = 0.002  # after which a front takes what those with fewer connections have left waiting
-NO_ROOM_S = 1.0  # from a failure to accept, such as too many open files, to the next attempt
+PATIENCE_S = 0.002  # after which a front takes one of those that others, with fewer connections, have left waiting
+NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # errors that will happen again
+NO_ROOM_S = 1.0  # from such an error to the next attempt
 
 
-class Share:
+class Tally:
     """The number of connections of one front, in memory in which all fronts and the supervisor have theirs."""
 
     def __init__(self, descriptor: int, fronts: int, number: int) -> None:
@@ -50,11 +52,11 @@ class Acceptor:
         listener: socket.socket,
         protocol: Callable[[], asyncio.Protocol],
         connections: Collection[object],
-        share: Share,
+        tally: Tally,
     ) -> None:
         """Begin to accept; `connections` are all that this front has, of any listener."""
         self._listener, self._protocol = listener, protocol
-        self._connections, self._share = connections, share
+        self._connections, self._tally = connections, tally
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -66,14 +68,14 @@ class Acceptor:
         """Accept no more."""
         self._is_closed = True
         self._loop.remove_reader(self._listener)
-        self._share.withdraw()
+        self._tally.withdraw()
 
     async def wait_closed(self) -> None:
         """Wait until what was accepted is open."""
         await asyncio.gather(*self._opening)
 
     def _tell(self) -> None:
-        self._share.write(len(self._connections) + len(self._opening))
+        self._tally.write(len(self._connections) + len(self._opening))
 
     def _wait(self) -> None:
         if not self._is_closed:
@@ -82,7 +84,7 @@ class Acceptor:
     def _take_turn(self) -> None:
         """Accept the connection that waits, or leave it to a front with fewer for a moment."""
         self._tell()
-        if self._share.is_least():
+        if self._tally.is_least():
             self._accept()
             return
         self._loop.remove_reader(self._listener)
@@ -97,12 +99,12 @@ class Acceptor:
             return
         try:
             connection, _ = self._listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # another front was faster, or it has gone
-            return
-        except OSError:
-            log.exception("no connection can be accepted")
-            self._loop.remove_reader(self._listener)
-            self._loop.call_later(NO_ROOM_S, self._wait)
+        except OSError as error:  # mostly because another front was faster, or the client has gone
+            if error.errno in NO_ROOM:
+                log.exception("no connection can be accepted")
+                self._tally.withdraw()
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(NO_ROOM_S, self._wait)
             return
         task = self._loop.create_task(self._open(connection))
         self._opening.add(task)
@@ -111,7 +113,6 @@ class Acceptor:
 
     async def _open(self, connection: socket.socket) -> None:
         try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(self._protocol, connection)
         except OSError:  # it has already been closed
             connection.close()

@@ -40,6 +40,8 @@ class Channel(asyncio.Protocol):
 
     def send(self, message: Message, payload: bytes = b"") -> None:
         """Send a message, in which dataclasses become objects; it is lost if the other end has gone."""
+        if self._transport.is_closing():
+            return
         head = to_json(message)
         self._transport.write(b"".join((SIZES.pack(len(head), len(payload)), head, payload)))
 

@@ -120,16 +120,14 @@ class Desk:
         del self._runs[number]
         if ran.cancelled():
             return
-        error = ran.exception()
-        if error is None:
-            permit.ticket.finish()
-            fields, logits = write_result(ran.result())
-            self._channel.send([number, False, fields], logits)
+        try:
+            result = ran.result()
+        except ServerError as error:
+            self._channel.send([number, True, write_error(error)])
             return
-        if not isinstance(error, ServerError):
-            log.error("a run failed unexpectedly", exc_info=error)
-            error = internal_error()
-        self._channel.send([number, True, write_error(error)])
+        permit.ticket.finish()
+        fields, logits = write_result(result)
+        self._channel.send([number, False, fields], logits)
 
     @contextlib.contextmanager
     def _holding(self, number: int) -> Iterator[contextlib.ExitStack]:

@@ -18,7 +18,7 @@ from models import image
 from models.errors import ArtifactError
 from models.manifest import load_artifact
 from server import control, logs
-from server.accepting import Acceptor, Share
+from server.accepting import Acceptor, Tally
 from server.app import create_app
 from server.cpus import usable_cpus
 from server.listening import Server
@@ -31,11 +31,11 @@ class FrontServer(Server):
     """Shares connections with other fronts, reports when it listens, drains when told to, and ignores signals."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, backend: RemoteBackend, orders: socket.socket, share: Share
+        self, app: ASGIApp, settings: Settings, backend: RemoteBackend, orders: socket.socket, tally: Tally
     ) -> None:
         super().__init__(app, settings, backend)
         self._orders = orders
-        self._share = share
+        self._tally = tally
 
     async def accept_from(self, sockets: list[socket.socket]) -> None:
         await super().accept_from([])
@@ -46,7 +46,14 @@ class FrontServer(Server):
             app_state=self.lifespan.state,
         )
         connections = self.server_state.connections
-        self.servers = [Acceptor(one, protocol, connections, self._share) for one in sockets]  # type: ignore[misc]
+        self.servers = [Acceptor(one, protocol, connections, self._tally) for one in sockets]  # type: ignore[misc]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, and only then tell connections to end: also those that have just been accepted."""
+        for acceptor in self.servers:
+            acceptor.close()
+            await acceptor.wait_closed()
+        await super().shutdown(sockets)
 
     def tell(self, listeners: list[socket.socket]) -> None:
         self._orders.send(control.READY)
@@ -59,10 +66,10 @@ class FrontServer(Server):
 class Front:
     """One front, from the supervisor's first order to the last."""
 
-    def __init__(self, settings: Settings, listeners: list[socket.socket], share: Share) -> None:
+    def __init__(self, settings: Settings, listeners: list[socket.socket], tally: Tally) -> None:
         self._settings = settings
         self._listeners = listeners
-        self._share = share
+        self._tally = tally
         self._first_welcome: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
         self._backend = RemoteBackend(
             self._serves_the_same, limits_clients=settings.max_client_requests > 0, clock=time.perf_counter
@@ -76,7 +83,7 @@ class Front:
         described = await self._first_welcome
         models = [known_here(folder, fields) for folder, fields in zip(self._settings.model, described, strict=True)]
         app = create_app(self._settings, models, self._backend)
-        self._server = FrontServer(app, self._settings, self._backend, orders, self._share)
+        self._server = FrontServer(app, self._settings, self._backend, orders, self._tally)
         await self._server.serve(sockets=self._listeners)
 
     def _serves_the_same(self, described: list[dict[str, Any]]) -> bool:
@@ -131,18 +138,18 @@ def share_of(settings: Settings) -> Settings:
     )
 
 
-async def serve(settings: Settings, orders: socket.socket, listeners: list[socket.socket], share: Share) -> None:
-    await Front(share_of(settings), listeners, share).serve(orders)
+async def serve(settings: Settings, orders: socket.socket, listeners: list[socket.socket], tally: Tally) -> None:
+    await Front(share_of(settings), listeners, tally).serve(orders)
 
 
 def main() -> None:
-    orders, listening, shares, number, *flags = sys.argv[1:]
+    orders, listening, tallies, number, *flags = sys.argv[1:]
     settings = CliApp.run(Settings, cli_args=flags)
     logs.configure(settings.log_format, settings.log_level)
     try:
         listeners = [socket.socket(fileno=int(descriptor)) for descriptor in listening.split(",")]
-        share = Share(int(shares), settings.workers, int(number))
-        uvloop.run(serve(settings, socket.socket(fileno=int(orders)), listeners, share))
+        tally = Tally(int(tallies), settings.workers, int(number))
+        uvloop.run(serve(settings, socket.socket(fileno=int(orders)), listeners, tally))
     except ArtifactError as error:
         sys.exit(f"vilt-serve: {error}")
 

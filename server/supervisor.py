@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pydantic_settings import CliApp
 
 from server import addresses, control, logs
-from server.accepting import Share
+from server.accepting import Tally
 from server.settings import Settings
 
 log = logging.getLogger("server")
@@ -26,12 +26,13 @@ ENGINE, FRONT = "engine_process", "front"
 
 @dataclass(slots=True, eq=False)
 class Child:
-    """A process, the socket for its orders, and the shared memory of an engine process."""
+    """A process, the socket for its orders, and an engine process's memory or a front's tally of connections."""
 
     role: str
     process: asyncio.subprocess.Process
     orders: socket.socket
     memory: int | None
+    tally: Tally | None
     is_ready: bool = False
 
     def tell(self, word: bytes, *descriptors: int) -> None:
@@ -44,6 +45,8 @@ class Child:
     def close(self) -> None:
         """Close the socket, at which the process ends if it has not already."""
         self.orders.close()
+        if self.tally is not None:
+            self.tally.withdraw()
         if self.memory is not None:
             os.close(self.memory)
 
@@ -56,7 +59,7 @@ class Supervisor:
         self._flags = flags
         self._listeners = listeners
         self._children: set[Child] = set()
-        self._shares = os.memfd_create("vilt-connections")
+        self._tallies = os.memfd_create("vilt-connections")
         self._is_up = False
         self._ending = asyncio.Event()
 
@@ -117,21 +120,22 @@ class Supervisor:
     async def _start(self, role: str, number: int, began_s: float) -> Child:
         """Start a process, and connect it with those of the other role."""
         ours, theirs = control.pair()
-        memory = None
+        memory, tally = None, None
         if role == ENGINE:
             memory = os.memfd_create("vilt-patches")
             shared, more = [memory], [str(memory), str(began_s)]
         else:
-            Share(self._shares, self._settings.workers, number).withdraw()  # until it accepts connections
+            tally = Tally(self._tallies, self._settings.workers, number)
+            tally.withdraw()  # until it accepts connections
             listening = [one.fileno() for one in self._listeners]
-            shared = [*listening, self._shares]
-            more = [",".join(map(str, listening)), str(self._shares), str(number)]
+            shared = [*listening, self._tallies]
+            more = [",".join(map(str, listening)), str(self._tallies), str(number)]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", f"server.{role}", str(theirs.fileno()), *more, *self._flags,
             pass_fds=[theirs.fileno(), *shared], start_new_session=True,
         )  # fmt: skip
         theirs.close()
-        child = Child(role, process, ours, memory)
+        child = Child(role, process, ours, memory, tally)
         asyncio.get_running_loop().add_reader(ours, self._heard, child)
         for other in self._of(FRONT if role == ENGINE else ENGINE):
             _introduce(*((other, child) if role == ENGINE else (child, other)))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from server import accepting
-from server.accepting import Acceptor, Share
+from server.accepting import Acceptor, Tally
 
 PATIENCE_S = 30.0
 
@@ -19,10 +19,10 @@ PATIENCE_S = 30.0
 class Front(asyncio.Protocol):
     """A front's connections."""
 
-    def __init__(self, listener: socket.socket, share: Share) -> None:
+    def __init__(self, listener: socket.socket, tally: Tally) -> None:
         self.open: list[asyncio.BaseTransport] = []
-        self.share, self._listener = share, listener
-        self.acceptor = Acceptor(listener, lambda: Connection(self.open), self.open, share)
+        self.tally, self._listener = tally, listener
+        self.acceptor = Acceptor(listener, lambda: Connection(self.open), self.open, tally)
 
     async def end(self) -> None:
         self.acceptor.close()
@@ -48,8 +48,8 @@ class Connection(asyncio.Protocol):
 
 
 @pytest.fixture
-def shares() -> Iterator[int]:
-    descriptor = os.memfd_create("shares")
+def tallies() -> Iterator[int]:
+    descriptor = os.memfd_create("tallies")
     yield descriptor
     os.close(descriptor)
 
@@ -87,11 +87,11 @@ def connected(listener: socket.socket, count: int) -> Iterator[None]:
         yield
 
 
-def test_connections_that_come_at_once_are_shared_equally(shares: int, listener: socket.socket) -> None:
+def test_connections_that_come_at_once_are_shared_equally(tallies: int, listener: socket.socket) -> None:
     """Most of those that come later go to a front that has lost its own, once the others know."""
 
     async def scenario() -> None:
-        fronts = [Front(listener.dup(), Share(shares, 3, number)) for number in range(3)]
+        fronts = [Front(listener.dup(), Tally(tallies, 3, number)) for number in range(3)]
         async with ending(*fronts):
             with connected(listener, 12):
                 await until(lambda: sum(len(front.open) for front in fronts) == 12)
@@ -108,37 +108,40 @@ def test_connections_that_come_at_once_are_shared_equally(shares: int, listener:
 
 
 @pytest.mark.parametrize("has_withdrawn", [False, True])
-def test_front_that_takes_none_is_not_waited_for(shares: int, listener: socket.socket, has_withdrawn: bool) -> None:
+def test_front_that_takes_none_is_not_waited_for(tallies: int, listener: socket.socket, has_withdrawn: bool) -> None:
     """It has the fewest, but hangs, or has ended: the others take its part, the sooner if they know."""
 
     async def scenario() -> None:
-        hanging = Share(shares, 2, 1)
+        hanging = Tally(tallies, 2, 1)
         hanging.write(0)
         if has_withdrawn:
             hanging.withdraw()
-        front = Front(listener.dup(), Share(shares, 2, 0))
+        front = Front(listener.dup(), Tally(tallies, 2, 0))
         async with ending(front):
             with connected(listener, 3):
                 await until(lambda: len(front.open) == 3)
-                assert front.share.is_least() is has_withdrawn
+                assert front.tally.is_least() is has_withdrawn
 
     run(scenario)
 
 
-def test_closed_one_takes_none_and_is_not_counted(shares: int, listener: socket.socket) -> None:
+def test_closed_one_takes_none_and_is_not_counted(
+    tallies: int, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not even after the pause in which it left a connection to the others."""
+    monkeypatch.setattr(accepting, "PATIENCE_S", 0.2)
 
     async def scenario() -> None:
-        other = Share(shares, 2, 1)
+        other = Tally(tallies, 2, 1)
         other.write(0)
-        front = Front(listener.dup(), Share(shares, 2, 0))
+        front = Front(listener.dup(), Tally(tallies, 2, 0))
         async with ending(front):
             with connected(listener, 1):
                 await until(lambda: len(front.open) == 1)
                 with connected(listener, 1):
                     await until(lambda: not is_waiting(front))  # it leaves the second to the other, for a moment
                     front.acceptor.close()
-                    await asyncio.sleep(5 * accepting.PATIENCE_S)
+                    await asyncio.sleep(2 * accepting.PATIENCE_S)
                     assert len(front.open) == 1
                 other.write(1000)
                 assert other.is_least()
@@ -152,18 +155,21 @@ def is_waiting(front: Front) -> bool:
 
 
 def test_failure_to_accept_is_logged_and_not_the_end(
-    shares: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tallies: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While too many files are open, every attempt fails: there are few, or they would take all of the processor."""
+    """While too many files are open, every attempt fails: there are few of them, and others do not wait for it."""
     monkeypatch.setattr(accepting, "NO_ROOM_S", 0.05)
 
     async def scenario() -> None:
         with Crowded() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen()
-            front = Front(listener, Share(shares, 1, 0))
+            front = Front(listener, Tally(tallies, 1, 0))
             async with ending(front):
+                other = Tally(tallies, 1, 0)
                 with connected(listener, 1):
+                    await until(lambda: listener.attempts == 1)
+                    assert other._counts[0] == accepting.NONE_WANTED
                     await until(lambda: len(front.open) == 1)
             assert listener.attempts == 3
 

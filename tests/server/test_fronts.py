@@ -12,7 +12,7 @@ import pytest
 from fakes import CountedDesk, FakeEngine, Hall, served
 
 from server import control
-from server.accepting import Share
+from server.accepting import Tally
 from server.admission import Admission
 from server.backend import LocalBackend
 from server.front import Front, share_of
@@ -71,10 +71,10 @@ def test_front_ends_when_another_engine_process_serves_another_artifact() -> Non
         first, second = hall(), hall(sha256="0" * 64)
         orders, theirs = control.pair()
         orders.settimeout(PATIENCE_S)
-        shares = os.memfd_create("shares")
+        tallies = os.memfd_create("tallies")
         with orders, theirs, socket.create_server(("127.0.0.1", 0)) as listener:
             async with first.local.running(), second.local.running():
-                front = Front(Settings(), [listener], Share(shares, 1, 0))
+                front = Front(Settings(), [listener], Tally(tallies, 1, 0))
                 serving = asyncio.create_task(front.serve(theirs))
                 await introduce(first, orders)
                 assert await asyncio.to_thread(orders.recv, 1) == control.READY
@@ -89,6 +89,6 @@ def test_front_ends_when_another_engine_process_serves_another_artifact() -> Non
             for desk in engine.desks:
                 desk._channel.close()
             await engine.emptied()
-        os.close(shares)
+        os.close(tallies)
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))

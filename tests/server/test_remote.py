@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import uvloop
 from fakes import FakeClock, Hall, HeldEngine, features, served
 
 from models.batch import Features
@@ -468,6 +469,35 @@ def test_messages_in_pieces_arrive_whole_and_one_that_fails_ends_no_other() -> N
             channel.data_received(stream[start : start + size])
 
         assert received == [sent[0], sent[2]]
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_message_to_an_end_that_has_gone_is_lost(make_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """A run may be resolved in the very turn of the loop in which its front is found to be gone, and answered next."""
+
+    async def scenario() -> list[Message]:
+        received: list[Message] = []
+        sent = asyncio.Event()
+
+        def send_in_vain() -> None:
+            channel.send(["in vain"])
+            sent.set()
+
+        ours, theirs = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        channel = Channel(lambda *_: None, lambda: loop.call_soon(send_in_vain))
+        other = Channel(lambda message, _: received.append(message), lambda: None)
+        for end, one in ((ours, channel), (theirs, other)):
+            await loop.create_unix_connection(lambda one=one: one, sock=end)
+
+        channel.send(["heard"])
+        await until(lambda: bool(received))
+        other.close()
+        await asyncio.wait_for(sent.wait(), 5)
+        return received
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        assert runner.run(scenario()) == [["heard"]]
 
 
 def test_slots_beyond_those_kept_give_their_memory_back() -> None:
