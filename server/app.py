@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response, params
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -86,8 +86,9 @@ def create_app(settings: Settings, models: Sequence[ServedModel], backend: Backe
     add_pages(app)
     keys = settings.api_key.get_secret_value().split(",") if settings.api_key else []
     guards = [Depends(ApiKeys(keys))] if keys else []
-    for router in (tasks.router(models), _about_models_and_requests(models, backend)):  # all of /v1, and nothing else
-        app.include_router(router, dependencies=guards)
+    # All of /v1, and nothing else. A router that is included would be searched three times for each request.
+    for router in (tasks.router(models, guards), _about_models_and_requests(models, backend, guards)):
+        app.router.routes.extend(router.routes)
     _add_operator_routes(app, backend)
     _add_exception_handler(app, tasks.record)
     for_pages = _for_pages_of(app, settings.cors_origins)
@@ -121,8 +122,15 @@ async def _prepare_routes(app: ASGIApp) -> None:
     await app(scope, receive, send)
 
 
-def _about_models_and_requests(models: Sequence[ServedModel], backend: Backend) -> APIRouter:
-    router = APIRouter(prefix="/v1", responses={status: ERRORS[status] for status in (401, 405)}, tags=["operation"])
+def _about_models_and_requests(
+    models: Sequence[ServedModel], backend: Backend, guards: Sequence[params.Depends]
+) -> APIRouter:
+    router = APIRouter(
+        prefix="/v1",
+        dependencies=guards,
+        responses={status: ERRORS[status] for status in (401, 405)},
+        tags=["operation"],
+    )
 
     @router.get("/models", summary="List the models", response_model=ModelsResponse)
     async def list_models() -> ModelsResponse:

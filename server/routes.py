@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request, Response, params
 from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.background import BackgroundTask
@@ -66,10 +66,10 @@ class TaskRoutes:
         self._room = room
         self._clock = clock
 
-    def router(self, models: Sequence[ServedModel]) -> APIRouter:
+    def router(self, models: Sequence[ServedModel], guards: Sequence[params.Depends]) -> APIRouter:
         """Route the tasks. Bodies are read here, not by FastAPI, so OpenAPI needs their description."""
         named = {task: _default_model(models, task) for task in TASK_PATHS.values()}
-        router = APIRouter(prefix="/v1", responses=ERRORS, tags=["tasks"])
+        router = APIRouter(prefix="/v1", dependencies=guards, responses=ERRORS, tags=["tasks"])
         described: list[tuple[str, Any, type[BaseModel], dict[str, Any]]] = [
             ("/vqa", self.vqa, VqaResponse, three_forms(VqaBody, named["vqa"])),
             ("/itm", self.itm, ItmResponse, three_forms(ItmBody, named["itm"])),
