@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering, ViltModel
 
-from export.checkpoint import WORDS, Checkpoint
+from export.checkpoint import Checkpoint
 from export.graph import Fused, GraphConfig
+from export.sizes import WORDS
 from models.answers import TRUE_PAIR, matching_score, sigmoids
 from models.batch import Features, Feeds, collate
 from models.image import to_patches
