@@ -10,13 +10,15 @@ from dataclasses import replace
 
 import pytest
 from fakes import CountedDesk, FakeEngine, Hall, served
+from fastapi import FastAPI
 
 from server import control
 from server.accepting import Tally
 from server.admission import Admission
 from server.backend import LocalBackend
-from server.front import Front, share_of
+from server.front import Front, FrontServer, share_of
 from server.metrics import Metrics
+from server.remote import RemoteBackend
 from server.settings import Settings
 
 PATIENCE_S = 30.0
@@ -92,3 +94,40 @@ def test_front_ends_when_another_engine_process_serves_another_artifact() -> Non
         os.close(tallies)
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
+
+
+def test_connection_that_is_just_being_opened_is_told_of_the_end() -> None:
+    """Otherwise its client could go on asking until the drain is cut off."""
+
+    class Connection:
+        was_told = False
+
+        def shutdown(self) -> None:
+            self.was_told = True
+            connections.discard(self)
+
+    class Opening:
+        """An acceptor that has accepted a connection in the last moment."""
+
+        def close(self) -> None:
+            pass
+
+        async def wait_closed(self) -> None:
+            connections.add(late)
+
+    orders, theirs = control.pair()
+    tallies = os.memfd_create("tallies")
+    with orders, theirs:
+        server = FrontServer(
+            FastAPI(),
+            Settings(),
+            RemoteBackend(bool, limits_clients=False, clock=time.perf_counter),
+            theirs,
+            Tally(tallies, 1, 0),
+        )
+        late, connections = Connection(), server.server_state.connections
+        server.servers, server.force_exit = [Opening()], True
+        asyncio.run(server.shutdown([]))
+    os.close(tallies)
+
+    assert late.was_told
