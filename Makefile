@@ -13,8 +13,9 @@ GPU := .venv-gpu
 HELD_OUT := runs/heldout
 
 # The parts of make gpu, the longest last; empty ones are left out:
-#   make gpu GPU_PROVIDERS=cuda GPU_WAYS= GPU_CLAIMS=
+#   make gpu GPU_PROVIDERS=cuda GPU_KERNELS= GPU_WAYS= GPU_CLAIMS=
 GPU_PROVIDERS ?= cuda tensorrt
+GPU_KERNELS ?= yes
 GPU_WAYS ?= eager graph compile
 GPU_CLAIMS ?= yes
 WITH_TENSORRT := .[gpu,tensorrt]
@@ -113,6 +114,8 @@ gpu: $(GPU)/installed ## On a machine with an NVIDIA GPU: its tests, parity, tim
 	$(GPU)/bin/pytest -m "not slow" tests/server/gpu tests/gpu || failed=1; \
 	$(GPU)/bin/vilt-bench gpu --model runs/gpu/vqa --output runs/gpu/gpu.json --providers $(GPU_PROVIDERS) \
 		$(if $(GPU_WAYS),--checkpoint runs/gpu/checkpoint --ways $(GPU_WAYS)) $(ARGS) || failed=1; \
+	$(if $(GPU_KERNELS),$(GPU)/bin/vilt-export runs/gpu/checkpoint --output runs/gpu/kernels --task vqa --kernels && \
+		$(GPU)/bin/vilt-bench gpu --model runs/gpu/kernels --output runs/gpu/kernels.json --providers cuda $(ARGS) || failed=1;) \
 	$(if $(GPU_CLAIMS),$(GPU)/bin/vilt-bench claims --provider cuda --output runs/gpu/claims || failed=1;) \
 	test -z "$$failed"
 

@@ -1,6 +1,14 @@
-"""The compiled half of models/resize.py; all else is in pyproject.toml, where setuptools only tries extensions yet."""
+"""The compiled parts; all else is in pyproject.toml, where setuptools only tries extensions yet.
+
+Both are optional. Without models/_resize.c Pillow resizes, to the same pixels, five to seven times as slowly. Without
+server/gpu/_operators.c artifacts that were exported with --kernels are not served.
+"""
 
 from setuptools import Extension, setup
 
-# Optional: without a compiler Pillow resizes, to the same pixels, five to seven times as slowly.
-setup(ext_modules=[Extension("models._resize", ["models/_resize.c"], py_limited_api=True, optional=True)])
+setup(
+    ext_modules=[
+        Extension("models._resize", ["models/_resize.c"], py_limited_api=True, optional=True),
+        Extension("server.gpu._operators", ["server/gpu/_operators.c"], py_limited_api=True, optional=True),
+    ]
+)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import onnxruntime
 from torch import nn
 from tqdm import tqdm
 
-from export import cuda, fp16, gate, int8, output_folder, parity, to_onnx
+from export import cuda, fp16, gate, int8, kernels, output_folder, parity, to_onnx
 from export.checkpoint import Checkpoint, CheckpointError
 from export.graph import Fused, build, heads_of
-from models.manifest import CUDA, LABELS, STANDARD, TASKS, TOKENIZER, Manifest, Precision, describe_file
+from models.manifest import CUDA, KERNELS, LABELS, STANDARD, TASKS, TOKENIZER, Manifest, Precision, describe_file
 from models.text import TextEncoder
 
 TOOLS = ("torch", "transformers", "onnx", "tokenizers", "pillow")
@@ -45,13 +46,17 @@ def write_artifact(
     report: Report,
     precision: str = "fp32",
     eval_data: Path | None = None,
+    own_kernels: bool = False,
 ) -> Manifest:
     """Write an artifact folder in fp32 and, if asked to, in a lower precision; `report` is called with each step.
 
-    Raises: CheckpointError: no head serves the tasks. parity.ParityError: the graphs differ from the model.
-        gate.GateError: the evaluation data cannot be used. output_folder.OutputError: the folder cannot be written.
+    Raises: CheckpointError: no head serves the tasks, or our kernels cannot run the model.
+        parity.ParityError: the graphs differ from the model. gate.GateError: the evaluation data cannot be used.
+        output_folder.OutputError: the folder cannot be written.
         In every case an earlier artifact in the folder stays as it was.
     """
+    if own_kernels and not kernels.can_run(checkpoint.config):
+        raise CheckpointError(f"The kernels cannot run this model: {kernels.SIZES}. Leave --kernels out.")
     model = _build(checkpoint)
     keep_heads(model, checkpoint, tasks)
     examples = gate.read(eval_data, model.interaction.heads, checkpoint.config.spec) if eval_data else []
@@ -60,7 +65,7 @@ def write_artifact(
         if precision != "fp32":
             report(f"{precision}: writing")
             fp32 = {part: folder / entry.file for part, entry in manifest.precisions["fp32"].graphs.items()}
-            lower = LOWER[precision](checkpoint, model, fp32, folder / precision)
+            lower = LOWER["kernels" if own_kernels else precision](checkpoint, model, fp32, folder / precision)
             manifest = _add(manifest, checkpoint, folder, fp32, lower, examples=examples, report=report)
         report("writing the manifest")
         manifest.write(folder)
@@ -112,18 +117,22 @@ def _int8(_: Checkpoint, __: Fused, fp32: Graphs, folder: Path) -> LowPrecision:
     return LowPrecision("int8", int8.quantise(fp32, folder), gate.INT8, alternatives=False, runs_alone=True)
 
 
-def _fp16(checkpoint: Checkpoint, model: Fused, _: Graphs, folder: Path) -> LowPrecision:
+def _fp16(checkpoint: Checkpoint, model: Fused, _: Graphs, folder: Path, *, name: str, own: Any) -> LowPrecision:
+    """Write a graph of standard operators, and one of that name of a module's own."""
     half = fp16.half(model)
-    fused = cuda.fused(half)
-    graphs = {}
-    for name, module in ((CUDA, fused), (STANDARD, half)):
-        graphs[name] = folder / f"{name}.onnx"
-        to_onnx.write(to_onnx.whole(module, checkpoint.config), graphs[name])
-    simulated = {CUDA: parity.torch_runner(cuda.rounded(fused)), STANDARD: parity.torch_runner(fp16.rounded(half))}
+    fused = own.fused(half)
+    graphs = {one: folder / f"{one}.onnx" for one in (name, STANDARD)}
+    to_onnx.write(to_onnx.whole(fused, checkpoint.config), graphs[name], functions=own.FUNCTIONS)
+    to_onnx.write(to_onnx.whole(half, checkpoint.config), graphs[STANDARD])
+    simulated = {name: parity.torch_runner(own.rounded(fused)), STANDARD: parity.torch_runner(fp16.rounded(half))}
     return LowPrecision("fp16", graphs, gate.FP16, alternatives=True, runs_alone=False, simulated=simulated)
 
 
-LOWER = {"int8": _int8, "fp16": _fp16}
+LOWER = {
+    "int8": _int8,
+    "fp16": partial(_fp16, name=CUDA, own=cuda),
+    "kernels": partial(_fp16, name=KERNELS, own=kernels),
+}
 
 
 def _add(

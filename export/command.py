@@ -36,14 +36,16 @@ STEPS = {"fp32": 6, "int8": 8, "fp16": 8}  # load, three graphs, parity, manifes
 def export() -> None:
     parser = _parser()
     options = parser.parse_args()
-    if options.eval_data and options.precision == "fp32" and not options.tensorrt:
+    if options.eval_data and options.precision == "fp32" and not (options.tensorrt or options.kernels):
         parser.error("--eval-data is for a lower precision: add --precision int8 or fp16, or leave it out")
     sources = [one.resolve() for one in (Path(options.checkpoint), options.tokenizer, options.labels) if one]
     if options.output.resolve() in {one if one.is_dir() else one.parent for one in sources}:
         parser.error("--output is the checkpoint's own folder, whose files would be replaced: give another one")
     if options.tensorrt and options.precision == "int8":
         parser.error("--tensorrt runs fp16: leave --precision int8 out")
-    if options.tensorrt:
+    if options.kernels and options.precision == "int8":
+        parser.error("--kernels are for fp16: leave --precision int8 out")
+    if options.tensorrt or options.kernels:
         options.precision = "fp16"
     signal.signal(signal.SIGTERM, _end)
     with tqdm(
@@ -70,6 +72,7 @@ def export() -> None:
                 report=report,
                 precision=options.precision,
                 eval_data=options.eval_data,
+                own_kernels=options.kernels,
             )
         except (checkpoint.CheckpointError, ParityError, GateError, OutputError) as error:
             bar.close()
@@ -154,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
         "--tensorrt",
         action="store_true",
         help="export fp16, build TensorRT engines for this machine's GPU in VILT_CACHE_DIR, and compare their answers",
+    )
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="export fp16, and let --provider cuda run attention, norms and GELU in this project's own kernels, which"
+        " have not run on a GPU yet",
     )
     parser.add_argument(
         "--eval-data",

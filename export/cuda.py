@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from export import fp16, graph
 from export.graph import Fused, Interaction, Layer, VisualEmbedding
 
+FUNCTIONS = ()  # onnxruntime knows what its operators are
 TF32_DROPPED = 13  # bits of fp32's mantissa
 
 
@@ -37,6 +38,11 @@ def rounded(model: Fused) -> Fused:
         layer.expand = RoundedProduct(layer.expand)
         name = "query" if layer.pooled_only else "products"
         setattr(layer.attention, name, RoundedProduct(getattr(layer.attention, name)))
+    return round_heads(model)
+
+
+def round_heads(model: Fused) -> Fused:
+    """Let the pooler and the heads read TF32."""
     for module in (model.interaction.pooler, *model.interaction.heads.modules()):
         if isinstance(module, nn.Linear):
             module.weight.data = to_tf32(module.weight)
@@ -71,7 +77,7 @@ class RoundedProduct(nn.Module):
 
     def forward(self, tensor: Tensor) -> Tensor:
         """Shapes: (B, N, in) -> (B, N, out)."""
-        return _to_half(_to_half(nn.functional.linear(_to_half(tensor), self.weight)) + self.bias)
+        return to_half(to_half(nn.functional.linear(to_half(tensor), self.weight)) + self.bias)
 
 
 class RoundedGelu(nn.Module):
@@ -79,7 +85,7 @@ class RoundedGelu(nn.Module):
 
     def forward(self, tensor: Tensor) -> Tensor:
         """Shapes: any -> the same."""
-        return tensor * _to_half(torch.special.ndtr(tensor))
+        return tensor * to_half(torch.special.ndtr(tensor))
 
 
 class Attention(nn.Module):
@@ -118,7 +124,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor, he
     queries, keys, values = split
     scores = queries @ keys.transpose(2, 3) + attention_bias[:, :, : queries.shape[2]]
     exponentials = (scores - scores.amax(dim=-1, keepdim=True)).exp()
-    attended = _to_half(exponentials) @ values / exponentials.sum(dim=-1, keepdim=True)
+    attended = to_half(exponentials) @ values / exponentials.sum(dim=-1, keepdim=True)
     return attended.transpose(1, 2).flatten(2).to(query.dtype)
 
 
@@ -170,10 +176,10 @@ class CudaLayer(nn.Module):
         eps = layer.norm_before[0].eps
         self.pooled_only = layer.pooled_only
         self.attention = PooledAttention(layer) if layer.pooled_only else Attention(layer)
-        self.output = _without_bias(layer.output[0])
+        self.output = without_bias(layer.output[0].weight)
         self.after_attention = AddNorm(layer.output.bias, eps)
         self.expand, self.gelu = layer.expand, nn.GELU()
-        self.contract = _without_bias(layer.contract[0])
+        self.contract = without_bias(layer.contract[0].weight)
         self.after_contract = AddNorm(layer.contract.bias, eps)
 
     def forward(self, stream: Tensor, normed: Tensor, attention_bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,13 +211,15 @@ class CudaInteraction(nn.Module):
         return tuple(head(pooled) for head in self.heads.values())
 
 
-def _to_half(tensor: Tensor) -> Tensor:
+def to_half(tensor: Tensor) -> Tensor:
+    """Round to half, in fp32."""
     return tensor.half().float()
 
 
-def _without_bias(product: nn.Linear) -> nn.Linear:
-    bare = nn.Linear(product.in_features, product.out_features, bias=False, dtype=product.weight.dtype)
-    bare.weight = product.weight
+def without_bias(weight: Tensor) -> nn.Linear:
+    """Make a product of a weight."""
+    bare = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+    bare.weight = nn.Parameter(weight, requires_grad=False)
     return bare
 
 

@@ -32,8 +32,10 @@ def half(model: Fused) -> Fused:
     for layer in model.interaction.layers:
         fold_constants(layer)
         layer.key_value = Stacked(layer.key_value)
-        for product in ("query", "key_value", "expand"):
-            getattr(layer, product).half()
+        for product in (layer.query, layer.expand):
+            product.exact_bias = product.bias.detach().clone()  # for export/kernels.py
+            product.half()
+        layer.key_value.half()
         for norm in ("norm_before", "norm_after"):
             setattr(layer, norm, nn.Sequential(getattr(layer, norm), To(torch.half)))
         for product in ("output", "contract"):  # onto the residual stream, which is fp32

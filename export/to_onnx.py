@@ -4,12 +4,13 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
@@ -65,8 +66,8 @@ def example_feeds(config: GraphConfig) -> dict[str, Tensor]:
     }
 
 
-def write(part: Part, path: Path, opset: int = OPSET) -> None:
-    """Write one graph to one self-contained file and check it.
+def write(part: Part, path: Path, opset: int = OPSET, functions: Sequence[onnx.FunctionProto] = ()) -> None:
+    """Write one graph to one self-contained file, with what operators of our own are made of, and check it.
 
     Raises: onnx.checker.ValidationError: the graph is not valid ONNX.
     """
@@ -84,6 +85,8 @@ def write(part: Part, path: Path, opset: int = OPSET) -> None:
             verbose=False,
         )
         ClearMetadataAndDocStringPass()(program.model)  # they contain paths of this machine
+        for function in map(onnx_ir.from_proto, functions):
+            program.model.functions[function.identifier()] = function
         _leave_out_unused(program.model.graph)
         program.save(str(path), external_data=False)
     onnx.checker.check_model(str(path))
@@ -91,7 +94,7 @@ def write(part: Part, path: Path, opset: int = OPSET) -> None:
 
 def _leave_out_unused(graph: Any) -> None:
     """Unname what nothing reads of onnxruntime's own operators: a kernel may not have an optional output."""
-    for output in (one for node in graph if node.domain for one in node.outputs[1:]):
+    for output in (one for node in graph if node.domain == "com.microsoft" for one in node.outputs[1:]):
         if not output.uses():
             output.name = ""
 

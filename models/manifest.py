@@ -4,7 +4,8 @@ artifact/
   manifest.json       what the model is, its files with their SHA-256, how it was made and how exact it is
   tokenizer.json      text to ids
   labels.json         answers of the question answering head, in order; only if there is one
-  fp32/*.onnx         the graphs of one precision; fp16 has cuda.onnx and standard.onnx, each the whole model
+  fp32/*.onnx         the graphs of one precision; fp16 has standard.onnx, and cuda.onnx or kernels.onnx, each the whole
+                      model
 """
 
 import hashlib
@@ -20,9 +21,10 @@ from models.text import TextEncoder
 
 FORMAT_VERSION = 1
 MANIFEST, TOKENIZER, LABELS = "manifest.json", "tokenizer.json", "labels.json"
-# A CPU precision's graphs; a GPU's has two, each the whole model: of standard operators, and of onnxruntime's for CUDA.
+# A CPU precision's graphs; a GPU's has two, each the whole model: of standard operators, and for CUDA of onnxruntime's
+# or of our own.
 PARTS = ("text_embedding", "visual_embedding", "interaction")
-STANDARD, CUDA = "standard", "cuda"
+STANDARD, CUDA, KERNELS = "standard", "cuda", "kernels"
 # The logits that answer each task; the first that exist.
 TASKS = {"vqa": ("vqa_logits",), "itm": ("itm_logits", "rank_logits"), "rank": ("rank_logits",)}
 

@@ -1,8 +1,9 @@
 """What the onnxruntime-gpu wheel that we pin is linked with, and that all else names the same versions.
 
-The wheel is 256 MB; pip's cache keeps it. Where it cannot be had, these tests are skipped.
+The wheel is 256 MB, and NVRTC's 90; pip's cache keeps them. Where they cannot be had, these tests are skipped.
 """
 
+import ctypes
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from models.spec import ViltSpec
-from server.gpu import libraries, options
+from server.gpu import kernels, libraries, options
 from server.gpu.buckets import profiles_of
 
 ROOT = Path(__file__).parents[1]
@@ -24,24 +25,29 @@ WITHIN_S = 300
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
-    (pinned,) = (Requirement(text) for text in EXTRAS["gpu"])
+def brought(requirement: str, folder: Path) -> zipfile.ZipFile:
+    """Download one wheel."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     try:
-        done = subprocess.run(
-            [*command, f"{pinned.name}{pinned.specifier}"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=WITHIN_S,
-        )
+        done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False, timeout=WITHIN_S)
     except subprocess.TimeoutExpired:
-        pytest.skip(f"pip did not bring {pinned} within {WITHIN_S} s")
+        pytest.skip(f"pip did not bring {requirement} within {WITHIN_S} s")
     if done.returncode:
-        pytest.skip(f"pip cannot bring {pinned}: {done.stderr.strip().splitlines()[-1]}")
+        pytest.skip(f"pip cannot bring {requirement}: {done.stderr.strip().splitlines()[-1]}")
     return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    (pinned,) = (Requirement(text) for text in EXTRAS["gpu"])
+    return brought(f"{pinned.name}{pinned.specifier}", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def needs(wheel: zipfile.ZipFile) -> dict[str, str]:
+    """The major versions that the wheel's own extras ask for, by package."""
+    metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return dict(re.findall(r"^Requires-Dist: (nvidia-[\w-]+)~=(\d+)", wheel.read(metadata).decode(), re.MULTILINE))
 
 
 @cache
@@ -67,11 +73,9 @@ def test_tensorrt_extra_is_the_version_that_the_wheel_is_linked_with(wheel: zipf
     assert f"{version - 1}.9.0" not in wanted.specifier
 
 
-def test_cuda_and_cudnn_come_with_the_wheel_that_needs_them(wheel: zipfile.ZipFile) -> None:
+def test_cuda_and_cudnn_come_with_the_wheel_that_needs_them(wheel: zipfile.ZipFile, needs: dict[str, str]) -> None:
     """By its own extras, in the versions that it is linked with."""
     (pinned,) = (Requirement(text) for text in EXTRAS["gpu"])
-    metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    needs = dict(re.findall(r"^Requires-Dist: (nvidia-[\w-]+)~=(\d+)", wheel.read(metadata).decode(), re.MULTILINE))
     cuda, cudnn = major(wheel, "cudart"), major(wheel, "cudnn")
 
     assert pinned.extras == {"cuda", "cudnn"}
@@ -107,3 +111,18 @@ def test_image_for_gpus_installs_the_extra_on_the_same_cuda(wheel: zipfile.ZipFi
     assert re.search(r"\[gpu(,tensorrt)?\]", text)
     for version in re.findall(r"nvidia/cuda:(\d+)", text):
         assert int(version) == major(wheel, "cudart")
+
+
+def test_kernels_are_compiled_by_the_nvrtc_that_comes_with_the_wheel(needs: dict[str, str], tmp_path: Path) -> None:
+    """For every GPU that they are for; none of them has to be here."""
+    version = needs["nvidia-cuda-nvrtc"]
+    brought(f"nvidia-cuda-nvrtc~={version}.0", tmp_path).extractall(tmp_path)
+    folder = next(tmp_path.glob("nvidia/*/lib"))
+
+    def load(name: str) -> ctypes.CDLL:
+        return libraries.load(name if "/" in name else str(folder / name))
+
+    nvrtc = libraries.require_nvrtc(tmp_path, load)
+
+    for capability in (kernels.OLDEST, (8, 9), (9, 0), (10, 0), (12, 0)):
+        assert kernels.compiled(nvrtc, capability).startswith(b"\x7fELF"), capability

@@ -13,7 +13,7 @@ from models.errors import ArtifactError
 
 DRIVER = "libcuda.so.1"  # comes with the driver, on the machine with the GPU
 TENSORRT = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
-CUDART = "libcudart.so.13"
+CUDART, NVRTC = "libcudart.so.13", "libnvrtc.so.13"
 SHARED = ("libonnxruntime_providers_shared.so",)
 PROVIDERS = {name: f"libonnxruntime_providers_{name}.so" for name in ("cuda", "tensorrt")}
 EXTRAS = {"cuda": "gpu", "tensorrt": "gpu,tensorrt"}
@@ -72,16 +72,33 @@ def gpu_name(driver: Any) -> str:
         found = f"{value.value // 1000}.{value.value % 1000 // 10}"
         raise MissingError(f"The NVIDIA driver supports CUDA {found}, but 13 is needed: update it to 580 or later.")
     driver.cuDeviceGetName(text, len(text), device)
-    numbers = []
+    return f"{text.value.decode()} {'.'.join(map(str, capability(driver)))}"
+
+
+def capability(driver: Any) -> tuple[int, int]:
+    """Return the first GPU's compute capability; there is one."""
+    device, value, found = ctypes.c_int(), ctypes.c_int(), []
+    driver.cuDeviceGet(ctypes.byref(device), 0)
     for attribute in (MAJOR, MINOR):
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        numbers.append(str(value.value))
-    return f"{text.value.decode()} {'.'.join(numbers)}"
+        found.append(value.value)
+    return found[0], found[1]
 
 
-def _load(name: str, provider: str, load: Load, advice: str) -> None:
+def require_nvrtc(packages: Path, load: Load = load) -> Any:
+    """Load NVRTC, CUDA's compiler, and what it does not find by itself in the folder of Python's packages.
+
+    Raises: MissingError: it is not there.
+    """
+    for builtins in packages.glob("nvidia/*/lib/libnvrtc-builtins.so.*"):
+        load(str(builtins))
+    advice = f"pip install 'vilt-server[{EXTRAS['cuda']}]' installs it"
+    return _load(NVRTC, "cuda", load, advice)
+
+
+def _load(name: str, provider: str, load: Load, advice: str) -> Any:
     try:
-        load(name)
+        return load(name)
     except OSError as error:
         missing = str(error).partition(":")[0]  # "libcublasLt.so.13: cannot open shared object file: ..."
         raise MissingError(f"Provider {provider} cannot run: {missing} cannot be loaded; {advice}.") from error

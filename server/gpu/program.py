@@ -13,9 +13,9 @@ import onnxruntime
 
 from models.batch import Feeds
 from models.errors import ArtifactError
-from models.manifest import CUDA, STANDARD, Artifact
+from models.manifest import CUDA, KERNELS, STANDARD, Artifact, Manifest
 from server.engine import count_threads, session_options
-from server.gpu import libraries, options
+from server.gpu import kernels, libraries, options
 from server.gpu.buckets import Bucket, buckets_of, profiles_of, span
 from server.gpu.copies import Copies, pinned
 from server.gpu.engine import SLOTS, GpuEngine
@@ -25,9 +25,17 @@ from server.types import Logits
 log = logging.getLogger(__name__)
 
 # Must not be left to another provider.
-COMPUTED = {"Attention", "MatMul", "Gemm", "LayerNormalization", "SkipLayerNormalization", "Gelu"}
+COMPUTED = {
+    "Attention",
+    "MatMul",
+    "Gemm",
+    "LayerNormalization",
+    "SkipLayerNormalization",
+    "Gelu",
+    "AddNorm",
+    "BiasGelu",
+}
 KINDS = {"input_ids": np.int64, "patches": np.uint8, "position_ids": np.int64, "mask": np.bool_}
-GRAPHS = {"cuda": CUDA, "tensorrt": STANDARD}  # TensorRT does not know onnxruntime's own operators
 Provider = tuple[str, options.Options]
 
 
@@ -108,7 +116,8 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
     Raises: MissingError: something that the provider needs is missing; ProviderError: it does not do all of the work;
         ArtifactError: it cannot load the graph, or there is none.
     """
-    (graph,) = artifact.opened(GRAPHS[provider]).values()
+    whole = graph_name(artifact.manifest, provider)
+    (graph,) = artifact.opened(whole).values()
     name = options.NAMES[provider]
     if name not in onnxruntime.get_available_providers():
         raise MissingError(
@@ -119,17 +128,20 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
     with contextlib.redirect_stdout(io.StringIO()):  # it prints advice; `require` says what is missing
         onnxruntime.preload_dlls()
     libraries.require(provider, Path(onnxruntime.__file__).parent / "capi")
-    gpu, cudart = libraries.gpu_name(libraries.load(libraries.DRIVER)), libraries.load(libraries.CUDART)
+    driver, cudart = libraries.load(libraries.DRIVER), libraries.load(libraries.CUDART)
+    gpu = libraries.gpu_name(driver)
     spec = artifact.manifest.spec
     buckets = buckets_of(spec, most)
     thread, copies = ThreadPoolExecutor(1, "gpu"), Copies(cudart)
 
-    def program(providers: list[Provider]) -> OrtProgram:
-        session = thread.submit(open_session, artifact.folder / graph.file, providers).result()
+    def program(providers: list[Provider], operators: Path | None = None) -> OrtProgram:
+        session = thread.submit(open_session, artifact.folder / graph.file, providers, operators).result()
         return OrtProgram(session, buckets, artifact.manifest.heads, spec.patch_values, device="cuda", copies=copies)
 
     if provider == "cuda":
-        programs = [(span(buckets, tuned=buckets[0]), program([(options.CUDA, options.cuda())]))]
+        packages = Path(onnxruntime.__file__).parents[1]
+        operators = kernels.operators(driver, libraries.require_nvrtc(packages)) if whole == KERNELS else None
+        programs = [(span(buckets, tuned=buckets[0]), program([(options.CUDA, options.cuda())], operators))]
     else:
         programs = []
         version = libraries.tensorrt_version(libraries.load(libraries.TENSORRT[0]))
@@ -161,13 +173,22 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
     )
 
 
-def open_session(graph: Path, providers: list[Provider]) -> Any:
-    """Open a session in which the first provider does all of the work.
+def graph_name(manifest: Manifest, provider: str) -> str:
+    """Choose the fp16 graph for a provider: TensorRT knows only standard operators, CUDA runs ours if there are any."""
+    if provider == "tensorrt":
+        return STANDARD
+    return KERNELS if KERNELS in manifest.precisions["fp16"].graphs else CUDA
+
+
+def open_session(graph: Path, providers: list[Provider], operators: Path | None = None) -> Any:
+    """Open a session in which the first provider does all of the work, with a library of operators.
 
     Raises: ProviderError: it does not; ArtifactError: the graph cannot be loaded.
     """
     settings = session_options(count_threads(0))
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if operators:
+        settings.register_custom_ops_library(str(operators))
     try:
         session = onnxruntime.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises its own types, without a common base

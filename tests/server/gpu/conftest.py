@@ -1,9 +1,10 @@
-"""A small artifact in half precision, exported once."""
+"""A small artifact in half precision, exported once, and the kernels on a CPU, compiled once."""
 
 from pathlib import Path
 
 import factories
 import pytest
+from emulated import Emulated
 
 from export import artifact, checkpoint
 
@@ -18,3 +19,8 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
         loaded, output, name="half", description="", tasks=[], report=lambda _: None, precision="fp16"
     )
     return output
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    return Emulated(tmp_path_factory.mktemp("emulated"))

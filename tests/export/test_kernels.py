@@ -1,0 +1,127 @@
+"""The graph of our own operators: what it is made of, that it is still the model, and how it rounds.
+
+Here the operators are what their functions say, in fp32. tests/server/gpu/test_kernels.py runs the kernels.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import factories
+import numpy as np
+import onnx
+import pytest
+import torch
+from exported import Exported, padded_and_spoilt
+from onnx import TensorProto
+
+from export import artifact, checkpoint, cuda, fp16, kernels, parity, to_onnx
+from export.checkpoint import CheckpointError
+from export.parity import Runner
+from models.manifest import KERNELS, STANDARD
+
+CLOSE = 0.03  # of a logit, as for the graph of standard operators
+
+
+@pytest.fixture(scope="module")
+def graph(small: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kernels") / "kernels.onnx"
+    module = kernels.fused(fp16.half(small.model))
+    to_onnx.write(to_onnx.whole(module, small.loaded.config), path, functions=kernels.FUNCTIONS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(graph: Path) -> Runner:
+    return parity.onnx_runner({"kernels": graph})
+
+
+def test_layer_is_four_products_and_four_operators_of_ours(graph: Path, small: Exported) -> None:
+    """In the last layer, too, whose single query is a number of the operator."""
+    nodes = onnx.load(graph).graph.node
+    layers = small.loaded.config.num_layers
+
+    found = Counter(node.op_type for node in nodes if node.domain == "vilt")
+
+    assert found == {"Attention": layers, "AddNorm": 2 * layers, "BiasGelu": layers}
+    assert sum(node.op_type == "MatMul" for node in nodes) == 4 * layers + 2  # and the patches', in two parts
+    queries = [
+        next(one.i for one in node.attribute if one.name == "queries") for node in nodes if node.op_type == "Attention"
+    ]
+    assert queries == [kernels.EVERY] * (layers - 1) + [1]
+
+
+def test_products_are_halves_and_biases_fp32(graph: Path) -> None:
+    """Nothing that is added to the residual stream is rounded but the products."""
+    model = onnx.load(graph)
+    kinds = {one.name: one.data_type for one in model.graph.initializer}
+    ours = [node for node in model.graph.node if node.domain == "vilt"]
+    makers = {output: node for node in model.graph.node for output in node.output}
+
+    assert {kinds[name] for node in ours for name in node.input if name in kinds} == {TensorProto.FLOAT}
+    for node in ours:
+        product = makers[node.input[0]]
+        assert product.op_type == "MatMul"
+        assert kinds[product.input[1]] == TensorProto.FLOAT16
+
+
+def test_answers_alone_and_in_batches_are_those_of_fp32(small: Exported, run: Runner) -> None:
+    """Over grids and lengths; batches pad texts in the middle of the sequence and pictures at its end."""
+    found = parity.compare(small.loaded, run, parity.torch_runner(small.model), with_batches=True)
+
+    assert found["inputs"] > 12
+    assert found["max_logit_difference_to_fp32"] < CLOSE
+
+
+def test_module_and_its_rounded_copy_answer_as_fp32_does(small: Exported) -> None:
+    """The copy is what the gate judges."""
+    model = kernels.fused(fp16.half(small.model))
+
+    for one in (model, kernels.rounded(model)):
+        found = parity.compare(small.loaded, parity.torch_runner(one), parity.torch_runner(small.model))
+        assert 0 < found["max_logit_difference_to_fp32"] < CLOSE
+
+
+def test_masked_tokens_change_nothing_wherever_they_are(small: Exported, run: Runner) -> None:
+    """After the text as after the picture."""
+    feeds, spoilt = padded_and_spoilt(small.loaded)
+
+    for head, logits in run(feeds).items():
+        np.testing.assert_array_equal(run(spoilt)[head], logits)
+
+
+def test_attention_rounds_queries_with_their_bias_and_what_softmax_makes_of_scores() -> None:
+    """As the kernel does; the scores and the sum stay fp32."""
+    query, key, value = (torch.randn(2, 30, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    mask = torch.ones(2, 30, dtype=torch.bool)
+    split = [one.unflatten(-1, (4, -1)).transpose(1, 2) for one in (cuda.to_half(query), key, value)]
+    exact = torch.nn.functional.scaled_dot_product_attention(*split, scale=1.0).transpose(1, 2).flatten(2)
+
+    found = kernels.attend(query, key, value, mask, 4)
+
+    assert 0 < (found - exact).abs().max() < 2**-10
+
+
+def test_artifact_has_the_graph_instead_of_onnxruntimes_if_asked_to(tmp_path: Path) -> None:
+    """And is refused for sizes that no kernel has, before anything is written."""
+    config = factories.small_config(hidden_size=64, num_attention_heads=2)
+    for name, one in (("fits", config), ("other", factories.small_config())):
+        factories.write_checkpoint(tmp_path / name, one, factories.redrawn_state(one))
+
+    def write(name: str) -> set[str]:
+        loaded = checkpoint.load(str(tmp_path / name))
+        manifest = artifact.write_artifact(
+            loaded,
+            tmp_path / "out",
+            name=name,
+            description="",
+            tasks=["itm"],
+            report=lambda _: None,
+            precision="fp16",
+            own_kernels=True,
+        )
+        return set(manifest.precisions["fp16"].graphs)
+
+    with pytest.raises(CheckpointError, match="heads have to be 32 or 64 wide"):
+        write("other")
+    assert not (tmp_path / "out").exists()
+    assert write("fits") == {KERNELS, STANDARD}
