@@ -62,8 +62,8 @@ ENV VILT_PROVIDER=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=com
 COPY --from=gpu-packages /opt/vilt /opt/vilt
 COPY --from=code /code/ /
 RUN python3 -c "import importlib.util as of, server.command, models.image as image; assert image.resizes_as_pillow() \
-    and of.find_spec('server.gpu._operators') \
-    and image.decodes_as_pillow() and not any(map(of.find_spec, ('torch', 'transformers')))"
+    and image.decodes_as_pillow() and not any(map(of.find_spec, ('torch', 'transformers')))" \
+    && python3 -c "from server.gpu import _operators, kernels; assert kernels.SOURCE.exists()"
 
 # The last stage is what is built unless --target says otherwise.
 FROM cpu

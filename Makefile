@@ -112,8 +112,8 @@ gpu: $(GPU)/installed ## On a machine with an NVIDIA GPU: its tests, parity, tim
 	failed=; \
 	$(if $(filter tensorrt,$(GPU_PROVIDERS)),$(GPU)/bin/pip install --quiet --editable '$(WITH_TENSORRT)' || failed=1;) \
 	$(GPU)/bin/pytest -m "not slow" tests/server/gpu tests/gpu || failed=1; \
-	$(GPU)/bin/vilt-bench gpu --model runs/gpu/vqa --output runs/gpu/gpu.json --providers $(GPU_PROVIDERS) \
-		$(if $(GPU_WAYS),--checkpoint runs/gpu/checkpoint --ways $(GPU_WAYS)) $(ARGS) || failed=1; \
+	$(if $(GPU_PROVIDERS),$(GPU)/bin/vilt-bench gpu --model runs/gpu/vqa --output runs/gpu/gpu.json \
+		--providers $(GPU_PROVIDERS) $(if $(GPU_WAYS),--checkpoint runs/gpu/checkpoint --ways $(GPU_WAYS)) $(ARGS) || failed=1;) \
 	$(if $(GPU_KERNELS),$(GPU)/bin/vilt-export runs/gpu/checkpoint --output runs/gpu/kernels --task vqa --kernels && \
 		$(GPU)/bin/vilt-bench gpu --model runs/gpu/kernels --output runs/gpu/kernels.json --providers cuda $(ARGS) || failed=1;) \
 	$(if $(GPU_CLAIMS),$(GPU)/bin/vilt-bench claims --provider cuda --output runs/gpu/claims || failed=1;) \
@@ -133,13 +133,13 @@ shapes: $(DEV)/installed ## Train and export the shipped artifact again: 94 minu
 clean: ## Remove the virtual environments and what was made
 	rm -rf $(SERVE) $(DEV) $(GPU) runs
 
-$(SERVE)/installed: pyproject.toml setup.py models/_resize.c
+$(SERVE)/installed: pyproject.toml setup.py models/_resize.c server/gpu/_operators.c
 	$(PYTHON) -m venv $(SERVE)
 	$(SERVE)/bin/pip install --quiet --upgrade pip
 	$(SERVE)/bin/pip install --quiet --editable '.[cpu]'
 	touch $@
 
-$(GPU)/installed: pyproject.toml setup.py models/_resize.c
+$(GPU)/installed: pyproject.toml setup.py models/_resize.c server/gpu/_operators.c
 	$(PYTHON) -m venv $(GPU)
 	$(GPU)/bin/pip install --quiet --upgrade pip
 	$(GPU)/bin/pip install --quiet $(TORCH)
@@ -148,7 +148,7 @@ $(GPU)/installed: pyproject.toml setup.py models/_resize.c
 	$(GPU)/bin/pip install --quiet --editable '.[gpu]'
 	touch $@
 
-$(DEV)/installed: pyproject.toml setup.py models/_resize.c
+$(DEV)/installed: pyproject.toml setup.py models/_resize.c server/gpu/_operators.c
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/pip install --quiet --upgrade pip
 	$(DEV)/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)

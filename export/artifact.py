@@ -55,9 +55,9 @@ def write_artifact(
         output_folder.OutputError: the folder cannot be written.
         In every case an earlier artifact in the folder stays as it was.
     """
-    if own_kernels and not kernels.can_run(checkpoint.config):
-        raise CheckpointError(f"The kernels cannot run this model: {kernels.SIZES}. Leave --kernels out.")
     model = _build(checkpoint)
+    if own_kernels and not kernels.can_run(model):
+        raise CheckpointError(f"The kernels cannot run this model: {kernels.SIZES}. Leave --kernels out.")
     keep_heads(model, checkpoint, tasks)
     examples = gate.read(eval_data, model.interaction.heads, checkpoint.config.spec) if eval_data else []
     with output_folder.replacing(output) as folder:

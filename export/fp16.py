@@ -32,15 +32,23 @@ def half(model: Fused) -> Fused:
     for layer in model.interaction.layers:
         fold_constants(layer)
         layer.key_value = Stacked(layer.key_value)
-        for product in (layer.query, layer.expand):
-            product.exact_bias = product.bias.detach().clone()  # for export/kernels.py
-            product.half()
+        layer.query, layer.expand = Halved(layer.query), Halved(layer.expand)
         layer.key_value.half()
         for norm in ("norm_before", "norm_after"):
             setattr(layer, norm, nn.Sequential(getattr(layer, norm), To(torch.half)))
         for product in ("output", "contract"):  # onto the residual stream, which is fp32
             setattr(layer, product, OntoStream(getattr(layer, product)))
     return model
+
+
+class Halved(nn.Linear):
+    """A product of halves; `exact_bias` is its bias before that was rounded."""
+
+    def __init__(self, product: nn.Linear) -> None:
+        super().__init__(product.in_features, product.out_features, dtype=torch.half)
+        self.load_state_dict(product.state_dict())
+        self.requires_grad_(requires_grad=False)
+        self.exact_bias = product.bias.detach().clone()
 
 
 class OntoStream(nn.Sequential):

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from export import cuda, fp16
-from export.graph import Fused, GraphConfig, Interaction, Layer
+from export.graph import Fused, Interaction, Layer
 
 HEAD_SIZES, LARGEST_HIDDEN = (32, 64), 1024  # of the kernels
-SIZES = "its heads have to be 32 or 64 wide, and its tokens a multiple of 8, up to 1,024"
+SIZES = "hidden_size has to be at most 1,024, in heads of 32 or 64, and intermediate_size a multiple of 8"
 EVERY = 2**62  # query
 MASKED = -1e30  # as in the kernel
 
@@ -67,10 +67,11 @@ BiasGelu (product, bias) => (found) {
 FUNCTIONS = [onnx.parser.parse_function(text) for text in TEXTS.strip().split("\n\n")]
 
 
-def can_run(config: GraphConfig) -> bool:
+def can_run(model: Fused) -> bool:
     """Whether the kernels can run a model of these sizes."""
-    hidden = config.hidden_size
-    return hidden // config.num_attention_heads in HEAD_SIZES and hidden % 8 == 0 and hidden <= LARGEST_HIDDEN
+    intermediate, hidden = model.interaction.layers[0].expand.weight.shape
+    size = hidden // model.interaction.layers[0].heads
+    return size in HEAD_SIZES and hidden <= LARGEST_HIDDEN and intermediate % 8 == 0
 
 
 def fused(half: Fused) -> Fused:
@@ -103,20 +104,9 @@ class Attention(nn.Module):
             attributes = {"heads": self.heads, "queries": self.queries}
             return _symbolic("Attention", [products, self.bias, mask], attributes, [products.dtype], [shape])[0]
         query, key, value = products.float().chunk(3, dim=-1)
-        return self.leave(attend(query[:, : self.queries] + self.bias, key, value, mask, self.heads))
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int) -> Tensor:
-    """Attend as the kernel does: scores and sums in fp32, queries and exponentials rounded to half.
-
-    Shapes: query (B, N or 1, hidden), key and value (B, N, hidden), mask (B, N) bool -> as query
-    """
-    split = (one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in (cuda.to_half(query), key, value))
-    queries, keys, values = split
-    scores = queries @ keys.transpose(2, 3) + torch.where(mask, 0.0, MASKED)[:, None, None, :]
-    exponentials = (scores - scores.amax(dim=-1, keepdim=True)).exp()
-    attended = cuda.to_half(exponentials) @ values / exponentials.sum(dim=-1, keepdim=True)
-    return attended.transpose(1, 2).flatten(2)
+        queries = cuda.to_half(query[:, : self.queries] + self.bias)
+        added = torch.where(mask, 0.0, MASKED)[:, None, None, :]
+        return self.leave(cuda.attend(queries, key, value, added, self.heads))
 
 
 class AddNorm(nn.Module):

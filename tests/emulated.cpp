@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <string>
 #include <ucontext.h>
 #include <vector>
@@ -21,10 +22,16 @@ static uint3 threadIdx, blockIdx, gridDim;
 using std::min;
 
 static const int WARP = 32;
+struct Copy {
+    unsigned short *to;
+    const unsigned short *from;
+    bool exists;
+};
 struct Thread {
     ucontext_t context;
     std::vector<char> stack;
     bool over;
+    std::deque<std::vector<Copy>> groups;  // of copies that have begun; the last one is open
 };
 static std::vector<Thread> threads;
 static ucontext_t scheduler;
@@ -71,11 +78,16 @@ static unsigned bits_of(float value) {
 static float2 unpack(unsigned pair) { return {value_of(pair & 0xffff), value_of(pair >> 16)}; }
 static unsigned pack(float first, float second) { return bits_of(first) | bits_of(second) << 16; }
 
+// A copy happens when its thread waits for it, and no sooner: a wait that is missing is seen.
 static void fetch(unsigned short *to, const unsigned short *from, bool exists) {
-    exists ? (void)std::memcpy(to, from, 16) : (void)std::memset(to, 0, 16);
+    threads[threadIdx.x].groups.back().push_back({to, from, exists});
 }
-static void end_group() {}
-template <int> static void await_groups() {}
+static void end_group() { threads[threadIdx.x].groups.emplace_back(); }
+template <int LAST> static void await_groups() {
+    for (auto &groups = threads[threadIdx.x].groups; groups.size() > LAST + 1; groups.pop_front()) {
+        for (const Copy &one : groups.front()) one.exists ? std::memcpy(one.to, one.from, 16) : std::memset(one.to, 0, 16);
+    }
+}
 
 struct Row { const unsigned short *at; };
 static void load(unsigned (&found)[4], const unsigned short *row, bool transposed) {
@@ -145,7 +157,7 @@ extern "C" int launch(void *kernel, unsigned grid_x, unsigned grid_y, unsigned g
         blockIdx = {number % grid_x, number / grid_x % grid_y, number / grid_x / grid_y};
         passed_block = 0, std::memset(passed_warp, 0, sizeof passed_warp);
         for (auto &thread : threads) {
-            thread.stack.resize(1 << 16), thread.over = false;
+            thread.stack.resize(1 << 16), thread.over = false, thread.groups.assign(1, {});
             getcontext(&thread.context);
             thread.context.uc_stack.ss_sp = thread.stack.data(), thread.context.uc_stack.ss_size = thread.stack.size();
             thread.context.uc_link = &scheduler;

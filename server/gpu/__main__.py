@@ -19,7 +19,7 @@ from server.engine import OrtEngine
 from server.gpu import libraries, parity, timing
 from server.gpu.buckets import buckets_of
 from server.gpu.options import NAMES
-from server.gpu.program import open_engine
+from server.gpu.program import graph_name, open_engine
 
 
 def main() -> None:
@@ -42,6 +42,7 @@ def main() -> None:
         "onnxruntime": engine.version,
         "artifact": artifact.manifest.name,
         "provider": options.provider,
+        "graph": graph_name(artifact.manifest, options.provider),
         "ready_after_s": ready_s,
         "parity": parity.check(engine, reference, spec, most=options.most, shapes=options.shapes),
         "runs": timing.measure(engine, buckets_of(spec, options.most), spec, options.repeat) if options.repeat else [],

@@ -85,7 +85,7 @@ struct Operator {  /* OrtCustomOp, and after it what is ours */
 
 typedef struct {
     void *data;
-    int64_t size[MOST];
+    int64_t size[MOST];  /* of a vector the first, and ones */
 } Tensor;
 
 typedef int (*Launch)(void *kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
@@ -112,6 +112,7 @@ static Status read_tensor(const Node *node, void *context, size_t index, Tensor 
     if (status) return status;
     status = node->api->count_dimensions(shape, &count);
     if (!status && count > MOST) status = failed(node, "dimensions of an input:", (int)count);
+    for (int axis = 0; axis < MOST; axis++) found->size[axis] = 1;
     if (!status) status = node->api->dimensions(shape, found->size, count);
     node->api->release_shape(shape);
     return status;
@@ -141,6 +142,8 @@ static Status run_attention(const Node *node, void *context) {
     const int64_t batch = products.size[0], hidden = products.size[2] / 3, size = hidden / node->heads;
     int tokens = (int)products.size[1], queries = node->queries < tokens ? (int)node->queries : tokens;
     if (size != 32 && size != 64) return failed(node, "heads have to be 32 or 64 wide, not", (int)size);
+    if (products.size[2] != 3 * size * node->heads || bias.size[0] != hidden || mask.size[0] != batch || mask.size[1] != tokens)
+        return failed(node, "the bias or the mask does not fit products of width", (int)products.size[2]);
     memcpy(attended.size, (int64_t[]){batch, queries, hidden}, sizeof attended.size);
     if ((status = make_tensor(node, context, 0, &attended))) return status;
     const int64_t grid[3] = {(queries + QUERIES - 1) / QUERIES, node->heads, batch};
@@ -156,6 +159,8 @@ static Status run_add_norm(const Node *node, void *context) {
     if (status) return status;
     int hidden = (int)product.size[2];
     if (hidden % 8 || hidden > LARGEST_HIDDEN) return failed(node, "rows have to be multiples of 8 up to 1024, not", hidden);
+    if (bias.size[0] != hidden || memcmp(product.size, stream.size, sizeof product.size))
+        return failed(node, "the bias or the stream does not fit a product of width", hidden);
     memcpy(added.size, product.size, sizeof added.size);
     memcpy(normed.size, product.size, sizeof normed.size);
     if ((status = make_tensor(node, context, 0, &added)) || (status = make_tensor(node, context, 1, &normed))) return status;
@@ -172,6 +177,7 @@ static Status run_bias_gelu(const Node *node, void *context) {
     if (status) return status;
     int width = (int)product.size[2], eighths = (int)(product.size[0] * product.size[1] * width / 8);
     if (width % 8) return failed(node, "rows have to be multiples of 8, not", width);
+    if (bias.size[0] != width) return failed(node, "the bias does not fit a product of width", width);
     memcpy(found.size, product.size, sizeof found.size);
     if ((status = make_tensor(node, context, 0, &found))) return status;
     const int64_t grid[3] = {(eighths + GELU_THREADS - 1) / GELU_THREADS, 1, 1};
@@ -225,10 +231,13 @@ static const Operator operators[] = {
 Py_EXPORTED_SYMBOL Status RegisterCustomOps(void *session_options, const ApiBase *base) {
     const Api *api = base->api(API_VERSION);
     if (!launch) return api->create_status(FAILED, "vilt: the kernels have not been loaded");
-    void *domain;
-    Status status = api->create_domain("vilt", &domain);  /* never released: a session may use it as long as it likes */
-    for (size_t index = 0; !status && index < sizeof operators / sizeof *operators; index++) {
-        status = api->add_to_domain(domain, &operators[index]);
+    static void *domain;  /* for all sessions, and never released: they may use it as long as they like */
+    Status status = NULL;
+    if (!domain) {
+        status = api->create_domain("vilt", &domain);
+        for (size_t index = 0; !status && index < sizeof operators / sizeof *operators; index++) {
+            status = api->add_to_domain(domain, &operators[index]);
+        }
     }
     return status ? status : api->add_domain(session_options, domain);
 }

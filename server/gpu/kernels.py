@@ -14,6 +14,7 @@ from server.gpu.options import CUDA
 
 SOURCE = Path(__file__).with_name("kernels.cu")
 OLDEST = (8, 0)  # compute capability: its copies from global to shared memory
+INSTEAD = "export it without --kernels"
 
 
 def operators(driver: Any, nvrtc: Any) -> Path:
@@ -27,13 +28,12 @@ def operators(driver: Any, nvrtc: Any) -> Path:
     spec = importlib.util.find_spec("server.gpu._operators")
     if spec is None or spec.origin is None:
         raise MissingError(
-            "The artifact has kernels, whose operators were not built: install a C compiler, then vilt-server."
+            "The artifact has kernels, whose operators were not built: install a C compiler, then vilt-server once more"
+            f" (--force-reinstall --no-deps), or {INSTEAD}."
         )
     if (found := capability(driver)) < OLDEST:
         had = ".".join(map(str, found))
-        raise MissingError(
-            f"The artifact's kernels need compute capability 8.0, and this GPU has {had}: export it without --kernels."
-        )
+        raise MissingError(f"The artifact's kernels need compute capability 8.0, and this GPU has {had}: {INSTEAD}.")
     library: Any = importlib.import_module(spec.name)
     module, kernels = ctypes.c_void_p(), []
     failed = driver.cuModuleLoadData(ctypes.byref(module), compiled(nvrtc, found))
@@ -42,7 +42,7 @@ def operators(driver: Any, nvrtc: Any) -> Path:
         failed = failed or driver.cuModuleGetFunction(ctypes.byref(kernel), module, name.encode())
         kernels.append(kernel.value or 0)
     if failed:
-        raise ProviderError(f"CUDA cannot load {SOURCE.name}: error {failed}.")
+        raise ProviderError(f"CUDA cannot load {SOURCE.name}: error {failed}; {INSTEAD}.")
     library.use(CUDA, ctypes.cast(driver.cuLaunchKernel, ctypes.c_void_p).value, tuple(kernels))
     return Path(spec.origin)
 
@@ -54,17 +54,22 @@ def compiled(nvrtc: Any, gpu: tuple[int, int]) -> bytes:
     """
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     options = [b"--std=c++17", f"--gpu-architecture=sm_{gpu[0]}{gpu[1]}".encode()]
-    failed = nvrtc.nvrtcCreateProgram(
-        ctypes.byref(program), SOURCE.read_bytes(), SOURCE.name.encode(), 0, None, None
-    ) or nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    source = SOURCE.read_bytes(), SOURCE.name.encode()
+    failed = (
+        nvrtc.nvrtcCreateProgram(ctypes.byref(program), *source, 0, None, None)
+        or nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+        or nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    )
+    code = ctypes.create_string_buffer(size.value)
+    failed = failed or nvrtc.nvrtcGetCUBIN(program, code)
     if failed:
         nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
         text = ctypes.create_string_buffer(max(size.value, 1))
         nvrtc.nvrtcGetProgramLog(program, text)
-        reason = (text.value.decode() or f"error {failed}").strip().splitlines()[0]
-        raise ProviderError(f"NVRTC cannot compile {SOURCE.name} for compute capability {gpu[0]}.{gpu[1]}: {reason}")
-    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
-    code = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetCUBIN(program, code)
+        reason = next((line for line in text.value.decode().splitlines() if "error" in line), f"error {failed}")
+        raise ProviderError(
+            f"NVRTC cannot compile {SOURCE.name} for compute capability {gpu[0]}.{gpu[1]}: {reason.rstrip('.')};"
+            f" {INSTEAD}."
+        )
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     return code.raw

@@ -118,6 +118,7 @@ def open_engine(artifact: Artifact, provider: str, *, most: int, cache: Path) ->
     """
     whole = graph_name(artifact.manifest, provider)
     (graph,) = artifact.opened(whole).values()
+    log.info("%s runs %s", provider, graph.file)
     name = options.NAMES[provider]
     if name not in onnxruntime.get_available_providers():
         raise MissingError(
@@ -187,9 +188,9 @@ def open_session(graph: Path, providers: list[Provider], operators: Path | None 
     """
     settings = session_options(count_threads(0))
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if operators:
-        settings.register_custom_ops_library(str(operators))
     try:
+        if operators:
+            settings.register_custom_ops_library(str(operators))
         session = onnxruntime.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises its own types, without a common base
         reason = str(error).splitlines()[0]

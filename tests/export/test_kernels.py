@@ -10,11 +10,10 @@ import factories
 import numpy as np
 import onnx
 import pytest
-import torch
 from exported import Exported, padded_and_spoilt
 from onnx import TensorProto
 
-from export import artifact, checkpoint, cuda, fp16, kernels, parity, to_onnx
+from export import artifact, checkpoint, fp16, kernels, parity, to_onnx
 from export.checkpoint import CheckpointError
 from export.parity import Runner
 from models.manifest import KERNELS, STANDARD
@@ -89,18 +88,7 @@ def test_masked_tokens_change_nothing_wherever_they_are(small: Exported, run: Ru
         np.testing.assert_array_equal(run(spoilt)[head], logits)
 
 
-def test_attention_rounds_queries_with_their_bias_and_what_softmax_makes_of_scores() -> None:
-    """As the kernel does; the scores and the sum stay fp32."""
-    query, key, value = (torch.randn(2, 30, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
-    mask = torch.ones(2, 30, dtype=torch.bool)
-    split = [one.unflatten(-1, (4, -1)).transpose(1, 2) for one in (cuda.to_half(query), key, value)]
-    exact = torch.nn.functional.scaled_dot_product_attention(*split, scale=1.0).transpose(1, 2).flatten(2)
-
-    found = kernels.attend(query, key, value, mask, 4)
-
-    assert 0 < (found - exact).abs().max() < 2**-10
-
-
+@pytest.mark.slow
 def test_artifact_has_the_graph_instead_of_onnxruntimes_if_asked_to(tmp_path: Path) -> None:
     """And is refused for sizes that no kernel has, before anything is written."""
     config = factories.small_config(hidden_size=64, num_attention_heads=2)
@@ -121,7 +109,7 @@ def test_artifact_has_the_graph_instead_of_onnxruntimes_if_asked_to(tmp_path: Pa
         )
         return set(manifest.precisions["fp16"].graphs)
 
-    with pytest.raises(CheckpointError, match="heads have to be 32 or 64 wide"):
+    with pytest.raises(CheckpointError, match="in heads of 32 or 64"):
         write("other")
     assert not (tmp_path / "out").exists()
     assert write("fits") == {KERNELS, STANDARD}

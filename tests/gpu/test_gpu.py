@@ -17,13 +17,18 @@ from server.gpu.program import open_engine
 MOST = 8
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["onnxruntime's kernels", "our kernels"])
+@pytest.fixture(
+    scope="module",
+    params=[(4, False), (4, True), (2, True)],
+    ids=["onnxruntime's kernels", "our kernels, heads of 32", "our kernels, heads of 64"],
+)
 def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         libraries.gpu_name(libraries.load(libraries.DRIVER))
     except (OSError, MissingError) as error:
         pytest.skip(f"there is no NVIDIA GPU: {error}")
-    config = factories.small_config(hidden_size=128)  # heads of 32: kernels want multiples of 8
+    heads, own_kernels = request.param
+    config = factories.small_config(hidden_size=128, num_attention_heads=heads)
     folder = tmp_path_factory.mktemp("half")
     loaded = checkpoint.load(str(factories.write_checkpoint(folder / "hf", config, factories.redrawn_state(config))))
     artifact.write_artifact(
@@ -34,7 +39,7 @@ def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         tasks=[],
         report=lambda _: None,
         precision="fp16",
-        own_kernels=request.param,
+        own_kernels=own_kernels,
     )
     return folder / "out"
 
