@@ -4,14 +4,14 @@ A decoder believes what a file says about itself. Each limit is far beyond what 
 file of some megabytes from taking seconds or gigabytes.
 """
 
-import contextlib
 import io
 import re
-import struct
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models.tiff import SUBDIRECTORIES, UNCOMPRESSED, all_fields, compressions, numbers_of, tile_px, tile_size
 
 MAX_READS = 100_000  # of a file by Pillow, which skips padding byte by byte and reads each empty chunk
 MAX_READS_OF_RUNS = 2_000_000  # of a BMP, whose runs Pillow reads byte by byte: about half a second
@@ -48,20 +48,14 @@ RIFF_HEAD = 12  # bytes before a WebP's chunks
 COMPRESSED = (b"iCCP", b"zTXt", b"iTXt")  # of PNG's chunks
 TIFF_MARKS = (b"II", b"MM")  # the order of its bytes
 BYTES, FRACTIONS = frozenset((1, 2, 7)), frozenset((5, 10))  # TIFF types; bytes are kept in one piece
-SUBDIRECTORIES = frozenset((34665, 34853, 40965))  # tags whose value is where EXIF, GPS and interoperability begin
 DEEPEST = 2  # EXIF's own directory is in the first one, and interoperability's in that
-TILE_WIDTH, TILE_LENGTH = 322, 323  # of its tags
-COMPRESSION, ROWS = 259, 278
+ROWS = 278  # of TIFF's tags
 PART_PLACES = (273, 324)  # where strips and tiles begin
 PART_SIZES = (279, 325)  # of strips and of tiles, in bytes
-UNCOMPRESSED = 1
 JPEGS = frozenset((6, 7))
 CCITT = frozenset((2, 3, 4, 32771))  # libtiff takes 16 bytes for each pixel of a row, beside those of the tile
 MORE_PX = 4  # in a TIFF's tiles together than in the picture, at most
 FEW_PX = 2**24  # that the tiles of any picture may have
-BIG = 43  # of TIFF's versions: offsets of 8 bytes
-TYPES = {1: 1, 6: 1, 3: 2, 8: 2, 4: 4, 9: 4, 13: 4, 16: 8, 17: 8}  # whole numbers of TIFF's, and their bytes
-STRANGE_PX = 2**32
 
 
 class Reader(io.BytesIO):
@@ -105,7 +99,7 @@ def has_too_many_values(tiff: bytes, depth: int = 0) -> bool:
     the file together: libtiff reads those that Pillow skips, so many fields in one place would take gigabytes.
     """
     total, held = 0, 0
-    for tag, kind, count, _ in _all_fields(tiff, depth):
+    for tag, kind, count, _ in all_fields(tiff, depth):
         is_bytes = kind in BYTES
         total += FIELD_VALUES + (0 if is_bytes else count * (FRACTION_VALUES if kind in FRACTIONS else 1))
         held += count if is_bytes else 0
@@ -160,25 +154,16 @@ def has_too_many_scans(tiff: bytes, size: tuple[int, int]) -> bool:
     """
     if not compressions(tiff) & JPEGS:
         return False
-    rows = max((int(numbers[0]) for numbers in _numbers(tiff, ROWS) if len(numbers)), default=0)
+    rows = max((int(numbers[0]) for numbers in numbers_of(tiff, ROWS) if len(numbers)), default=0)
     part_px = tile_px(tiff) or size[0] * min(rows or size[1], size[1])
     found = np.sort(np.concatenate([2 * np.flatnonzero(words == SCAN) + odd for odd, words in enumerate(_words(tiff))]))
-    places, sizes = (list(_numbers(tiff, *tags)) for tags in (PART_PLACES, PART_SIZES))
+    places, sizes = (list(numbers_of(tiff, *tags)) for tags in (PART_PLACES, PART_SIZES))
     if len(places) == len(sizes) == 1 and len(places[0]) == len(sizes[0]):
         begins, lengths = (np.minimum(numbers[0], len(tiff)).astype(np.int64) for numbers in (places, sizes))
         scans = int((np.searchsorted(found, begins + lengths) - np.searchsorted(found, begins)).sum())
     else:  # readers disagree: each part may be the whole file
         scans = len(found) * max(1, sum(map(len, places)))
     return scans * part_px > MAX_SCANNED_PX
-
-
-def tile_px(tiff: bytes) -> int:
-    """Return the number of pixels in a tile of a TIFF, 0 if it has no tiles; a tile is decoded whole.
-
-    Raises: struct.error: as tile_size.
-    """
-    width, length = tile_size(tiff)
-    return width * length
 
 
 def has_too_large_tiles(tiff: bytes, size: tuple[int, int], max_pixels: int) -> bool:
@@ -194,26 +179,6 @@ def has_too_large_tiles(tiff: bytes, size: tuple[int, int], max_pixels: int) -> 
     return tile[0] * tile[1] > most or across * down * tile[0] * tile[1] > max(MORE_PX * size[0] * size[1], FEW_PX)
 
 
-def tile_size(tiff: bytes) -> tuple[int, int]:
-    """Return width and length of a TIFF's tiles, 0 if it has none.
-
-    Readers disagree on which of several fields counts, and on their types. Here the largest counts, and one of an
-    unexpected type is taken to be larger than any picture.
-
-    Raises: struct.error: the file is cut short, or Pillow and libtiff would read different fields.
-    """
-    if tiff[3] == BIG:
-        raise struct.error("Pillow takes a big TIFF of the other byte order for a small one")
-    sides = {TILE_WIDTH: 0, TILE_LENGTH: 0}
-    is_little = tiff.startswith(b"II")
-    for tag, kind, _, value in _fields(tiff):
-        if tag in sides:
-            size = TYPES.get(kind, len(value) + 1)
-            side = int.from_bytes(value[:size], "little" if is_little else "big") if size <= len(value) else STRANGE_PX
-            sides[tag] = max(sides[tag], side)
-    return sides[TILE_WIDTH], sides[TILE_LENGTH]
-
-
 def has_shared_parts(tiff: bytes) -> bool:
     """Check whether a TIFF's compressed strips or tiles are together more than twice as large as the file.
 
@@ -221,23 +186,7 @@ def has_shared_parts(tiff: bytes) -> bool:
     """
     if not compressions(tiff) - {UNCOMPRESSED}:
         return False
-    return sum(float(sizes.sum()) for sizes in _numbers(tiff, *PART_SIZES)) > 2 * len(tiff)
-
-
-def compressions(tiff: bytes) -> set[int]:
-    """Return what a TIFF says of how it is compressed; readers disagree on which of several fields counts."""
-    return {int(one) for numbers in _numbers(tiff, COMPRESSION) for one in numbers[:1]} or {UNCOMPRESSED}
-
-
-def _numbers(tiff: bytes, *tags: int) -> Iterator[NDArray[np.float64]]:
-    """Yield the values of each field with one of these tags, as far as the file has them, whatever their type."""
-    is_little = tiff.startswith(b"II")
-    for tag, kind, count, value in _all_fields(tiff, 0):
-        if tag in tags and (size := TYPES.get(kind)):
-            place = int.from_bytes(value, "little" if is_little else "big")
-            held = value if size * count <= len(value) else memoryview(tiff)[place : place + size * count]
-            order = "<" if is_little else ">"
-            yield np.frombuffer(held, f"{order}u{size}", min(count, len(held) // size)).astype(np.float64)
+    return sum(float(sizes.sum()) for sizes in numbers_of(tiff, *PART_SIZES)) > 2 * len(tiff)
 
 
 def _words(jpeg: bytes) -> Iterator[NDArray[np.uint16]]:
@@ -293,29 +242,3 @@ def _has_too_many_chunks(webp: bytes) -> bool:
         size = int.from_bytes(webp[position + 4 : position + 8], "little")
         position += 8 + size + size % 2
     return True
-
-
-def _all_fields(tiff: bytes, depth: int, place: int | None = None) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield the fields of a directory and of its subdirectories."""
-    with contextlib.suppress(struct.error, IndexError):  # it is cut short: Pillow reads what is before that, too
-        for tag, kind, count, value in _fields(tiff, place):
-            yield tag, kind, count, value
-            if depth and tag in SUBDIRECTORIES and kind in TYPES:
-                below = int.from_bytes(value[: TYPES[kind]], "little" if tiff.startswith(b"II") else "big")
-                yield from _all_fields(tiff, depth - 1, below)
-
-
-def _fields(tiff: bytes, place: int | None = None) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield the fields of a directory, the first unless a place is given: tag, type, count, and values or their place.
-
-    As Pillow finds them.
-    """
-    order = "<" if tiff.startswith(b"II") else ">"
-    is_big = tiff[2] == BIG
-    offset, counted, entry = ("Q", "Q", "HHQ8s") if is_big else ("I", "H", "HHI4s")
-    if place is None:
-        (place,) = struct.unpack_from(order + offset, tiff, 8 if is_big else 4)
-    (count,) = struct.unpack_from(order + counted, tiff, place)
-    start, length = place + struct.calcsize(order + counted), struct.calcsize(order + entry)
-    for index in range(count):
-        yield struct.unpack_from(order + entry, tiff, start + index * length)

@@ -29,10 +29,10 @@ from models.bounds import (
     has_too_many_scans,
     has_too_many_values,
     most_scans,
-    tile_px,
 )
 from models.errors import InputTooLarge, InvalidInput
 from models.image import FORMATS, decode, identify, load
+from models.tiff import tile_px
 
 LIMITS = {"max_pixels": 10_000_000, "max_aspect_ratio": 20.0}
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
