@@ -1,6 +1,6 @@
 """The kernels for CUDA, compiled for the CPU: what they compute, and that onnxruntime runs them as its operators.
 
-This shows their arithmetic and who holds what. That NVRTC compiles them is shown in test_gpu_wheel.py; what needs a GPU
+This shows their arithmetic and who holds what. That NVRTC compiles them is shown in tests/gpu_wheel; what needs a GPU
 is in tests/gpu.
 """
 

@@ -1,13 +1,7 @@
-"""What the onnxruntime-gpu wheel that we pin is linked with, and that all else names the same versions.
-
-The wheel is 256 MB, and NVRTC's 90; pip's cache keeps them. Where they cannot be had, these tests are skipped.
-"""
+"""What the onnxruntime-gpu wheel that we pin is linked with, and that all else names the same versions."""
 
 import ctypes
 import re
-import subprocess
-import sys
-import tomllib
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -19,35 +13,8 @@ from models.spec import ViltSpec
 from server.gpu import kernels, libraries, options
 from server.gpu.buckets import profiles_of
 
-ROOT = Path(__file__).parents[1]
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-WITHIN_S = 300
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
-
-
-def brought(requirement: str, folder: Path) -> zipfile.ZipFile:
-    """Download one wheel."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    try:
-        done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False, timeout=WITHIN_S)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"pip did not bring {requirement} within {WITHIN_S} s")
-    if done.returncode:
-        pytest.skip(f"pip cannot bring {requirement}: {done.stderr.strip().splitlines()[-1]}")
-    return zipfile.ZipFile(next(folder.glob("*.whl")))
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    (pinned,) = (Requirement(text) for text in EXTRAS["gpu"])
-    return brought(f"{pinned.name}{pinned.specifier}", tmp_path_factory.mktemp("wheel"))
-
-
-@pytest.fixture(scope="module")
-def needs(wheel: zipfile.ZipFile) -> dict[str, str]:
-    """The major versions that the wheel's own extras ask for, by package."""
-    metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    return dict(re.findall(r"^Requires-Dist: (nvidia-[\w-]+)~=(\d+)", wheel.read(metadata).decode(), re.MULTILINE))
 
 
 @cache
@@ -62,10 +29,12 @@ def major(wheel: zipfile.ZipFile, library: str) -> int:
     return int(found.pop())
 
 
-def test_tensorrt_extra_is_the_version_that_the_wheel_is_linked_with(wheel: zipfile.ZipFile) -> None:
+def test_tensorrt_extra_is_the_version_that_the_wheel_is_linked_with(
+    wheel: zipfile.ZipFile, extras: dict[str, list[str]]
+) -> None:
     """The newest TensorRT may be another: it would install, and not load."""
     version, cuda = major(wheel, "nvinfer"), major(wheel, "cudart")
-    (wanted,) = (Requirement(text) for text in EXTRAS["tensorrt"])
+    (wanted,) = (Requirement(text) for text in extras["tensorrt"])
 
     assert wanted.name == f"tensorrt-cu{cuda}-libs"
     assert f"{version}.16.1" in wanted.specifier
@@ -73,9 +42,11 @@ def test_tensorrt_extra_is_the_version_that_the_wheel_is_linked_with(wheel: zipf
     assert f"{version - 1}.9.0" not in wanted.specifier
 
 
-def test_cuda_and_cudnn_come_with_the_wheel_that_needs_them(wheel: zipfile.ZipFile, needs: dict[str, str]) -> None:
+def test_cuda_and_cudnn_come_with_the_wheel_that_needs_them(
+    wheel: zipfile.ZipFile, needs: dict[str, str], extras: dict[str, list[str]]
+) -> None:
     """By its own extras, in the versions that it is linked with."""
-    (pinned,) = (Requirement(text) for text in EXTRAS["gpu"])
+    (pinned,) = (Requirement(text) for text in extras["gpu"])
     cuda, cudnn = major(wheel, "cudart"), major(wheel, "cudnn")
 
     assert pinned.extras == {"cuda", "cudnn"}
@@ -113,16 +84,14 @@ def test_image_for_gpus_installs_the_extra_on_the_same_cuda(wheel: zipfile.ZipFi
         assert int(version) == major(wheel, "cudart")
 
 
-def test_kernels_are_compiled_by_the_nvrtc_that_comes_with_the_wheel(needs: dict[str, str], tmp_path: Path) -> None:
+def test_kernels_are_compiled_by_the_nvrtc_that_comes_with_the_wheel(packages: Path) -> None:
     """For every GPU that they are for; none of them has to be here."""
-    version = needs["nvidia-cuda-nvrtc"]
-    brought(f"nvidia-cuda-nvrtc~={version}.0", tmp_path).extractall(tmp_path)
-    folder = next(tmp_path.glob("nvidia/*/lib"))
+    folder = next(packages.glob("nvidia/*/lib"))
 
     def load(name: str) -> ctypes.CDLL:
         return libraries.load(name if "/" in name else str(folder / name))
 
-    nvrtc = libraries.require_nvrtc(tmp_path, load)
+    nvrtc = libraries.require_nvrtc(packages, load)
 
     for capability in (kernels.OLDEST, (8, 9), (9, 0), (10, 0), (12, 0)):
         assert kernels.compiled(nvrtc, capability).startswith(b"\x7fELF"), capability
