@@ -23,7 +23,11 @@ static void tell(const char *format, ...) {
 }
 
 static int make(void **handle) { return (*handle = calloc(1, 64)) ? 0 : 2; }
-static int allocate(void **memory, size_t size) { return posix_memalign(memory, 256, size ? size : 256); }
+static int allocate(void **memory, size_t size) {  /* of zeros: logits that nobody writes are numbers */
+    const int failed = posix_memalign(memory, 256, size ? size : 256);
+    if (!failed) memset(*memory, 0, size);
+    return failed;
+}
 
 /* Runtime: memory */
 int cudaMalloc(void **memory, size_t size) { return allocate(memory, size); }

@@ -1,25 +1,28 @@
-"""The engine for CUDA on a machine without a GPU: the wheel's own provider, and stand-ins for CUDA's libraries.
+"""`--provider cuda` on a machine without a GPU: the wheel's own provider, and stand-ins for CUDA's libraries.
 
 It opens, captures and replays what it would on a GPU. Kernels do nothing here, so the answers are not looked at. The
 graph is that of our own kernels: attention of onnxruntime's asks cuDNN for plans, which no stand-in can make.
 """
 
-import os
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import factories
+import httpx
 import pytest
 import standins
 
 from export import artifact, checkpoint, fp16, graph, kernels, to_onnx
+from loadtest.launch import started
 from models.manifest import KERNELS, TOKENIZER, Manifest, Precision, describe_file
 from server.gpu import libraries
 from server.gpu.engine import SLOTS
 
 ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "loadtest/samples"
 LAYERS, BUCKETS = 3, 8
 RUN = """
 import sys
@@ -63,26 +66,23 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_engine_captures_every_bucket_and_slot_with_our_kernels_and_replays_them(packages: Path, folder: Path) -> None:
-    """The provider takes our operators, and they launch on the stream that it captures."""
+@pytest.fixture
+def log(packages: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the stand-ins write to, in processes that have them."""
     standins.build(packages / "onnxruntime/capi" / libraries.PROVIDERS["cuda"], folder)
     (nvrtc,) = packages.glob("nvidia/*/lib")
-    log = folder / "log"
-    own = {
-        "LD_LIBRARY_PATH": f"{folder}:{nvrtc}",
-        "PYTHONPATH": f"{packages}:{ROOT}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "STANDINS_LOG": str(log),
-    }
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{folder}:{nvrtc}")
+    monkeypatch.setenv("PYTHONPATH", f"{packages}:{ROOT}")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("STANDINS_LOG", str(folder / "log"))
+    return folder / "log"
 
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(folder)],
-        env={**os.environ, **own},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+
+def test_engine_captures_every_bucket_and_slot_with_our_kernels_and_replays_them(log: Path, folder: Path) -> None:
+    """The provider takes our operators, and they launch on the stream that it captures."""
+    command = [sys.executable, "-c", RUN, str(folder)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "stand-in 9.0 {'itm_logits': (1, 2)}"
@@ -96,3 +96,25 @@ def test_engine_captures_every_bucket_and_slot_with_our_kernels_and_replays_them
     runs = launched["add_norm"] // (2 * LAYERS)
     assert runs >= 2 * BUCKETS * SLOTS  # some before each capture, and the capture
     assert launched == {"attend_32": runs * LAYERS, "add_norm": runs * 2 * LAYERS, "bias_gelu": runs * LAYERS}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_server_in_front_of_it_answers_many_at_once_and_replays_only(log: Path, folder: Path, workers: str) -> None:
+    """Of one process, and of two fronts whose pictures are in memory that they share with the engine."""
+    flags = ("--provider", "cuda", "--precision", "fp16", "--max-batch-size", "4", "--workers", workers)
+    picture = (SAMPLES / "00000.png").read_bytes()
+
+    def ask(number: int) -> httpx.Response:
+        return client.post("/v1/itm", files={"image": picture}, data={"text": f"scene {number}"})
+
+    with started(flags, model=folder) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        (model,) = client.get("/v1/models").json()["models"]
+        captured = log.read_text().count("captured")
+        with ThreadPoolExecutor(16) as clients:
+            answers = [*clients.map(ask, range(64))]
+
+    assert (model["provider"], model["precision"]) == ("cuda", "fp16")
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["score"] for answer in answers}) == 1  # nothing is computed
+    assert log.read_text().count("captured") == captured > 0
+    assert server.process.returncode == 0
