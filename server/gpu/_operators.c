@@ -1,6 +1,6 @@
 /* Three operators for onnxruntime, of the domain "vilt", which run the kernels of kernels.cu.
 
-   A graph has a function of standard operators for each (export/cuda.py), which onnxruntime runs where this library is not
+   A graph has a function of standard operators for each (export/kernels.py), which onnxruntime runs where this library is not
    registered. How a kernel is launched is given, by cuLaunchKernel's address: nothing here needs CUDA to be built, and
    tests launch the kernels on a CPU.
 
