@@ -46,7 +46,7 @@ ENTRYPOINT ["vilt-serve"]
 FROM runtime AS cpu
 COPY --from=cpu-packages /opt/vilt /opt/vilt
 COPY --from=code /code/ /
-RUN python3 -c "import importlib.util as of, server.command, models.image as image; assert image.resizes_as_pillow() \
+RUN python3 -c "import importlib.util as of, server.single, models.image as image; assert image.resizes_as_pillow() \
     and image.decodes_as_pillow() and not any(map(of.find_spec, ('torch', 'transformers')))"
 
 FROM builder AS gpu-packages
@@ -61,7 +61,7 @@ FROM runtime AS gpu
 ENV VILT_PROVIDER=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=gpu-packages /opt/vilt /opt/vilt
 COPY --from=code /code/ /
-RUN python3 -c "import importlib.util as of, server.command, models.image as image; assert image.resizes_as_pillow() \
+RUN python3 -c "import importlib.util as of, server.single, models.image as image; assert image.resizes_as_pillow() \
     and image.decodes_as_pillow() and not any(map(of.find_spec, ('torch', 'transformers')))" \
     && python3 -c "from server.gpu import _operators, kernels; assert kernels.SOURCE.exists()"
 

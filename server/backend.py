@@ -16,8 +16,8 @@ from typing import Protocol, Self
 from models.batch import Features
 from server.admission import Admission, Ticket
 from server.batcher import Batcher
-from server.clients import Places
 from server.metrics import Metrics
+from server.places import Places
 from server.reports import Reports
 from server.settings import Settings
 from server.slowest import RequestRecord, Slowest

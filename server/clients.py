@@ -1,22 +1,19 @@
-"""The client of a request: its key, its name, how many requests it has in progress, whether it is still connected.
+"""The client of a request: its key, its name, whether it is still connected.
 
 A key is compared and forgotten: no log, name or response contains it.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
 from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
-from server.errors import Overloaded, Unauthorized
-from server.types import Clock, Mean
+from server.errors import Unauthorized
 
 
 def client_of(request: HTTPConnection) -> str:
@@ -52,51 +49,6 @@ class ApiKeys(HTTPBearer):
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()  # all have one length, so that comparing them does not reveal the key's
-
-
-class Places:
-    """Limits how many requests a client has at once; remembers a client only while it has one."""
-
-    def __init__(self, most: int, run_s: float, clock: Clock) -> None:
-        """Allow each client `most` requests, 0 for any number; until one has ended, it is assumed to take `run_s`."""
-        self._most = most
-        self._clock = clock
-        self._taken: dict[str, dict[object, tuple[float, str]]] = {}  # since when and for which task, oldest first
-        # By task: how long its recent requests have held their places.
-        self._held_s: defaultdict[str, Mean] = defaultdict(lambda: Mean(run_s))
-
-    @contextlib.contextmanager
-    def take(self, client: str, task: str) -> Iterator[None]:
-        """Hold one of a client's places while its request is answered.
-
-        Raises: Overloaded: it has none left.
-        """
-        if not self._most:
-            yield
-            return
-        taken = self._taken.setdefault(client, {})
-        if len(taken) >= self._most:
-            requests = "1 request" if len(taken) == 1 else f"{len(taken):,} requests"
-            raise Overloaded(
-                "client_over_limit",
-                f"You have {requests} in progress, the limit for one client: retry when one is answered.",
-                retry_after_s=self._until_free_s(taken),
-            )
-        place, since_s = object(), self._clock()
-        taken[place] = since_s, task
-        try:
-            yield
-        finally:
-            del taken[place]
-            if not taken:
-                del self._taken[client]
-            self._held_s[task].add(self._clock() - since_s)
-
-    def _until_free_s(self, taken: dict[object, tuple[float, str]]) -> float:
-        """Estimate when the oldest of a client's requests ends; if that is overdue, the time between two ends."""
-        since_s, task = next(iter(taken.values()))
-        mean_s = self._held_s[task].value
-        return max(since_s + mean_s - self._clock(), mean_s / len(taken))
 
 
 class Connection:

@@ -1,22 +1,14 @@
-"""The vilt-serve command: settings, logs, models, then uvicorn until a signal; or a supervisor of processes."""
+"""The vilt-serve command: settings and logs, then one process that serves, or a supervisor of several."""
 
 import logging
 import os
 import signal
 import sys
-import time
 
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from models.errors import ArtifactError
-from server import addresses, control, logs
-from server.admission import Admission
-from server.app import create_app
-from server.backend import LocalBackend
-from server.listening import Server
-from server.loading import load
-from server.metrics import Metrics
+from server import control, logs
 from server.settings import Settings, command_line, explain, warnings
 from server.version import own_version
 
@@ -37,15 +29,6 @@ def serve() -> None:
     if settings.workers > 1:  # in this process, but without the libraries that only its children need
         signal.pthread_sigmask(signal.SIG_BLOCK, control.SIGNALS)  # until the supervisor handles them
         os.execv(sys.executable, [sys.executable, "-m", "server.supervisor", *sys.argv[1:]])  # noqa: S606 our own
-    listeners = addresses.take(settings.host, settings.port)
-    try:
-        models = load(settings)
-    except ArtifactError as error:
-        sys.exit(f"vilt-serve: {error}")
-    metrics = Metrics()
-    admission = Admission(settings.max_queue_entries, metrics, time.perf_counter)
-    backend = LocalBackend(settings, models, admission, metrics, time.perf_counter)
-    server = Server(create_app(settings, models, backend), settings, backend)
-    server.run(listeners)
-    if server.force_exit:
-        os._exit(0)  # Python would wait for its threads, and for ever if a run hangs
+    from server import single  # noqa: PLC0415 half a second of imports, which a supervisor would wait for
+
+    single.run(settings)

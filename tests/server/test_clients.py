@@ -15,9 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from server.admission import Admission
 from server.app import create_app
 from server.backend import LocalBackend
-from server.clients import Connection, Places, client_of
+from server.clients import Connection, client_of
 from server.errors import Overloaded
 from server.metrics import Metrics
+from server.places import Places
 from server.settings import Settings
 
 T = TypeVar("T")
