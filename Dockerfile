@@ -47,7 +47,8 @@ FROM runtime AS cpu
 COPY --from=cpu-packages /opt/vilt /opt/vilt
 COPY --from=code /code/ /
 RUN python3 -c "import importlib.util as of, server.single, models.image as image; assert image.resizes_as_pillow() \
-    and image.decodes_as_pillow() and not any(map(of.find_spec, ('torch', 'transformers')))"
+    and image.decodes_as_pillow() and not any(map(of.find_spec, ('torch', 'transformers')))" \
+    && python3 -c "from server.gpu import _operators, kernels; assert kernels.SOURCE.exists()"
 
 FROM builder AS gpu-packages
 ARG TENSORRT=

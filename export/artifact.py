@@ -50,11 +50,15 @@ def write_artifact(
 ) -> Manifest:
     """Write an artifact folder in fp32 and, if asked to, in a lower precision; `report` is called with each step.
 
+    With `own_kernels` that is fp16, whatever `precision` says.
+
     Raises: CheckpointError: no head serves the tasks, or our kernels cannot run the model.
         parity.ParityError: the graphs differ from the model. gate.GateError: the evaluation data cannot be used.
         output_folder.OutputError: the folder cannot be written.
         In every case an earlier artifact in the folder stays as it was.
     """
+    if own_kernels:
+        precision = "fp16"
     model = _build(checkpoint)
     if own_kernels and not kernels.can_run(model):
         raise CheckpointError(f"The kernels cannot run this model: {kernels.SIZES}. Leave --kernels out.")

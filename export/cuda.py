@@ -194,21 +194,27 @@ class CudaLayer(nn.Module):
 class CudaInteraction(nn.Module):
     """As export.graph.Interaction."""
 
+    layer: type[nn.Module] = CudaLayer
+
     def __init__(self, half: Interaction) -> None:
         super().__init__()
         self.norm_before = half.layers[0].norm_before
-        self.layers = nn.ModuleList(map(CudaLayer, half.layers))
+        self.layers = nn.ModuleList(map(self.layer, half.layers))
         self.norm, self.pooler, self.heads = half.norm, half.pooler, half.heads
 
     def forward(self, text: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Shapes: text (B, L, hidden), image (B, 1 + P, hidden), mask (B, L + 1 + P) bool -> logits of each head."""
-        attention_bias = graph.added_to_scores(mask, torch.half)  # -inf, which is safe: no row has every key masked
+        masking = self.masking(mask)
         stream = torch.cat([text, image], dim=1)  # (B, N, hidden)
         normed = self.norm_before(stream)
         for layer in self.layers:
-            stream, normed = layer(stream, normed, attention_bias)
+            stream, normed = layer(stream, normed, masking)
         pooled = torch.tanh(self.pooler(self.norm(stream[:, 0])))
         return tuple(head(pooled) for head in self.heads.values())
+
+    def masking(self, mask: Tensor) -> Tensor:
+        """Make what layers take of the mask: -inf to add to scores, which is safe, as no row has every key masked."""
+        return graph.added_to_scores(mask, torch.half)
 
 
 def to_half(tensor: Tensor) -> Tensor:

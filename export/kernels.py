@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from export import cuda, fp16
-from export.graph import Fused, Interaction, Layer
+from export.graph import Fused, Layer
 
 HEAD_SIZES, LARGEST_HIDDEN = (32, 64), 1024  # of the kernels
 SIZES = "hidden_size has to be at most 1,024, in heads of 32 or 64, and intermediate_size a multiple of 8"
@@ -167,23 +167,14 @@ class KernelLayer(nn.Module):
         return self.after_contract(self.contract(self.after_expand(self.expand(normed))), stream)
 
 
-class KernelInteraction(nn.Module):
-    """As export.graph.Interaction."""
+class KernelInteraction(cuda.CudaInteraction):
+    """The same of these layers, whose kernels read the mask itself."""
 
-    def __init__(self, half: Interaction) -> None:
-        super().__init__()
-        self.norm_before = half.layers[0].norm_before
-        self.layers = nn.ModuleList(map(KernelLayer, half.layers))
-        self.norm, self.pooler, self.heads = half.norm, half.pooler, half.heads
+    layer = KernelLayer
 
-    def forward(self, text: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Shapes: text (B, L, hidden), image (B, 1 + P, hidden), mask (B, L + 1 + P) bool -> logits of each head."""
-        stream = torch.cat([text, image], dim=1)  # (B, N, hidden)
-        normed = self.norm_before(stream)
-        for layer in self.layers:
-            stream, normed = layer(stream, normed, mask)
-        pooled = torch.tanh(self.pooler(self.norm(stream[:, 0])))
-        return tuple(head(pooled) for head in self.heads.values())
+    def masking(self, mask: Tensor) -> Tensor:
+        """Shapes: (B, N) bool -> the same."""
+        return mask
 
 
 def _symbolic(

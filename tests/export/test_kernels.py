@@ -7,15 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import factories
-import numpy as np
 import onnx
 import pytest
-from exported import Exported, padded_and_spoilt
+from exported import Exported
 from onnx import TensorProto
 
-from export import artifact, checkpoint, fp16, kernels, parity, to_onnx
+from export import artifact, checkpoint, fp16, kernels, to_onnx
 from export.checkpoint import CheckpointError
-from export.parity import Runner
 from models.manifest import KERNELS, STANDARD
 
 CLOSE = 0.03  # of a logit, as for the graph of standard operators
@@ -27,11 +25,6 @@ def graph(small: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     module = kernels.fused(fp16.half(small.model))
     to_onnx.write(to_onnx.whole(module, small.loaded.config), path, functions=kernels.FUNCTIONS)
     return path
-
-
-@pytest.fixture(scope="module")
-def run(graph: Path) -> Runner:
-    return parity.onnx_runner({"kernels": graph})
 
 
 def test_layer_is_four_products_and_four_operators_of_ours(graph: Path, small: Exported) -> None:
@@ -63,31 +56,6 @@ def test_products_are_halves_and_biases_fp32(graph: Path) -> None:
         assert kinds[product.input[1]] == TensorProto.FLOAT16
 
 
-def test_answers_alone_and_in_batches_are_those_of_fp32(small: Exported, run: Runner) -> None:
-    """Over grids and lengths; batches pad texts in the middle of the sequence and pictures at its end."""
-    found = parity.compare(small.loaded, run, parity.torch_runner(small.model), with_batches=True)
-
-    assert found["inputs"] > 12
-    assert found["max_logit_difference_to_fp32"] < CLOSE
-
-
-def test_module_and_its_rounded_copy_answer_as_fp32_does(small: Exported) -> None:
-    """The copy is what the gate judges."""
-    model = kernels.fused(fp16.half(small.model))
-
-    for one in (model, kernels.rounded(model)):
-        found = parity.compare(small.loaded, parity.torch_runner(one), parity.torch_runner(small.model))
-        assert 0 < found["max_logit_difference_to_fp32"] < CLOSE
-
-
-def test_masked_tokens_change_nothing_wherever_they_are(small: Exported, run: Runner) -> None:
-    """After the text as after the picture."""
-    feeds, spoilt = padded_and_spoilt(small.loaded)
-
-    for head, logits in run(feeds).items():
-        np.testing.assert_array_equal(run(spoilt)[head], logits)
-
-
 @pytest.mark.slow
 def test_artifact_has_the_graph_instead_of_onnxruntimes_if_asked_to(tmp_path: Path) -> None:
     """And is refused for sizes that no kernel has, before anything is written."""
@@ -104,7 +72,6 @@ def test_artifact_has_the_graph_instead_of_onnxruntimes_if_asked_to(tmp_path: Pa
             description="",
             tasks=["itm"],
             report=lambda _: None,
-            precision="fp16",
             own_kernels=True,
         )
         return set(manifest.precisions["fp16"].graphs)
